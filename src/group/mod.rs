@@ -1,0 +1,4 @@
+//! What is decided about a device group. Pure.
+
+pub mod ranges;
+pub mod record;

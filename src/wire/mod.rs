@@ -1,0 +1,13 @@
+//! Bytes and their meaning, nothing else: no sockets, no clocks, no keys.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`bytes`] | a reader that cannot run over the end, for hand-packed layouts |
+//! | [`delimit`] | cutting a byte stream into self-delimiting units |
+//! | [`csp`] | the outside of the Chat Server Protocol: 80, 32, then length-prefixed frames |
+//! | [`d2m`] | the Device-to-Mediator protocol |
+
+pub mod bytes;
+pub mod csp;
+pub mod d2m;
+pub mod delimit;
