@@ -80,15 +80,17 @@ impl RangeSet {
         }
     }
 
-    /// The first `most` ranges, for keeping: 16 bytes a range, little-endian first and last.
+    /// Keeps the first `most` ranges; says how many numbers went with the others.
+    pub fn truncate(&mut self, most: usize) -> u64 {
+        let gone = self.0.get(most..).unwrap_or_default().iter().map(|&(first, last)| last - first + 1).sum();
+        self.0.truncate(most);
+        gone
+    }
+
+    /// The set for keeping: 16 bytes a range, little-endian first and last.
     #[must_use]
-    pub fn to_bytes(&self, most: usize) -> Vec<u8> {
-        self.0
-            .iter()
-            .take(most)
-            .flat_map(|&(first, last)| [first.to_le_bytes(), last.to_le_bytes()])
-            .flatten()
-            .collect()
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|&(first, last)| [first.to_le_bytes(), last.to_le_bytes()]).flatten().collect()
     }
 
     /// What [`Self::to_bytes`] made; `None` when it did not.
@@ -132,14 +134,14 @@ mod tests {
                 for n in 0..41 {
                     prop_assert_eq!(ranges.contains(n), model.contains(&n));
                 }
-                prop_assert_eq!(RangeSet::from_bytes(&ranges.to_bytes(usize::MAX)), Some(ranges.clone()));
+                prop_assert_eq!(RangeSet::from_bytes(&ranges.to_bytes()), Some(ranges.clone()));
             }
         }
     }
 
     #[test]
     fn bytes_that_are_no_set_are_refused() {
-        let bytes = |pairs: &[(u64, u64)]| RangeSet(pairs.to_vec()).to_bytes(9);
+        let bytes = |pairs: &[(u64, u64)]| RangeSet(pairs.to_vec()).to_bytes();
         assert!(RangeSet::from_bytes(&bytes(&[(1, 2), (4, 4)])).is_some());
         for bad in [&[(2, 1)][..], &[(1, 2), (3, 4)], &[(5, 6), (1, 2)]] {
             assert_eq!(RangeSet::from_bytes(&bytes(bad)), None, "{bad:?}");

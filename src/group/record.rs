@@ -9,6 +9,13 @@ use crate::wire::d2m::{DeviceId, Reflected, SlotExpiration};
 pub struct Seq(pub u64);
 
 impl Seq {
+    /// What devices see of it.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is the point")]
+    pub const fn wire_id(self) -> u32 {
+        self.0 as u32
+    }
+
     /// The next position.
     #[must_use]
     pub const fn next(self) -> Self {

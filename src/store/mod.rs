@@ -27,14 +27,15 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Keeps all of `writes` or nothing. When this returns `Ok`, they survive whatever the durability mode survives.
     fn commit(&self, group: DeviceGroupId, writes: Vec<Write>) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Reads the log beyond `after` up to and including `through`: as many entries as fit `bytes_max` envelope bytes,
-    /// and at least one when there is one.
+    /// Reads the log beyond `after` up to and including `through`: as many entries as fit `cost_max`, where each
+    /// costs its envelope's bytes and [`PAYLOAD_COST`](crate::group::limits::PAYLOAD_COST), and at least one when there
+    /// is one.
     fn page(
         &self,
         group: DeviceGroupId,
         after: Seq,
         through: Seq,
-        bytes_max: usize,
+        cost_max: usize,
     ) -> BoxFuture<'_, Result<Page, StoreError>>;
 
     /// Groups with a disconnected slot that was last seen at or before the given time: volatile slots by the first,
