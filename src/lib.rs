@@ -4,6 +4,7 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
+//! | 4 | [`upstream`] | the pipe to the chat server |
 //! | 2 | [`store`] | what is promised to disk |
 //! | 1 | [`group`] | what is decided |
 //! | 0 | [`wire`] [`crypto`] [`time`] | bytes, keys, clocks |
@@ -12,4 +13,5 @@ pub mod crypto;
 pub mod group;
 pub mod store;
 pub mod time;
+pub mod upstream;
 pub mod wire;

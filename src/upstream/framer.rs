@@ -1,0 +1,123 @@
+//! Cuts what a chat server sends into units, each of which becomes one proxy payload (D2M spec 9.2).
+
+use bytes::{Bytes, BytesMut};
+
+use crate::wire::csp;
+use crate::wire::d2m::PAYLOAD_MAX;
+use crate::wire::delimit::{BadUnit, Cut, Cutter, Delimiter};
+
+/// Longest body of a CSP frame that can be proxied, in bytes: with its prefix it has to fit a container.
+pub const CSP_FRAME_MAX: usize = PAYLOAD_MAX - csp::FRAME_PREFIX;
+
+const _: () = assert!(CSP_FRAME_MAX == 65_530, "the number D2M spec 9.2 names");
+
+/// How a chat server's byte stream is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Framing {
+    /// The Chat Server Protocol: 80 bytes, 32 bytes, then length-prefixed frames.
+    #[default]
+    Csp,
+    /// As it comes, in pieces that fit a container: for devices that find the seams themselves.
+    Raw,
+}
+
+/// One chat server's stream, being cut.
+#[derive(Debug)]
+pub struct Framer {
+    cutter: Cutter<Seams>,
+}
+
+#[derive(Debug)]
+enum Seams {
+    Csp(csp::ServerStream),
+    Raw,
+}
+
+impl Delimiter for Seams {
+    fn cut(&mut self, pending: &[u8]) -> Result<Cut, BadUnit> {
+        match self {
+            Self::Csp(stream) => stream.cut(pending),
+            Self::Raw if pending.is_empty() => Ok(Cut::More),
+            Self::Raw => Ok(Cut::Unit(pending.len().min(PAYLOAD_MAX))),
+        }
+    }
+}
+
+impl Framer {
+    /// A stream from its first byte.
+    #[must_use]
+    pub fn new(framing: Framing) -> Self {
+        let seams = match framing {
+            Framing::Csp => Seams::Csp(csp::ServerStream::new(CSP_FRAME_MAX)),
+            Framing::Raw => Seams::Raw,
+        };
+        Self { cutter: Cutter::new(seams) }
+    }
+
+    /// Takes what was received.
+    pub fn push(&mut self, received: &[u8]) {
+        self.cutter.buffer().extend_from_slice(received);
+    }
+
+    /// The next complete unit, copied: a slice would keep the whole buffer alive for as long as a slow device needs.
+    ///
+    /// # Errors
+    /// [`BadUnit`] when the stream cannot be proxied any further.
+    pub fn next_unit(&mut self) -> Result<Option<Bytes>, BadUnit> {
+        let unit = self.cutter.next_unit()?.map(|unit| Bytes::copy_from_slice(&unit));
+        let pending = self.cutter.buffer();
+        if unit.is_none() && pending.is_empty() {
+            // A connection with nothing to say holds no buffer.
+            *pending = BytesMut::new();
+        }
+        Ok(unit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lengths(framer: &mut Framer) -> Vec<usize> {
+        std::iter::from_fn(|| framer.next_unit().unwrap()).map(|unit| unit.len()).collect()
+    }
+
+    #[test]
+    fn csp_is_cut_at_its_own_seams() {
+        let mut framer = Framer::new(Framing::Csp);
+        framer.push(&[0; 80 + 32]);
+        framer.push(&[2, 0, 7, 8, 9]);
+        assert_eq!(lengths(&mut framer), [80, 32, 4]);
+        framer.push(&[0, 1]);
+        assert_eq!(lengths(&mut framer), [0_usize; 0], "9 then 0: a frame of nine bytes has begun");
+    }
+
+    #[test]
+    fn the_largest_frame_fills_a_payload_and_one_more_byte_is_refused() {
+        let mut framer = Framer::new(Framing::Csp);
+        framer.push(&[0; 80 + 32]);
+        framer.push(&65_530_u16.to_le_bytes());
+        framer.push(&vec![1; 65_530]);
+        assert_eq!(lengths(&mut framer), [80, 32, PAYLOAD_MAX]);
+        framer.push(&65_531_u16.to_le_bytes());
+        assert_eq!(framer.next_unit(), Err(BadUnit { len: 65_531 }));
+    }
+
+    #[test]
+    fn raw_pieces_fit_a_container() {
+        let mut framer = Framer::new(Framing::Raw);
+        framer.push(b"hello");
+        assert_eq!(lengths(&mut framer), [5]);
+        framer.push(&vec![1; PAYLOAD_MAX + 3]);
+        assert_eq!(lengths(&mut framer), [PAYLOAD_MAX, 3]);
+    }
+
+    #[test]
+    fn a_silent_stream_holds_no_buffer() {
+        let mut framer = Framer::new(Framing::Csp);
+        framer.push(&[0; 112]);
+        assert_eq!(lengths(&mut framer), [80, 32]);
+        assert_eq!(framer.cutter.buffer().capacity(), 0);
+    }
+}
