@@ -4,13 +4,16 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 4 | [`upstream`] | the pipe to the chat server |
+//! | 4 | [`session`] [`upstream`] | one device connection's life; the pipe to the chat server |
+//! | 3 | [`hub`] | who is awake |
 //! | 2 | [`store`] | what is promised to disk |
 //! | 1 | [`group`] | what is decided |
 //! | 0 | [`wire`] [`crypto`] [`time`] | bytes, keys, clocks |
 
 pub mod crypto;
 pub mod group;
+pub mod hub;
+pub mod session;
 pub mod store;
 pub mod time;
 pub mod upstream;

@@ -74,6 +74,11 @@ impl<T> Receiver<T> {
         self.recv_held().await.map(|(message, _)| message)
     }
 
+    /// The next message, if there is one already.
+    pub fn try_recv(&mut self) -> Option<T> {
+        self.queue.try_recv().ok().map(|(message, _)| message)
+    }
+
     /// As [`Self::recv`], but the message keeps its room until the second half is dropped.
     pub(super) async fn recv_held(&mut self) -> Option<Weighed<T>> {
         self.queue.recv().await

@@ -1,0 +1,210 @@
+//! One group that is awake: take what has gathered, decide, keep, speak.
+//!
+//! All writes of a batch are kept in one commit before any payload of that batch is put into an outbox. If the commit
+//! fails, nothing is said at all: the actor ends, every session of the group finds its outbox closed and ends with 1011,
+//! and the next join reads the group from the store again. So memory is never ahead of what was promised.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Shared;
+use super::notices;
+use super::seat::{Line, Outgoing};
+use crate::group::limits::PAGE_COST;
+use crate::group::record::Seq;
+use crate::group::{Act, ConnectionId, Group, Input, Introduction, Step};
+use crate::store::StoreError;
+use crate::wire::d2m::DeviceGroupId;
+
+/// Inputs that are decided together at most.
+const BATCH: usize = 128;
+/// How long the group waits for a session to let go of its chat server connection.
+const LET_GO: Duration = Duration::from_secs(1);
+
+/// What may lie in a group's mailbox.
+#[derive(Debug)]
+pub(super) enum Post {
+    Join {
+        conn: ConnectionId,
+        introduction: Introduction,
+        line: Line,
+        /// Answered when the group knows of the connection; dropped when it has to look for the group again.
+        seated: oneshot::Sender<Result<(), StoreError>>,
+    },
+    Input(Input),
+}
+
+#[derive(Debug)]
+pub(super) struct Actor {
+    id: DeviceGroupId,
+    shared: Arc<Shared>,
+    own_mailbox: mpsc::WeakSender<Post>,
+    posts: mpsc::Receiver<Post>,
+    group: Group,
+    lines: HashMap<ConnectionId, Line>,
+    /// Stretches of backlog to be read, one per connection at most.
+    reads: VecDeque<Read>,
+}
+
+#[derive(Debug)]
+struct Read {
+    conn: ConnectionId,
+    after: Seq,
+    through: Seq,
+}
+
+impl Actor {
+    pub(super) async fn run(
+        id: DeviceGroupId,
+        shared: Arc<Shared>,
+        own_mailbox: mpsc::WeakSender<Post>,
+        mut posts: mpsc::Receiver<Post>,
+    ) {
+        let group = match shared.store.load(id).await {
+            Ok(Some(snapshot)) => Group::restore(snapshot, shared.limits.clone()),
+            Ok(None) => Group::empty(shared.limits.clone()),
+            Err(error) => {
+                tracing::error!(group = %id, %error, "a group could not be woken");
+                Self::refuse(&shared, id, &mut posts, &error);
+                return;
+            }
+        };
+        let (lines, reads) = (HashMap::new(), VecDeque::new());
+        let mut actor = Self { id, shared, own_mailbox, posts, group, lines, reads };
+        if let Err(error) = actor.live().await {
+            // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell.
+            tracing::error!(group = %id, %error, "a group could not keep what it decided");
+            Self::refuse(&actor.shared, id, &mut actor.posts, &error);
+        }
+    }
+
+    /// Takes the group out of the index and answers whoever still waits in the mailbox.
+    fn refuse(shared: &Shared, id: DeviceGroupId, posts: &mut mpsc::Receiver<Post>, error: &StoreError) {
+        posts.close();
+        shared.awake.remove_if(&id, |_, mailbox| mailbox.is_closed());
+        while let Ok(post) = posts.try_recv() {
+            if let Post::Join { seated, .. } = post {
+                let _gone = seated.send(Err(error.clone()));
+            }
+        }
+    }
+
+    async fn live(&mut self) -> Result<(), StoreError> {
+        let mut batch = Vec::new();
+        loop {
+            self.gather(&mut batch).await;
+            let step = self.decide(batch.drain(..)).await?;
+            self.keep_and_speak(step).await?;
+            if self.group.is_deserted() && self.posts.is_empty() && self.fall_asleep().await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for something to do: posts, a deadline, or backlog to be read.
+    async fn gather(&mut self, batch: &mut Vec<Post>) {
+        if !self.reads.is_empty() {
+            while batch.len() < BATCH
+                && let Ok(post) = self.posts.try_recv()
+            {
+                batch.push(post);
+            }
+            return;
+        }
+        let deadline = self.group.next_deadline(self.shared.clock.now());
+        tokio::select! {
+            _ = self.posts.recv_many(batch, BATCH) => {}
+            () = self.shared.clock.sleep_until(deadline) => {}
+        }
+    }
+
+    async fn decide(&mut self, batch: impl Iterator<Item = Post>) -> Result<Step, StoreError> {
+        let now = self.shared.clock.now();
+        let mut step = Step::default();
+        for post in batch {
+            let input = match post {
+                Post::Join { conn, introduction, line, seated } => {
+                    if seated.send(Ok(())).is_err() {
+                        // The session ended while it waited.
+                        continue;
+                    }
+                    self.lines.insert(conn, line);
+                    Input::Join(conn, introduction)
+                }
+                Post::Input(input) => input,
+            };
+            step.append(self.group.handle(now, input));
+        }
+        if let Some(Read { conn, after, through }) = self.reads.pop_front() {
+            let page = self.shared.store.page(self.id, after, through, PAGE_COST).await?;
+            step.append(self.group.handle(now, Input::Page(conn, page)));
+        }
+        if self.group.next_deadline(now).is_some_and(|at| at <= now.monotonic) {
+            step.append(self.group.handle(now, Input::Tick));
+        }
+        Ok(step)
+    }
+
+    async fn keep_and_speak(&mut self, step: Step) -> Result<(), StoreError> {
+        let Step { writes, acts, notices } = step;
+        if !writes.is_empty() {
+            self.shared.store.commit(self.id, writes).await?;
+        }
+        for act in acts {
+            self.carry_out(act).await;
+        }
+        for notice in notices {
+            notices::tell(self.id, notice);
+        }
+        let Step { writes: _, acts: _, notices } = self.group.handle(self.shared.clock.now(), Input::Durable);
+        for notice in notices {
+            notices::tell(self.id, notice);
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, act: Act) {
+        match act {
+            Act::Send(conn, payload) => {
+                let Some(line) = self.lines.get(&conn) else { return };
+                if let Err(mpsc::error::TrySendError::Full(_)) = line.outbox.try_send(Outgoing::Payload(payload)) {
+                    // The group counts what it sends against what was written, so this cannot be. Were it so
+                    // nevertheless, the connection must not go on with a payload missing.
+                    tracing::error!(group = %self.id, "an outbox was fed more than it holds; its connection is ended");
+                    self.lines.remove(&conn);
+                }
+            }
+            Act::Close(conn, farewell) => {
+                let Some(line) = self.lines.remove(&conn) else { return };
+                let _gone = line.outbox.try_send(Outgoing::Close(farewell));
+                line.cut.cancel();
+                line.proxies.close();
+                // The chat server must see this connection end before it sees the next one, or the next leader.
+                if tokio::time::timeout(LET_GO, line.proxies.wait()).await.is_err() {
+                    tracing::warn!(group = %self.id, "a session did not let go of its chat server connection in time");
+                }
+            }
+            Act::Read { conn, after, through } => self.reads.push_back(Read { conn, after, through }),
+        }
+    }
+
+    /// Writes everything down and leaves the index, unless somebody came in the meantime.
+    async fn fall_asleep(&mut self) -> Result<bool, StoreError> {
+        let step = self.group.lay_down();
+        self.keep_and_speak(step).await?;
+        let own = self.own_mailbox.clone();
+        let left = self.shared.awake.remove_if(&self.id, |_, mailbox| {
+            // Under the guard nobody can find this mailbox; whoever found it before may still post.
+            self.posts.is_empty() && own.upgrade().is_none_or(|own| own.same_channel(mailbox))
+        });
+        if left.is_none() {
+            return Ok(false);
+        }
+        // A join that slipped in finds its answer dropped, and looks for the group again.
+        self.posts.close();
+        Ok(true)
+    }
+}

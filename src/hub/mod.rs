@@ -1,0 +1,152 @@
+//! Who is awake: one actor per group that has a connection, found through one index.
+//!
+//! The index is an index only. A mailbox is cloned out and the map's guard dropped before anything else happens; nothing
+//! is ever held across a wait. A group whose last connection leaves writes down what it knows and goes to sleep; whoever
+//! finds its mailbox closed simply looks again.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`admission`] | the proof of the group key; only it makes an [`Admitted`] |
+//! | [`seat`] | a connection's place in its group; dropping it is the one way to leave |
+//! | `actor` | decide, keep, speak |
+//! | `notices` | what operators are told |
+
+mod actor;
+pub mod admission;
+mod notices;
+pub mod seat;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::actor::{Actor, Post};
+pub use self::admission::{Admitted, Challenge};
+use self::seat::Mailbox;
+pub use self::seat::{Outgoing, Seat};
+use crate::group::{ConnectionId, Input, Limits};
+use crate::store::{Store, StoreError};
+use crate::time::Clock;
+use crate::wire::d2m::DeviceGroupId;
+
+/// Inputs that may wait for one group. Enough to fill a commit, few enough to make a flooding device wait.
+const MAILBOX: usize = 256;
+/// How often slots of sleeping groups are looked at.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How many groups one sweep wakes at most.
+const SWEEP_MOST: usize = 1_024;
+/// How often a join looks for its group again when it found it falling asleep.
+const JOIN_TRIES: usize = 16;
+
+/// All groups that are awake.
+#[derive(Debug, Clone)]
+pub struct Hub(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    awake: DashMap<DeviceGroupId, Mailbox>,
+    store: Arc<dyn Store>,
+    limits: Limits,
+    clock: Clock,
+    connections: AtomicU64,
+    tasks: TaskTracker,
+}
+
+/// Why a device got no seat.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// The group could not be woken.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The group fell asleep, or fell over, each time it was found.
+    #[error("the group cannot be reached")]
+    Unreachable,
+}
+
+impl Hub {
+    /// A hub over this store.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, limits: Limits, clock: Clock) -> Self {
+        let (awake, connections, tasks) = (DashMap::new(), AtomicU64::new(1), TaskTracker::new());
+        Self(Arc::new(Shared { awake, store, limits, clock, connections, tasks }))
+    }
+
+    /// Seats a device that proved the group key. What the group thinks of that comes as the seat's first payload.
+    ///
+    /// # Errors
+    /// [`JoinError`] when the group cannot be woken: the mediator's fault, not the device's.
+    pub async fn join(&self, admitted: Admitted) -> Result<Seat, JoinError> {
+        let conn = ConnectionId(self.0.connections.fetch_add(1, Ordering::Relaxed));
+        let (group, introduction) = admitted.into_parts();
+        for _ in 0..JOIN_TRIES {
+            let mailbox = self.mailbox(group);
+            let (line, seat) = seat::pair(conn, mailbox.clone(), &self.0.tasks);
+            let (seated, answer) = oneshot::channel();
+            let join = Post::Join { conn, introduction: introduction.clone(), line, seated };
+            if mailbox.send(join).await.is_ok() {
+                match answer.await {
+                    Ok(Ok(())) => return Ok(seat),
+                    Ok(Err(error)) => return Err(error.into()),
+                    // The group closed its mailbox with this join inside: look again.
+                    Err(_) => {}
+                }
+            }
+            self.0.awake.remove_if(&group, |_, found| found.is_closed());
+        }
+        Err(JoinError::Unreachable)
+    }
+
+    /// How many groups are awake.
+    #[must_use]
+    pub fn awake(&self) -> usize {
+        self.0.awake.len()
+    }
+
+    /// Removes slots of sleeping groups whose time is over, until `stop`.
+    pub async fn sweep(&self, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
+            if let Err(error) = self.sweep_once().await {
+                tracing::warn!(%error, "sleeping groups could not be swept");
+            }
+        }
+    }
+
+    /// Wakes every sleeping group that has a slot whose time is over; says how many.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot tell.
+    pub async fn sweep_once(&self) -> Result<usize, StoreError> {
+        let now_ms = self.0.clock.now().wall_ms;
+        let before = |ttl: Duration| now_ms.saturating_sub(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        let limits = &self.0.limits;
+        let volatile = before(limits.volatile_slot_ttl);
+        let due = self.0.store.due(volatile, limits.persistent_slot_ttl.map(before), SWEEP_MOST).await?;
+        for group in &due {
+            // An actor looks at its deadlines when it wakes, and falls asleep again.
+            let _asleep = self.mailbox(*group).send(Post::Input(Input::Tick)).await;
+        }
+        Ok(due.len())
+    }
+
+    /// Waits until every group has written down what it knows. To be called when every session has ended.
+    pub async fn close(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    fn mailbox(&self, group: DeviceGroupId) -> Mailbox {
+        let entry = self.0.awake.entry(group).or_insert_with(|| {
+            let (mailbox, posts) = mpsc::channel(MAILBOX);
+            self.0.tasks.spawn(Actor::run(group, Arc::clone(&self.0), mailbox.downgrade(), posts));
+            mailbox
+        });
+        entry.value().clone()
+    }
+}

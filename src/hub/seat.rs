@@ -1,0 +1,169 @@
+//! A connection's place in its group.
+//!
+//! The session holds the [`Seat`], the actor the matching `Line`. Payloads come through the outbox, whose bound is the
+//! group's: it sends no more than what the seat gave back ([`Seat::written`]). Dropping the seat is the one way to leave,
+//! and happens exactly once.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::actor::Post;
+use crate::group::limits::{OUTBOX_COST, OUTBOX_PAYLOADS_MAX, cost};
+use crate::group::{ConnectionId, Farewell, Input, Request};
+use crate::wire::d2m::ToDevice;
+
+pub(super) type Mailbox = mpsc::Sender<Post>;
+
+/// Payloads in the outbox above which a device is not listened to: it has to take its answers first.
+const LISTEN_BELOW: usize = 512;
+
+/// What the group has for a connection. When there is nothing more although no close came, the group failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outgoing {
+    /// To be sent.
+    Payload(ToDevice),
+    /// The last one: the connection is to be ended.
+    Close(Farewell),
+}
+
+/// The group failed: its actor is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupGone;
+
+/// The actor's end of a connection.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) outbox: mpsc::Sender<Outgoing>,
+    /// Cancelled when the group ended the connection: its chat server connection has to go at once.
+    pub(super) cut: CancellationToken,
+    /// Tracks the connection to the chat server.
+    pub(super) proxies: TaskTracker,
+}
+
+/// The session's end of a connection.
+#[derive(Debug)]
+pub struct Seat {
+    /// What the group has for the device.
+    pub outbox: Outbox,
+    /// What the device has for the group, and the way to leave.
+    pub place: Place,
+}
+
+/// The session's receiving half.
+#[derive(Debug)]
+pub struct Outbox {
+    conn: ConnectionId,
+    mailbox: Mailbox,
+    payloads: mpsc::Receiver<Outgoing>,
+    drained: Arc<Notify>,
+    /// Cost of what was written and not given back yet.
+    owed: usize,
+}
+
+/// The session's sending half. Dropping it leaves the group.
+#[derive(Debug)]
+pub struct Place {
+    conn: ConnectionId,
+    mailbox: Mailbox,
+    outbox: mpsc::WeakSender<Outgoing>,
+    drained: Arc<Notify>,
+    /// Cancelled when the group ended this connection.
+    pub cut: CancellationToken,
+    /// Whatever talks to the chat server for this connection runs in here: the group waits for its end before it seats
+    /// or promotes anybody else.
+    pub proxies: TaskTracker,
+    introduced: bool,
+    tasks: TaskTracker,
+}
+
+pub(super) fn pair(conn: ConnectionId, mailbox: Mailbox, tasks: &TaskTracker) -> (Line, Seat) {
+    let (sender, payloads) = mpsc::channel(OUTBOX_PAYLOADS_MAX);
+    let (cut, proxies, drained) = (CancellationToken::new(), TaskTracker::new(), Arc::new(Notify::new()));
+    let place = Place {
+        conn,
+        mailbox: mailbox.clone(),
+        outbox: sender.downgrade(),
+        drained: Arc::clone(&drained),
+        cut: cut.clone(),
+        proxies: proxies.clone(),
+        introduced: false,
+        tasks: tasks.clone(),
+    };
+    let outbox = Outbox { conn, mailbox, payloads, drained, owed: 0 };
+    (Line { outbox: sender, cut, proxies }, Seat { outbox, place })
+}
+
+impl Outbox {
+    /// The next thing to send; `None` when the group failed.
+    pub async fn next(&mut self) -> Option<Outgoing> {
+        self.payloads.recv().await
+    }
+
+    /// The next thing to send, if there is one already.
+    pub fn try_next(&mut self) -> Option<Outgoing> {
+        self.payloads.try_recv().ok()
+    }
+
+    /// A payload was written to the socket: its cost is given back, so that the group can send more. Small debts are
+    /// collected, which cannot stall anything, since an outbox is full only when more than that is owed.
+    pub async fn written(&mut self, payload: &ToDevice) {
+        self.owed = self.owed.saturating_add(cost(payload));
+        if self.owed >= OUTBOX_COST / 4 {
+            let paid = std::mem::take(&mut self.owed);
+            let _gone = self.mailbox.send(Post::Input(Input::Written(self.conn, paid))).await;
+        }
+        self.drained.notify_one();
+    }
+}
+
+impl Place {
+    /// This connection's id.
+    #[must_use]
+    pub const fn conn(&self) -> ConnectionId {
+        self.conn
+    }
+
+    /// Passes on what the device says. Waits while the group has too much to do.
+    ///
+    /// # Errors
+    /// [`GroupGone`] when the group failed.
+    pub async fn say(&self, request: Request) -> Result<(), GroupGone> {
+        self.mailbox.send(Post::Input(Input::Says(self.conn, request))).await.map_err(|_| GroupGone)
+    }
+
+    /// Waits until the device has taken enough of its answers to be listened to again.
+    pub async fn listening(&self) {
+        loop {
+            let waiting =
+                self.outbox.upgrade().map_or(0, |outbox| outbox.max_capacity().saturating_sub(outbox.capacity()));
+            if waiting < LISTEN_BELOW {
+                return;
+            }
+            self.drained.notified().await;
+        }
+    }
+
+    /// The ServerInfo reached the socket: the device knows that it is registered.
+    pub const fn introduced(&mut self) {
+        self.introduced = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // A group that never heard of this connection lets the message pass.
+        let leave = Post::Input(Input::Leave { conn: self.conn, introduced: self.introduced });
+        match self.mailbox.try_send(leave) {
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
+            // Behind everything this connection said, and a drop cannot wait.
+            Err(TrySendError::Full(leave)) => {
+                let mailbox = self.mailbox.clone();
+                self.tasks.spawn(async move { mailbox.send(leave).await.is_ok() });
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Every way a connection can end, who caused it, and the one place where that becomes a close code.
+
+use crate::group::Farewell;
+use crate::upstream::UpstreamEnd;
+use crate::wire::d2m::{BadContainer, CloseCode, PayloadType};
+
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The device closed, with this code if it gave one.
+    ClosedByDevice(Option<u16>),
+    /// The connection broke without a close.
+    Lost,
+    /// The device sent bytes that are not WebSocket, or a message that is much too long.
+    BadWebSocket,
+    /// The device sent a text message.
+    TextMessage,
+    /// The device sent something that is no container, or not what its type says.
+    BadContainer(BadContainer),
+    /// The device sent a payload that no device may send.
+    UnknownPayload(PayloadType),
+    /// The device sent a payload at a time when it may not.
+    WrongState(PayloadType),
+    /// The device did not prove the group key.
+    NotProved,
+    /// The device speaks another version.
+    UnsupportedVersion(u32),
+    /// More chat server bytes came before the handshake was over than may be held.
+    TooMuchEarlyProxy,
+    /// The handshake took too long.
+    HandshakeTimeout,
+    /// Nothing came for too long.
+    IdleTimeout,
+    /// The device's group ended the connection.
+    Group(Farewell),
+    /// The chat server ended its side, or was never reached.
+    Upstream(UpstreamEnd),
+    /// The chat server takes nothing for too long.
+    UpstreamStalled,
+    /// Nothing is known about the server group.
+    NoUpstream,
+    /// The device's group failed.
+    GroupFailed,
+    /// The mediator stops.
+    ShuttingDown,
+}
+
+/// Whose doing it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Culprit {
+    /// The device, or its network.
+    Device,
+    /// The rules of its group.
+    Group,
+    /// The chat server.
+    ChatServer,
+    /// The mediator.
+    Mediator,
+}
+
+impl Ending {
+    /// The code the device is told; `None` when it is not listening any more.
+    #[must_use]
+    pub const fn close_code(&self) -> Option<CloseCode> {
+        Some(match self {
+            Self::ClosedByDevice(_) | Self::Lost => return None,
+            Self::BadWebSocket
+            | Self::TextMessage
+            | Self::BadContainer(_)
+            | Self::UnknownPayload(_)
+            | Self::WrongState(_)
+            | Self::NotProved
+            | Self::TooMuchEarlyProxy
+            | Self::Group(Farewell::CommitWithoutBegin | Farewell::NestedBegin | Farewell::StagingLimit) => {
+                CloseCode::ProtocolError
+            }
+            Self::UnsupportedVersion(_) => CloseCode::UnsupportedVersion,
+            // The closest meaning, and it may reconnect (A37).
+            Self::HandshakeTimeout | Self::IdleTimeout | Self::Group(Farewell::SlowReader) => {
+                CloseCode::ClientIdleTimeout
+            }
+            Self::Group(Farewell::SlotStateMismatch) => CloseCode::DeviceSlotStateMismatch,
+            Self::Group(Farewell::DeviceLimitReached) => CloseCode::DeviceLimitReached,
+            Self::Group(Farewell::Replaced) => CloseCode::DuplicateConnection,
+            Self::Group(Farewell::Dropped | Farewell::LeastRecent) => CloseCode::Dropped,
+            Self::Group(Farewell::QueueLimit) => CloseCode::ReflectionQueueLimit,
+            Self::Group(Farewell::TransactionTtl) => CloseCode::TransactionTtlReached,
+            Self::Group(Farewell::UnknownAck) => CloseCode::UnknownMessageAcked,
+            Self::Upstream(UpstreamEnd::Unreachable(_)) | Self::NoUpstream => CloseCode::ChatServerUnreachable,
+            Self::Upstream(UpstreamEnd::Closed | UpstreamEnd::Failed(_)) => CloseCode::ChatServerClosed,
+            Self::Upstream(UpstreamEnd::UnitTooBig { .. }) | Self::UpstreamStalled => CloseCode::ChatProxyError,
+            Self::GroupFailed => CloseCode::InternalError,
+            Self::ShuttingDown => CloseCode::ShuttingDown,
+        })
+    }
+
+    /// Whose doing it was.
+    #[must_use]
+    pub const fn culprit(&self) -> Culprit {
+        match self {
+            Self::ClosedByDevice(_)
+            | Self::Lost
+            | Self::BadWebSocket
+            | Self::TextMessage
+            | Self::BadContainer(_)
+            | Self::UnknownPayload(_)
+            | Self::WrongState(_)
+            | Self::NotProved
+            | Self::UnsupportedVersion(_)
+            | Self::TooMuchEarlyProxy
+            | Self::HandshakeTimeout
+            | Self::IdleTimeout => Culprit::Device,
+            Self::Group(_) => Culprit::Group,
+            Self::Upstream(_) | Self::UpstreamStalled => Culprit::ChatServer,
+            Self::NoUpstream | Self::GroupFailed | Self::ShuttingDown => Culprit::Mediator,
+        }
+    }
+
+    /// What the close frame says, for a client developer's log: the name of the situation, short and ASCII.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        let mut reason = match self {
+            Self::BadContainer(bad) => format!("BadContainer: {bad}"),
+            Self::UnknownPayload(kind) => format!("UnknownPayload: {kind}"),
+            Self::WrongState(kind) => format!("WrongState: {kind}"),
+            Self::Group(farewell) => format!("{farewell:?}"),
+            // Nothing about the mediator's surroundings.
+            Self::Upstream(UpstreamEnd::Unreachable(_)) => "UpstreamUnreachable".to_owned(),
+            Self::Upstream(UpstreamEnd::Closed | UpstreamEnd::Failed(_)) => "UpstreamClosed".to_owned(),
+            Self::Upstream(UpstreamEnd::UnitTooBig { len }) => format!("UpstreamUnitTooBig: {len}"),
+            other => format!("{other:?}"),
+        };
+        // A control frame has room for 125 bytes, two of which are the code.
+        reason.truncate(123);
+        reason
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::d2m::BadPayload;
+
+    #[test]
+    fn every_reason_fits_a_control_frame() {
+        let worst = Ending::BadContainer(BadContainer::Payload(
+            PayloadType::SET_SHARED_DEVICE_DATA,
+            BadPayload::Length("encrypted_shared_device_data"),
+        ));
+        assert!(worst.reason().len() <= 123 && worst.reason().is_ascii(), "{}", worst.reason());
+    }
+
+    #[test]
+    fn a_device_that_broke_nothing_may_always_reconnect() {
+        use crate::wire::d2m::Reconnect;
+        for ending in [Ending::GroupFailed, Ending::ShuttingDown, Ending::NoUpstream, Ending::UpstreamStalled] {
+            assert_eq!(ending.close_code().map(CloseCode::reconnect), Some(Reconnect::Automatic), "{ending:?}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! From the socket to the group and to the chat server, strictly in the order of arrival.
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+
+use super::ending::Ending;
+use super::socket::{Frame, Stream};
+use super::{Context, socket};
+use crate::group::Request;
+use crate::hub::seat::Place;
+use crate::upstream::pipe::Receiver;
+use crate::upstream::{Event, ToChatServer, Upstream};
+use crate::wire::d2m::{ClientUrlInfo, FromDevice, PayloadType};
+
+pub(super) async fn run(
+    stream: &mut Stream,
+    place: &Place,
+    url: &ClientUrlInfo,
+    context: &Context,
+    early: BytesMut,
+    introduced: watch::Receiver<bool>,
+    opened: oneshot::Sender<Receiver<Event>>,
+) -> Ending {
+    let chat = ChatServer { place, url, context, introduced, opened: Some(opened), to: None };
+    match listen(stream, place, context, early.freeze(), chat).await {
+        Ok(never) => match never {},
+        Err(ending) => ending,
+    }
+}
+
+async fn listen(
+    stream: &mut Stream,
+    place: &Place,
+    context: &Context,
+    early: Bytes,
+    mut chat: ChatServer<'_>,
+) -> Result<std::convert::Infallible, Ending> {
+    chat.send(early).await?;
+    loop {
+        // A device that does not take its answers is not listened to: the socket is the brake.
+        let frame = async {
+            place.listening().await;
+            socket::next(stream).await
+        };
+        let frame = timeout(context.timeouts.idle, frame).await.map_err(|_| Ending::IdleTimeout)??;
+        let Frame::Container(message) = frame else { continue };
+        let request = match FromDevice::decode(&message).map_err(Ending::BadContainer)? {
+            FromDevice::Proxy(bytes) => {
+                chat.send(bytes).await?;
+                continue;
+            }
+            FromDevice::GetDevicesInfo => Request::GetDevicesInfo,
+            FromDevice::DropDevice(device) => Request::DropDevice(device),
+            FromDevice::SetSharedDeviceData(data) => Request::SetSharedDeviceData(data),
+            FromDevice::BeginTransaction(begin) => Request::BeginTransaction(begin),
+            FromDevice::CommitTransaction => Request::CommitTransaction,
+            FromDevice::Reflect(reflect) => Request::Reflect(reflect),
+            FromDevice::ReflectedAck(id) => Request::ReflectedAck(id),
+            FromDevice::ClientHello(_) | FromDevice::ClientHelloOfVersion(_) => {
+                return Err(Ending::WrongState(PayloadType::CLIENT_HELLO));
+            }
+            FromDevice::Unknown(unknown) => return Err(Ending::UnknownPayload(unknown.kind)),
+        };
+        place.say(request).await.map_err(|_| Ending::GroupFailed)?;
+    }
+}
+
+/// The way to the chat server, dialled when the first byte for it is there and the device knows that it is admitted.
+struct ChatServer<'a> {
+    place: &'a Place,
+    url: &'a ClientUrlInfo,
+    context: &'a Context,
+    introduced: watch::Receiver<bool>,
+    /// Where the other direction is handed over.
+    opened: Option<oneshot::Sender<Receiver<Event>>>,
+    to: Option<ToChatServer>,
+}
+
+impl ChatServer<'_> {
+    async fn send(&mut self, bytes: Bytes) -> Result<(), Ending> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if self.to.is_none() {
+            self.to = Some(self.open().await?);
+        }
+        let Some(to) = &self.to else { return Ok(()) };
+        match timeout(self.context.timeouts.idle, to.send(bytes)).await {
+            // When the pipe is gone, the other direction is about to say why: it has the last words of the chat server.
+            Ok(Err(_gone)) => std::future::pending().await,
+            Ok(Ok(())) => Ok(()),
+            Err(_elapsed) => Err(Ending::UpstreamStalled),
+        }
+    }
+
+    async fn open(&mut self) -> Result<ToChatServer, Ending> {
+        // Nothing may reach the device before its ServerInfo (A15).
+        if self.introduced.wait_for(|&introduced| introduced).await.is_err() {
+            return std::future::pending().await;
+        }
+        let target = self.context.directory.find(&self.url.server_group).ok_or(Ending::NoUpstream)?;
+        let Place { proxies, cut, .. } = self.place;
+        let dial = std::sync::Arc::clone(&self.context.dial);
+        let Upstream { to, from } = Upstream::open(target, self.context.upstream, dial, proxies, cut);
+        if let Some(opened) = self.opened.take() {
+            let _outbound_ended = opened.send(from);
+        }
+        Ok(to)
+    }
+}

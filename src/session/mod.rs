@@ -1,0 +1,156 @@
+//! One device connection's life: handshake, a seat, two directions at once, one end.
+//!
+//! ```text
+//! run ─ handshake ─ seat ─┬─ inbound:  socket → group, socket → chat server
+//!                         ├─ outbound: chat server → socket, group → socket
+//!                         └─ the mediator stops
+//! ```
+//!
+//! Whatever happens first is the [`Ending`]. Then, always in this order: the connection to the chat server is closed, the
+//! group is told, the device is told. Decisions about the protocol are not made here: `handshake` and the group make them.
+//!
+//! Traffic with the chat server and traffic with the group share the socket but not their queues: one frame of each in
+//! turn, so that a long backlog cannot starve the chat server's echo replies, for which devices wait ten seconds only.
+
+pub mod ending;
+pub mod handshake;
+mod inbound;
+mod outbound;
+pub mod socket;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{Message, WebSocket};
+use bytes::BytesMut;
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub use self::ending::{Culprit, Ending};
+use self::handshake::{AwaitClientHello, Progress};
+use self::socket::{Frame, Sink, Stream};
+use crate::crypto::{Secret, random};
+use crate::hub::{Admitted, Challenge, Hub, Seat};
+use crate::upstream::{Dial, Directory, UpstreamLimits};
+use crate::wire::d2m::{ClientUrlInfo, FromDevice};
+
+/// What all sessions of a mediator share.
+#[derive(Debug)]
+pub struct Context {
+    /// Seats are given here.
+    pub hub: Hub,
+    /// Chat servers are found here.
+    pub directory: Directory,
+    /// Chat servers are reached by this.
+    pub dial: Arc<dyn Dial>,
+    /// Bounds of a connection to a chat server.
+    pub upstream: UpstreamLimits,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// Cancelled when the mediator stops.
+    pub stop: CancellationToken,
+}
+
+/// How long a device may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the connection to a valid ClientHello (spec 3.3).
+    pub handshake: Duration,
+    /// Without any frame from the device (spec 8.3).
+    pub idle: Duration,
+    /// Between pings, which keep the path open. No pong is ever required: iOS sends none.
+    pub ping_every: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { handshake: Duration::from_secs(20), idle: Duration::from_secs(120), ping_every: Duration::from_secs(30) }
+    }
+}
+
+/// Runs a connection from its first byte to its last.
+pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -> Ending {
+    let (mut sink, mut stream) = socket.split();
+    let ending = run_inner(&mut sink, &mut stream, &url, &context).await;
+    tracing::info!(
+        group = %url.device_group_id,
+        code = ending.close_code().map(|code| code.code()),
+        culprit = ?ending.culprit(),
+        ending = ?ending,
+        "connection ended"
+    );
+    socket::close(sink, stream, &ending).await;
+    ending
+}
+
+async fn run_inner(sink: &mut Sink, stream: &mut Stream, url: &ClientUrlInfo, context: &Context) -> Ending {
+    let shaken = tokio::select! {
+        shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url)) => shaken,
+        () = context.stop.cancelled() => return Ending::ShuttingDown,
+    };
+    let (admitted, early) = match shaken {
+        Ok(Ok(admitted)) => admitted,
+        Ok(Err(ending)) => return ending,
+        Err(_elapsed) => return Ending::HandshakeTimeout,
+    };
+    match context.hub.join(admitted).await {
+        Ok(seat) => established(sink, stream, url, context, seat, early).await,
+        Err(error) => {
+            tracing::warn!(group = %url.device_group_id, %error, "no seat for a device");
+            Ending::GroupFailed
+        }
+    }
+}
+
+async fn shake_hands(
+    sink: &mut Sink,
+    stream: &mut Stream,
+    url: &ClientUrlInfo,
+) -> Result<(Admitted, BytesMut), Ending> {
+    let challenge = Challenge::new(Secret::random(), random::bytes());
+    let (mut state, hello) = AwaitClientHello::start(url.device_group_id, challenge);
+    sink.send(Message::Binary(hello.encode())).await.map_err(|_| Ending::Lost)?;
+    loop {
+        let Frame::Container(message) = socket::next(stream).await? else { continue };
+        let payload = FromDevice::decode(&message).map_err(Ending::BadContainer)?;
+        state = match state.handle(payload)? {
+            Progress::Waiting(state) => state,
+            Progress::Admitted(admitted, early) => return Ok((admitted, early)),
+        };
+    }
+}
+
+/// Both directions, until something ends the connection.
+async fn established(
+    sink: &mut Sink,
+    stream: &mut Stream,
+    url: &ClientUrlInfo,
+    context: &Context,
+    seat: Seat,
+    early: BytesMut,
+) -> Ending {
+    let Seat { outbox, mut place } = seat;
+    let (introduced, hear_introduced) = watch::channel(false);
+    let (opened, hear_opened) = oneshot::channel();
+    let ending = {
+        let inbound = inbound::run(stream, &place, url, context, early, hear_introduced, opened);
+        let outbound = outbound::run(sink, outbox, &place.cut, context.timeouts.ping_every, &introduced, hear_opened);
+        tokio::select! {
+            ending = inbound => ending,
+            ending = outbound => ending,
+            () = context.stop.cancelled() => Ending::ShuttingDown,
+        }
+    };
+    if *introduced.borrow() {
+        place.introduced();
+    }
+    // The chat server sees the end before the group does, and with it the next leader or the same device's next
+    // connection.
+    place.cut.cancel();
+    place.proxies.close();
+    place.proxies.wait().await;
+    drop(place);
+    ending
+}

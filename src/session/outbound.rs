@@ -1,0 +1,170 @@
+//! From the group and from the chat server to the socket: one frame of each in turn, flushed when neither has more.
+
+use std::time::Duration;
+
+use axum::extract::ws::Message;
+use bytes::Bytes;
+use futures_util::SinkExt as _;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::ending::Ending;
+use super::socket::{CLOSE_TIMEOUT, Sink};
+use crate::hub::Outgoing;
+use crate::hub::seat::Outbox;
+use crate::upstream::Event;
+use crate::upstream::pipe::Receiver;
+use crate::wire::d2m::ToDevice;
+
+pub(super) async fn run(
+    sink: &mut Sink,
+    outbox: Outbox,
+    cut: &CancellationToken,
+    ping_every: Duration,
+    introduced: &watch::Sender<bool>,
+    opened: oneshot::Receiver<Receiver<Event>>,
+) -> Ending {
+    let mut outbound = Outbound { sink, outbox, from: ChatSide::Unopened(opened), introduced, said: false };
+    let ending = tokio::select! {
+        ending = outbound.speak(ping_every) => Some(ending),
+        // The group ended the connection. What it said before gets its time, but no more than that.
+        () = async { cut.cancelled().await; sleep(CLOSE_TIMEOUT).await } => None,
+    };
+    match ending {
+        Some(Ok(never)) => match never {},
+        Some(Err(ending)) => ending,
+        None => outbound.farewell(),
+    }
+}
+
+struct Outbound<'a> {
+    sink: &'a mut Sink,
+    outbox: Outbox,
+    from: ChatSide,
+    /// Tells that the ServerInfo, the first payload of every seat, is on the socket.
+    introduced: &'a watch::Sender<bool>,
+    said: bool,
+}
+
+/// The chat server's side of the pipe.
+enum ChatSide {
+    Unopened(oneshot::Receiver<Receiver<Event>>),
+    Open(Receiver<Event>),
+    Done,
+}
+
+enum Next {
+    Event(Event),
+    Outgoing(Outgoing),
+    Ping,
+}
+
+impl Outbound<'_> {
+    async fn speak(&mut self, ping_every: Duration) -> Result<std::convert::Infallible, Ending> {
+        let mut ping = interval(ping_every);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ping.reset();
+        loop {
+            let next = tokio::select! {
+                event = self.from.next() => Next::Event(event),
+                outgoing = self.outbox.next() => Next::Outgoing(outgoing.ok_or(Ending::GroupFailed)?),
+                _ = ping.tick() => Next::Ping,
+            };
+            match next {
+                Next::Event(event) => self.pass_on(event).await?,
+                Next::Outgoing(outgoing) => self.say(outgoing).await?,
+                Next::Ping => self.feed(Message::Ping(Bytes::new())).await?,
+            }
+            // Whatever is there already goes out with the same flush, in turns.
+            loop {
+                let event = self.from.try_next();
+                let outgoing = self.outbox.try_next();
+                if event.is_none() && outgoing.is_none() {
+                    break;
+                }
+                if let Some(event) = event {
+                    self.pass_on(event).await?;
+                }
+                if let Some(outgoing) = outgoing {
+                    self.say(outgoing).await?;
+                }
+            }
+            self.flush().await?;
+            if self.said && !*self.introduced.borrow() {
+                self.introduced.send_replace(true);
+            }
+        }
+    }
+
+    async fn pass_on(&mut self, event: Event) -> Result<(), Ending> {
+        match event {
+            Event::Unit(unit) => self.feed(Message::Binary(ToDevice::Proxy(unit).encode())).await,
+            Event::Ended(end) => {
+                self.flush().await?;
+                Err(Ending::Upstream(end))
+            }
+        }
+    }
+
+    async fn say(&mut self, outgoing: Outgoing) -> Result<(), Ending> {
+        match outgoing {
+            Outgoing::Payload(payload) => {
+                self.feed(Message::Binary(payload.encode())).await?;
+                self.said = true;
+                self.outbox.written(&payload).await;
+                Ok(())
+            }
+            Outgoing::Close(farewell) => {
+                self.flush().await?;
+                Err(Ending::Group(farewell))
+            }
+        }
+    }
+
+    async fn feed(&mut self, message: Message) -> Result<(), Ending> {
+        self.sink.feed(message).await.map_err(|_| Ending::Lost)
+    }
+
+    async fn flush(&mut self) -> Result<(), Ending> {
+        self.sink.flush().await.map_err(|_| Ending::Lost)
+    }
+
+    /// Why the group ended the connection, of which the device could not be told in time.
+    fn farewell(&mut self) -> Ending {
+        while let Some(outgoing) = self.outbox.try_next() {
+            if let Outgoing::Close(farewell) = outgoing {
+                return Ending::Group(farewell);
+            }
+        }
+        Ending::GroupFailed
+    }
+}
+
+impl ChatSide {
+    /// The next event; never, when there is no connection to the chat server.
+    async fn next(&mut self) -> Event {
+        loop {
+            match self {
+                Self::Unopened(opened) => {
+                    *self = match opened.await {
+                        Ok(receiver) => Self::Open(receiver),
+                        Err(_inbound_ended) => Self::Done,
+                    };
+                }
+                Self::Open(receiver) => match receiver.recv().await {
+                    Some(event) => return event,
+                    None => *self = Self::Done,
+                },
+                Self::Done => std::future::pending().await,
+            }
+        }
+    }
+
+    fn try_next(&mut self) -> Option<Event> {
+        match self {
+            Self::Open(receiver) => receiver.try_recv(),
+            Self::Unopened(_) | Self::Done => None,
+        }
+    }
+}
