@@ -7,10 +7,11 @@
 //! | 4 | [`upstream`] | the pipe to the chat server |
 //! | 2 | [`store`] | what is promised to disk |
 //! | 1 | [`group`] | what is decided |
-//! | 0 | [`wire`] [`crypto`] [`time`] | bytes, keys, clocks |
+//! | 0 | [`wire`] [`crypto`] [`time`] [`net`] | bytes, keys, clocks, socket plumbing |
 
 pub mod crypto;
 pub mod group;
+pub mod net;
 pub mod store;
 pub mod time;
 pub mod upstream;
