@@ -4,15 +4,19 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 4 | [`session`] [`upstream`] | one device connection's life; the pipe to the chat server |
-//! | 3 | [`hub`] | who is awake |
+//! | 5 | `cli` `config` `server` `tools` | doors: command line, sockets, admin pages, tools |
+//! | 4 | [`session`] [`upstream`] `client` | one device connection's life; the pipe to the chat server; the device side |
+//! | 3 | [`hub`] | who is awake; decide, keep, speak |
 //! | 2 | [`store`] | what is promised to disk |
-//! | 1 | [`group`] | what is decided |
-//! | 0 | [`wire`] [`crypto`] [`time`] | bytes, keys, clocks |
+//! | 1 | [`group`] | what is decided; pure |
+//! | 0 | [`wire`] [`crypto`] [`time`] [`net`] | bytes, keys, clocks, socket plumbing |
+//!
+//! `chat` is a wing of its own on floor 0: chat servers that can stand behind the mediator, which does not know them.
 
 pub mod crypto;
 pub mod group;
 pub mod hub;
+pub mod net;
 pub mod session;
 pub mod store;
 pub mod time;

@@ -1,0 +1,251 @@
+//! The accept loop.
+//!
+//! It accepts and does nothing else: a TLS handshake happens in the connection's own task and under a time limit, so a peer
+//! that opens a connection and says nothing keeps nobody waiting. An accept that fails because the machine has run out of
+//! something is tried again after a pause; the connections that exist go on meanwhile.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::tasks::Tasks;
+
+/// Time for a TLS handshake.
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
+/// First pause after a failed accept; doubled with each failure that follows, up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Where connections come from: the network's own, or a simulated one's.
+pub trait Listener: Send + 'static {
+    /// A byte stream in both directions.
+    type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection and where it comes from. Safe to drop while waiting.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, SocketAddr)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Io = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, peer) = Self::accept(self).await?;
+        // Frames here are small and awaited. A connection that refuses is gone already, and reading will tell.
+        let _gone = stream.set_nodelay(true);
+        Ok((stream, peer))
+    }
+}
+
+/// Accepts connections until `tasks` is asked to stop, and gives each to `handler` in a task of its own, which `tasks`
+/// waits for. With `tls` given, the handler sees only connections whose handshake succeeded.
+pub async fn serve<L, H, F>(mut listener: L, tls: Option<TlsAcceptor>, tasks: Tasks, handler: H)
+where
+    L: Listener,
+    H: Fn(Stream<L::Io>, SocketAddr) -> F + Clone + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut pause = PAUSE;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = tasks.stopping() => return,
+        };
+        let (io, peer) = match accepted {
+            Ok(accepted) => accepted,
+            // The connection's own misfortune, not ours.
+            Err(error) if is_peers(&error) => continue,
+            Err(error) => {
+                tracing::warn!(%error, pause_ms = pause.as_millis(), "cannot accept connections");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = tasks.stopping() => return,
+                }
+                pause = (pause * 2).min(PAUSE_MAX);
+                continue;
+            }
+        };
+        pause = PAUSE;
+        let (tls, stop, handler) = (tls.clone(), tasks.stop_token().clone(), handler.clone());
+        tasks.spawn(async move {
+            let stream = match tls {
+                None => Stream::Plain(io),
+                Some(tls) => match stop.run_until_cancelled(secure(&tls, io)).await {
+                    Some(Ok(stream)) => stream,
+                    Some(Err(error)) => return tracing::debug!(%peer, %error, "no TLS handshake"),
+                    None => return,
+                },
+            };
+            handler(stream, peer).await;
+        });
+    }
+}
+
+async fn secure<Io: AsyncRead + AsyncWrite + Unpin>(tls: &TlsAcceptor, io: Io) -> io::Result<Stream<Io>> {
+    let stream = tokio::time::timeout(TLS_HANDSHAKE, tls.accept(io)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    Ok(Stream::Tls(Box::new(stream)))
+}
+
+fn is_peers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub enum Stream<Io> {
+    /// As it came.
+    Plain(Io),
+    /// Through TLS.
+    Tls(Box<TlsStream<Io>>),
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<Io> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::sync::mpsc;
+
+    use super::super::tls::tests::{DevBox, dev_box};
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    async fn echo<Io: AsyncRead + AsyncWrite + Unpin>(mut stream: Stream<Io>, _peer: SocketAddr) {
+        let mut heard = [0; 4];
+        if stream.read_exact(&mut heard).await.is_ok() {
+            let _gone = stream.write_all(&heard).await;
+            let _gone = stream.shutdown().await;
+        }
+    }
+
+    async fn says_ping(mut io: impl AsyncRead + AsyncWrite + Unpin) -> Vec<u8> {
+        let mut heard = Vec::new();
+        io.write_all(b"ping").await.unwrap();
+        io.read_to_end(&mut heard).await.unwrap();
+        heard
+    }
+
+    #[tokio::test]
+    async fn a_silent_peer_does_not_keep_others_from_their_tls_handshake() {
+        let DevBox { acceptor, connector, .. } = dev_box();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tasks = Tasks::new();
+        let loop_ends = tokio::spawn(serve(listener, Some(acceptor), tasks.clone(), echo));
+
+        let silent = TcpStream::connect(address).await.unwrap();
+        let mut babbling = TcpStream::connect(address).await.unwrap();
+        babbling.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        for _ in 0..2 {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let stream = connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+            assert_eq!(says_ping(stream).await, b"ping");
+        }
+        // Stopping ends the loop and the handshake that would still have ten seconds.
+        tasks.finish(Duration::from_secs(5)).await.unwrap();
+        tokio::time::timeout(SOON, loop_ends).await.unwrap().unwrap();
+        drop(silent);
+    }
+
+    /// Gives what the script says, then nothing more.
+    struct Scripted {
+        script: VecDeque<io::Result<DuplexStream>>,
+        accepts: mpsc::UnboundedSender<()>,
+    }
+
+    impl Listener for Scripted {
+        type Io = DuplexStream;
+
+        async fn accept(&mut self) -> io::Result<(DuplexStream, SocketAddr)> {
+            let Some(next) = self.script.pop_front() else { return std::future::pending().await };
+            self.accepts.send(()).unwrap();
+            next.map(|io| (io, SocketAddr::from(([127, 0, 0, 1], 1))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_accepts_are_survived_and_the_machines_own_failures_with_a_pause() {
+        let clock = crate::time::Clock::following(0);
+        let (near, far) = duplex(64);
+        let (accepts, mut accepted) = mpsc::unbounded_channel();
+        let too_many_files = || Err(io::Error::from_raw_os_error(24));
+        let aborted = || Err(io::ErrorKind::ConnectionAborted.into());
+        let script = [aborted(), too_many_files(), too_many_files(), Ok(far)].into();
+        let tasks = Tasks::new();
+        tokio::spawn(serve(Scripted { script, accepts }, None, tasks.clone(), echo));
+        assert_eq!(says_ping(near).await, b"ping");
+        assert_eq!(clock.now().monotonic, PAUSE + PAUSE * 2, "two pauses, and none for the aborted one");
+        assert_eq!(accepted.len(), 4);
+        assert_eq!(accepted.recv().await, Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tls_handshake_has_ten_seconds() {
+        let clock = crate::time::Clock::following(0);
+        let (mut near, far) = duplex(64);
+        let (accepts, _accepted) = mpsc::unbounded_channel();
+        let listener = Scripted { script: [Ok(far)].into(), accepts };
+        tokio::spawn(serve(listener, Some(dev_box().acceptor), Tasks::new(), echo));
+        assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0, "closed");
+        assert_eq!(clock.now().monotonic, TLS_HANDSHAKE);
+    }
+}
