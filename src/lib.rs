@@ -4,10 +4,12 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
+//! | 4 | [`client`] | the device side |
 //! | 2 | [`store`] | what is promised to disk |
 //! | 1 | [`group`] | what is decided |
 //! | 0 | [`wire`] [`crypto`] [`time`] | bytes, keys, clocks |
 
+pub mod client;
 pub mod crypto;
 pub mod group;
 pub mod store;
