@@ -1,0 +1,185 @@
+//! The mediator's doors: the public one for devices, the admin one for operators.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
+//! | [`admin`] | whether the process lives and takes devices |
+//! | [`serve`] | `heliostat serve`: everything the configuration names |
+
+pub mod admin;
+pub mod routes;
+#[cfg(any())]
+pub mod serve;
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use self::routes::Public;
+use crate::group::Limits;
+use crate::hub::Hub;
+use crate::net::listen::{self, Listener};
+use crate::net::tasks::{Tasks, Unfinished};
+use crate::session::{Context, Timeouts};
+use crate::store::Store;
+use crate::time::Clock;
+use crate::upstream::{Dial, Directory, UpstreamLimits};
+use crate::wire::d2m::DeviceGroupId;
+
+/// Time for a request's headers.
+const HEADERS: Duration = Duration::from_secs(10);
+/// Longest request line and headers, in bytes.
+const HEADER_BYTES: usize = 16 * 1024;
+/// How long a stop waits for sessions: a close takes five seconds to flush and five to be answered.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long a stop waits for somebody who reads an admin page.
+const ADMIN_STOP_WITHIN: Duration = Duration::from_secs(1);
+
+/// What a mediator is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Keeps groups.
+    pub store: Arc<dyn Store>,
+    /// Finds chat servers.
+    pub directory: Directory,
+    /// Reaches chat servers.
+    pub dial: Arc<dyn Dial>,
+    /// Bounds of a connection to a chat server.
+    pub upstream: UpstreamLimits,
+    /// Bounds of a group.
+    pub limits: Limits,
+    /// How long devices may take.
+    pub timeouts: Timeouts,
+    /// Who may come in.
+    pub admission: Admission,
+    /// The clocks.
+    pub clock: Clock,
+    /// For operators: what an acknowledgement survives, in a word.
+    pub durability: &'static str,
+}
+
+/// Who may come in at all.
+#[derive(Debug, Clone, Default)]
+pub struct Admission {
+    /// Connections at once; `None` as many as the machine takes.
+    pub max_connections: Option<usize>,
+    /// Connections at once from one address; `None` as many as the above allows.
+    pub max_connections_per_address: Option<usize>,
+    /// The only groups served; `None` for all.
+    pub groups: Option<HashSet<DeviceGroupId>>,
+}
+
+/// A mediator that runs.
+#[derive(Debug)]
+pub struct Mediator {
+    hub: Hub,
+    tasks: Tasks,
+    /// The admin door's: it is closed last, so that a supervisor can watch the stop.
+    admin: Tasks,
+    public: Arc<Public>,
+    durability: &'static str,
+}
+
+impl Mediator {
+    /// Starts serving devices that come in by `listener`.
+    pub fn start<L: Listener>(listener: L, tls: Option<TlsAcceptor>, parts: Parts) -> Self {
+        let Parts { store, directory, dial, upstream, limits, timeouts, admission, clock, durability } = parts;
+        let tasks = Tasks::new();
+        let hub = Hub::new(store, limits, clock);
+        let stop = tasks.stop_token().clone();
+        let context = Context { hub: hub.clone(), directory, dial, upstream, timeouts, stop: stop.clone() };
+        let public = Arc::new(Public::new(context, admission, tasks.tracker().clone()));
+        let router = routes::router(Arc::clone(&public));
+        let door = stop.clone();
+        tasks.spawn(listen::serve(listener, tls, tasks.clone(), move |io, peer| {
+            http(io, peer, router.clone(), door.clone())
+        }));
+        let sweeper = hub.clone();
+        tasks.spawn(async move { sweeper.sweep(stop).await });
+        Self { hub, tasks, admin: Tasks::new(), public, durability }
+    }
+
+    /// Opens the admin door.
+    pub fn open_admin(&self, listener: TcpListener) {
+        let state = admin::State {
+            hub: self.hub.clone(),
+            public: Arc::clone(&self.public),
+            durability: self.durability,
+            stop: self.tasks.stop_token().clone(),
+        };
+        let (router, door) = (admin::router(state), self.admin.stop_token().clone());
+        let handler = move |io, peer| http(io, peer, router.clone(), door.clone());
+        self.admin.spawn(listen::serve(listener, None, self.admin.clone(), handler));
+    }
+
+    /// Connections of devices, also of those that have not proved anything yet.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.public.connections()
+    }
+
+    /// All groups that are awake.
+    #[must_use]
+    pub const fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Ends every connection with 1001, lets every group write down what it knows, and returns when all is done.
+    ///
+    /// # Errors
+    /// [`Unfinished`] when connections had to be left behind. Nothing that was acknowledged is lost by that.
+    pub async fn stop(&self) -> Result<(), Unfinished> {
+        let finished = self.tasks.finish(STOP_WITHIN).await;
+        self.hub.close().await;
+        let _pages_left_open = self.admin.finish(ADMIN_STOP_WITHIN).await;
+        finished
+    }
+}
+
+/// Serves HTTP on one connection. An upgraded one lives on in its session.
+async fn http<Io>(io: Io, peer: SocketAddr, router: Router, stop: CancellationToken)
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = TowerToHyperService::new(router.layer(axum::Extension(Peer(peer))));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%peer, %error, "bad HTTP");
+    }
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+/// Binds a listener, with the address in the error.
+///
+/// # Errors
+/// When the address is taken or not this machine's.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))
+}

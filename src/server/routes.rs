@@ -1,0 +1,168 @@
+//! The public door: the last path segment names a device group, and then the connection becomes a WebSocket; everybody
+//! else gets a status and a short text (spec 1.3).
+//!
+//! There is one fallback and no route, because a router that normalises `//` by a redirect would shut out the clients
+//! that build such paths.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{Extension, FromRequestParts as _, Request, State};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::{RequestExt as _, Router};
+use dashmap::DashMap;
+use tokio_util::task::TaskTracker;
+
+use super::{Admission, Peer};
+use crate::session::{self, Context};
+use crate::wire::d2m::{BadUrl, ClientUrlInfo};
+
+/// What operators' tools ask for by habit. Never a group, and nothing to be found at this door.
+const NOT_HERE: [&str; 7] = ["/", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico", "/robots.txt"];
+
+/// The state of the public door.
+#[derive(Debug)]
+pub struct Public {
+    context: Arc<Context>,
+    admission: Admission,
+    sessions: TaskTracker,
+    connections: AtomicUsize,
+    per_address: DashMap<IpAddr, usize>,
+}
+
+impl Public {
+    pub(super) fn new(context: Context, admission: Admission, sessions: TaskTracker) -> Self {
+        let (connections, per_address) = (AtomicUsize::new(0), DashMap::new());
+        Self { context: Arc::new(context), admission, sessions, connections, per_address }
+    }
+
+    /// Connections that are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection in, if it may come in. It is counted out when the guard is dropped.
+    fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Entered, Refusal> {
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        let mut entered = Entered { public: Arc::clone(self), address: None };
+        if self.admission.max_connections.is_some_and(|max| before >= max) {
+            return Err(Refusal::Full);
+        }
+        if let Some(max) = self.admission.max_connections_per_address {
+            let mut from_here = self.per_address.entry(address).or_insert(0);
+            *from_here += 1;
+            entered.address = Some(address);
+            if *from_here > max {
+                // The guard of the map goes before the one that counts out.
+                drop(from_here);
+                return Err(Refusal::FullForAddress);
+            }
+        }
+        Ok(entered)
+    }
+}
+
+/// A connection that was counted in.
+#[derive(Debug)]
+struct Entered {
+    public: Arc<Public>,
+    address: Option<IpAddr>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.public.connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some(address) = self.address {
+            if let Some(mut from_here) = self.public.per_address.get_mut(&address) {
+                *from_here = from_here.saturating_sub(1);
+            }
+            self.public.per_address.remove_if(&address, |_, connections| *connections == 0);
+        }
+    }
+}
+
+/// Why a request does not become a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Method,
+    NotHere,
+    Url(BadUrl),
+    NotAllowed,
+    Full,
+    FullForAddress,
+    Stopping,
+}
+
+impl Refusal {
+    const fn status(self) -> StatusCode {
+        match self {
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotHere | Self::Url(BadUrl::NoSegment) => StatusCode::NOT_FOUND,
+            Self::Url(BadUrl::TooLong) => StatusCode::URI_TOO_LONG,
+            Self::Url(BadUrl::NotHex | BadUrl::NotClientUrlInfo | BadUrl::DeviceGroupId | BadUrl::ServerGroup) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::NotAllowed => StatusCode::FORBIDDEN,
+            Self::Full | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::FullForAddress => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::Method => "only GET".to_owned(),
+            Self::NotHere => "this door is for devices only".to_owned(),
+            Self::Url(bad) => bad.to_string(),
+            Self::NotAllowed => "this device group is not served here".to_owned(),
+            Self::Full | Self::FullForAddress => "too many connections".to_owned(),
+            Self::Stopping => "shutting down".to_owned(),
+        }
+    }
+}
+
+pub(super) fn router(public: Arc<Public>) -> Router {
+    Router::new().fallback(upgrade).with_state(public)
+}
+
+async fn upgrade(State(public): State<Arc<Public>>, Extension(Peer(peer)): Extension<Peer>, request: Request) -> Response {
+    match admit(&public, peer.ip(), &request) {
+        Ok((url, entered)) => {
+            let (mut parts, _body) = request.with_limited_body().into_parts();
+            let upgrade = match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
+                Ok(upgrade) => session::socket::limit(upgrade),
+                Err(rejection) => return rejection.into_response(),
+            };
+            let (context, running) = (Arc::clone(&public.context), public.sessions.token());
+            upgrade.on_upgrade(async move |socket| {
+                session::run(socket, url, context).await;
+                drop((entered, running));
+            })
+        }
+        Err(refusal) => {
+            tracing::debug!(%peer, status = refusal.status().as_u16(), ?refusal, "turned away at the door");
+            (refusal.status(), refusal.text() + "\n").into_response()
+        }
+    }
+}
+
+fn admit(public: &Arc<Public>, address: IpAddr, request: &Request) -> Result<(ClientUrlInfo, Entered), Refusal> {
+    if request.method() != Method::GET {
+        return Err(Refusal::Method);
+    }
+    let path = request.uri().path();
+    if NOT_HERE.contains(&path) {
+        return Err(Refusal::NotHere);
+    }
+    if public.context.stop.is_cancelled() {
+        return Err(Refusal::Stopping);
+    }
+    let url = ClientUrlInfo::from_path(path).map_err(Refusal::Url)?;
+    if public.admission.groups.as_ref().is_some_and(|groups| !groups.contains(&url.device_group_id)) {
+        return Err(Refusal::NotAllowed);
+    }
+    Ok((url, public.enter(address)?))
+}
