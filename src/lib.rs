@@ -4,7 +4,7 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 5 | `cli` `config` [`server`] `tools` | doors: command line, sockets, admin pages, tools |
+//! | 5 | [`cli`] [`config`] [`server`] `tools` | doors: command line, sockets, admin pages, tools |
 //! | 4 | [`session`] [`upstream`] [`client`] | one device connection's life; the pipe to the chat server; the device side |
 //! | 3 | [`hub`] | who is awake; decide, keep, speak |
 //! | 2 | [`store`] | what is promised to disk |
@@ -13,7 +13,9 @@
 //!
 //! `chat` is a wing of its own on floor 0: chat servers that can stand behind the mediator, which does not know them.
 
+pub mod cli;
 pub mod client;
+pub mod config;
 pub mod crypto;
 pub mod group;
 pub mod hub;
