@@ -4,6 +4,7 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
+//! | 5 | [`tools`] | doors: what people run beside a server |
 //! | 4 | [`client`] | the device side |
 //! | 2 | [`store`] | what is promised to disk |
 //! | 1 | [`group`] | what is decided |
@@ -14,4 +15,5 @@ pub mod crypto;
 pub mod group;
 pub mod store;
 pub mod time;
+pub mod tools;
 pub mod wire;
