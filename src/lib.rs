@@ -4,7 +4,7 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 5 | [`cli`] [`config`] [`server`] `tools` | doors: command line, sockets, admin pages, tools |
+//! | 5 | [`cli`] [`config`] [`server`] [`tools`] | doors: command line, sockets, admin pages, tools |
 //! | 4 | [`session`] [`upstream`] [`client`] | one device connection's life; the pipe to the chat server; the device side |
 //! | 3 | [`hub`] | who is awake; decide, keep, speak |
 //! | 2 | [`store`] | what is promised to disk |
@@ -24,5 +24,6 @@ pub mod server;
 pub mod session;
 pub mod store;
 pub mod time;
+pub mod tools;
 pub mod upstream;
 pub mod wire;
