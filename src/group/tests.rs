@@ -635,7 +635,10 @@ fn d2m_12_13_a_self_drop_is_acknowledged_before_the_close() {
     let _ = (w.hears(a), w.hears(b));
     w.begins(a, 0);
     w.says(a, Request::DropDevice(A));
-    assert_eq!((w.hears(a), w.farewell(a)), (vec!["begun".to_owned(), "dropped a".to_owned()], Some(Farewell::Dropped)));
+    assert_eq!(
+        (w.hears(a), w.farewell(a)),
+        (vec!["begun".to_owned(), "dropped a".to_owned()], Some(Farewell::Dropped))
+    );
     assert_eq!(w.hears(b), ["ended a", "leader"]);
     let a = w.returns(A);
     assert_eq!(w.farewell(a), Some(Farewell::SlotStateMismatch));

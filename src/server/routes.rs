@@ -128,7 +128,11 @@ pub(super) fn router(public: Arc<Public>) -> Router {
     Router::new().fallback(upgrade).with_state(public)
 }
 
-async fn upgrade(State(public): State<Arc<Public>>, Extension(Peer(peer)): Extension<Peer>, request: Request) -> Response {
+async fn upgrade(
+    State(public): State<Arc<Public>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    request: Request,
+) -> Response {
     match admit(&public, peer.ip(), &request) {
         Ok((url, entered)) => {
             let (mut parts, _body) = request.with_limited_body().into_parts();
