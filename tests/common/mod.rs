@@ -1,0 +1,190 @@
+//! A real mediator on real sockets, for tests: port 0, a directory of its own, a scripted chat server behind it.
+#![allow(dead_code, clippy::missing_panics_doc, reason = "each test binary uses its own part")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use heliostat::client::{Device, DeviceConfig, GroupKey, Mediator as Url, RawConnection, Trust};
+use heliostat::group::Limits;
+use heliostat::server::{Admission, Mediator, Parts};
+use heliostat::session::Timeouts;
+use heliostat::store::sqlite::SqliteStore;
+use heliostat::store::{Durability, Store};
+use heliostat::time::Clock;
+use heliostat::upstream::directory::{Directory, DirectoryConfig, Target};
+use heliostat::upstream::framer::Framing;
+use heliostat::upstream::{TcpDial, UpstreamLimits};
+use heliostat::wire::d2m::{ClientHello, DeviceId, ServerGroup, ToDevice};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Long enough for a machine that does ten other things, short enough to end a test that waits for nothing.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for something that has to happen.
+pub async fn soon<T>(happens: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, happens).await.expect("this happens in time")
+}
+
+/// How a mediator under test differs from the default one.
+pub struct Setup {
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub admission: Admission,
+    pub upstream: Option<SocketAddr>,
+    pub tls: Option<tokio_rustls::TlsAcceptor>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            admission: Admission::default(),
+            upstream: None,
+            tls: None,
+        }
+    }
+}
+
+/// A mediator that listens.
+pub struct Server {
+    pub mediator: Mediator,
+    pub address: SocketAddr,
+    pub store: Arc<SqliteStore>,
+}
+
+impl Server {
+    pub async fn start(dir: &Path, setup: Setup) -> Self {
+        let clock = Clock::system();
+        let store = SqliteStore::open(dir, Durability::Memory, clock.now().wall_ms).unwrap();
+        let kept: Arc<dyn Store> = Arc::<SqliteStore>::clone(&store);
+        let (mediator, address) = mediate(kept, setup, clock).await;
+        Self { mediator, address, store }
+    }
+
+    pub fn url(&self) -> Url {
+        plain(self.address)
+    }
+
+    /// Stops as an operator would.
+    pub async fn stop(self) {
+        soon(self.mediator.stop()).await.unwrap();
+        self.store.close().await.unwrap();
+    }
+}
+
+/// Starts a mediator over any store.
+pub async fn mediate(store: Arc<dyn Store>, setup: Setup, clock: Clock) -> (Mediator, SocketAddr) {
+    let Setup { limits, timeouts, admission, upstream, tls } = setup;
+    let default = upstream.map(|address| Target { addresses: vec![address.to_string()], framing: Framing::Csp });
+    let directory = Directory::new(DirectoryConfig { default, ..DirectoryConfig::default() }).unwrap_or_default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let parts = Parts {
+        store,
+        directory,
+        dial: Arc::new(TcpDial),
+        upstream: UpstreamLimits::default(),
+        limits,
+        timeouts,
+        admission,
+        clock,
+        durability: "memory",
+    };
+    (Mediator::start(listener, tls, parts), address)
+}
+
+pub fn plain(address: SocketAddr) -> Url {
+    Url::new(&format!("ws://{address}"), &Trust::System).unwrap()
+}
+
+/// A device group under test.
+pub struct Family {
+    pub key: GroupKey,
+    pub url: Url,
+}
+
+impl Family {
+    pub fn new(url: Url) -> Self {
+        Self { key: GroupKey::generate(), url }
+    }
+
+    pub fn config(&self, device: u64) -> DeviceConfig {
+        DeviceConfig::new(self.key.clone(), ServerGroup::new("a0").unwrap(), DeviceId(device))
+    }
+
+    /// A device that registers, and has its backlog.
+    pub async fn joins(&self, device: u64) -> Device {
+        self.connects(&self.config(device)).await
+    }
+
+    /// A device that was here before, and has its backlog.
+    pub async fn returns(&self, device: u64) -> Device {
+        self.connects(&self.config(device).existing()).await
+    }
+
+    pub async fn connects(&self, config: &DeviceConfig) -> Device {
+        let mut device = soon(Device::connect(&self.url, config)).await.unwrap();
+        soon(device.wait_dry()).await.unwrap();
+        device
+    }
+
+    /// A connection that has said nothing yet.
+    pub async fn opens(&self) -> RawConnection {
+        soon(self.url.open(&self.config(1).url_info())).await.unwrap()
+    }
+
+    /// A connection that has been admitted, with nothing else read.
+    pub async fn admitted(&self, config: &DeviceConfig) -> RawConnection {
+        let mut raw = self.opens().await;
+        let hello = self.hello(&mut raw, config).await;
+        raw.send(&heliostat::wire::d2m::FromDevice::ClientHello(Box::new(hello))).await.unwrap();
+        soon(raw.server_info()).await.unwrap();
+        raw
+    }
+
+    /// The answer to a connection's ServerHello.
+    pub async fn hello(&self, raw: &mut RawConnection, config: &DeviceConfig) -> ClientHello {
+        let hello = soon(raw.server_hello()).await.unwrap();
+        config.client_hello(&hello).unwrap()
+    }
+}
+
+/// The next payload that is a reflected message: its envelope.
+pub async fn reflected(device: &mut Device) -> Vec<u8> {
+    let payload = soon(device.wait_for(|payload| matches!(payload, ToDevice::Reflected(_)))).await.unwrap();
+    let ToDevice::Reflected(message) = payload else { unreachable!() };
+    message.envelope().to_vec()
+}
+
+/// Proves that a connection was sent nothing that is not named: asks for something and sees only the answer.
+pub async fn hears_nothing_before_devices_info(raw: &mut RawConnection) {
+    raw.send(&heliostat::wire::d2m::FromDevice::GetDevicesInfo).await.unwrap();
+    let next = soon(raw.recv()).await.unwrap();
+    assert!(matches!(next, ToDevice::DevicesInfo(_)), "{next:?}");
+}
+
+/// A chat server that does what the test says.
+pub struct ScriptedChat {
+    listener: TcpListener,
+    pub address: SocketAddr,
+}
+
+impl ScriptedChat {
+    pub async fn bind() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        Self { listener, address }
+    }
+
+    pub async fn accepts(&self) -> TcpStream {
+        soon(self.listener.accept()).await.unwrap().0
+    }
+
+    /// Whether somebody connected who has not been accepted yet.
+    pub async fn nobody_came(&self) -> bool {
+        futures_util::FutureExt::now_or_never(self.listener.accept()).is_none()
+    }
+}
