@@ -471,6 +471,15 @@ mod tests {
     }
 
     #[test]
+    fn the_file_for_compose_is_understood() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose.toml");
+        let config = Config::load(&file).unwrap();
+        assert_eq!(config.data_dir, Path::new("/data"));
+        assert!(matches!(config.listen.security(), Security::Files(_)));
+        assert!(config.chat.csp.enabled);
+    }
+
+    #[test]
     fn an_unreadable_file_is_named() {
         let error = Config::load(Path::new("/nowhere/heliostat.toml")).unwrap_err().to_string();
         assert!(error.contains("/nowhere/heliostat.toml: No such file"), "{error}");
