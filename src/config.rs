@@ -268,14 +268,14 @@ fn directory<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Directory>, D:
 
 fn loopback<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
     let address = SocketAddr::deserialize(from)?;
-    is_admin_address(address).map_err(D::Error::custom)
+    loopback_only(address).map_err(D::Error::custom)
 }
 
 /// The admin door asks nobody who they are, so it opens to this machine only.
 ///
 /// # Errors
 /// The reason, when `address` is not a loopback address.
-pub fn is_admin_address(address: SocketAddr) -> Result<SocketAddr, String> {
+pub fn loopback_only(address: SocketAddr) -> Result<SocketAddr, String> {
     if address.ip().is_loopback() {
         Ok(address)
     } else {
