@@ -112,7 +112,7 @@ impl ServeArgs {
 }
 
 fn admin_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|error| format!("{error}")).and_then(config::is_admin_address)
+    text.parse().map_err(|error| format!("{error}")).and_then(config::loopback_only)
 }
 
 /// `healthcheck`

@@ -268,14 +268,14 @@ fn directory<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Directory>, D:
 
 fn loopback<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
     let address = SocketAddr::deserialize(from)?;
-    is_admin_address(address).map_err(D::Error::custom)
+    loopback_only(address).map_err(D::Error::custom)
 }
 
 /// The admin door asks nobody who they are, so it opens to this machine only.
 ///
 /// # Errors
 /// The reason, when `address` is not a loopback address.
-pub fn is_admin_address(address: SocketAddr) -> Result<SocketAddr, String> {
+pub fn loopback_only(address: SocketAddr) -> Result<SocketAddr, String> {
     if address.ip().is_loopback() {
         Ok(address)
     } else {
@@ -468,6 +468,15 @@ mod tests {
             assert!(error.starts_with(&format!("test.toml, line {line}: ")), "{text:?} gave: {error}");
             assert!(error.contains(expected), "{text:?} gave: {error}");
         }
+    }
+
+    #[test]
+    fn the_file_for_compose_is_understood() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose.toml");
+        let config = Config::load(&file).unwrap();
+        assert_eq!(config.data_dir, Path::new("/data"));
+        assert!(matches!(config.listen.security(), Security::Files(_)));
+        assert!(config.chat.csp.enabled);
     }
 
     #[test]

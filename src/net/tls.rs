@@ -195,6 +195,19 @@ pub(super) mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn the_throwaway_pair_of_the_repository_serves_localhost() {
+        let certs = Path::new(env!("CARGO_MANIFEST_DIR")).join("certs");
+        let file = |name: &str| certs.join(format!("throwaway-test-only-{name}.pem"));
+        let acceptor = acceptor(&CertFiles { cert: file("cert"), key: file("key") }).unwrap();
+        let (near, far) = tokio::io::duplex(16 * 1_024);
+        let connector = connector(&file("ca"));
+        let (server, client) =
+            tokio::join!(acceptor.accept(far), connector.connect("localhost".try_into().unwrap(), near));
+        server.unwrap();
+        client.unwrap();
+    }
+
     #[test]
     fn a_pin_is_what_openssl_computes() {
         // openssl x509 -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64
