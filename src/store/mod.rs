@@ -62,7 +62,7 @@
 //!
 //! # One writes, some read
 //!
-//! A single thread owns the connection that writes ([`writer`]). It takes whatever waits, of any group, keeps it in one
+//! A single thread owns the connection that writes (`writer.rs`). It takes whatever waits, of any group, keeps it in one
 //! transaction with one sync, and then answers all of them; while it syncs, the next batch gathers. So the cost of a sync is
 //! shared by as many as are waiting, and nobody waits for a timer. Readers have connections of their own and see what has
 //! been committed; they neither wait for the writer nor hold it up.
