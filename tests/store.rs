@@ -488,6 +488,46 @@ async fn a_crash_in_the_middle_of_a_transaction_leaves_what_was_answered() {
     }
 }
 
+const VICTIM_DIR: &str = "HELIOSTAT_TEST_VICTIM_DIR";
+
+/// Not a test: what `a_killed_process_loses_nothing_it_had_said` starts and kills. Says each seq once it is answered.
+#[tokio::test]
+#[ignore = "runs as a child process"]
+async fn victim() {
+    let Some(dir) = std::env::var_os(VICTIM_DIR) else { return };
+    let store = SqliteStore::open(Path::new(&dir), Durability::Memory, NOW).unwrap();
+    store.commit(id(1), vec![group(64)]).await.unwrap();
+    for seq in 1.. {
+        store.commit(id(1), vec![append(seq, 1)]).await.unwrap();
+        println!("kept {seq}");
+    }
+}
+
+#[test]
+fn a_killed_process_loses_nothing_it_had_said() {
+    use std::io::BufRead as _;
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["victim", "--exact", "--ignored", "--nocapture"])
+        .env(VICTIM_DIR, dir.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let kept = |line: String| line.strip_prefix("kept ").and_then(|seq| seq.parse::<u64>().ok());
+    assert!(said.by_ref().filter_map(kept).any(|seq| seq == 300), "the child came that far");
+    child.kill().unwrap();
+    let last = said.filter_map(kept).last().unwrap_or(300);
+    child.wait().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let store = SqliteStore::open(dir.path(), Durability::Memory, NOW).unwrap();
+        let log = whole_log(&*store, id(1)).await;
+        assert!(log.len() as u64 >= last, "{} of {last}", log.len());
+        assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>());
+    });
+}
+
 #[tokio::test]
 async fn closing_keeps_what_was_asked_before_and_gives_the_directory_free() {
     let Kept(store, dir) = sqlite();
