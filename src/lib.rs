@@ -8,6 +8,7 @@
 //! | 1 | [`group`] | what is decided |
 //! | 0 | [`wire`] [`crypto`] [`time`] | bytes, keys, clocks |
 
+pub mod chat;
 pub mod crypto;
 pub mod group;
 pub mod store;

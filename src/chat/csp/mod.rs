@@ -1,0 +1,3 @@
+//! The embedded CSP chat server.
+
+pub mod wire;
