@@ -9,6 +9,7 @@
 //! | 0 | [`wire`] [`crypto`] [`time`] | bytes, keys, clocks |
 
 pub mod chat;
+pub mod client;
 pub mod crypto;
 pub mod group;
 pub mod store;
