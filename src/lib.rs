@@ -11,8 +11,9 @@
 //! | 1 | [`group`] | what is decided; pure |
 //! | 0 | [`wire`] [`crypto`] [`time`] [`net`] | bytes, keys, clocks, socket plumbing |
 //!
-//! `chat` is a wing of its own on floor 0: chat servers that can stand behind the mediator, which does not know them.
+//! [`chat`] is a wing of its own on floor 0: chat servers that can stand behind the mediator, which does not know them.
 
+pub mod chat;
 pub mod cli;
 pub mod client;
 pub mod config;
