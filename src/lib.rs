@@ -10,6 +10,7 @@
 //! | 1 | [`group`] | what is decided |
 //! | 0 | [`wire`] [`crypto`] [`time`] | bytes, keys, clocks |
 
+pub mod chat;
 pub mod client;
 pub mod crypto;
 pub mod group;

@@ -5,7 +5,7 @@
 //! use heliostat::client::{Device, DeviceConfig, GroupKey, Mediator, Trust};
 //! use heliostat::wire::d2m::{DeviceId, ReflectFlags, ServerGroup, ToDevice};
 //!
-//! let mediator = Mediator::new("wss://localhost:8443", &Trust::CaFile("heliostat-data/ca.pem".into()))?;
+//! let mediator = Mediator::new("wss://localhost:8443", &Trust::CaFile("heliostat-data/dev-ca.pem".into()))?;
 //! let key = GroupKey::generate();
 //! let group = ServerGroup::new("a0").ok_or("not a server group")?;
 //! let phone = DeviceConfig::new(key.clone(), group.clone(), DeviceId(1));
@@ -28,9 +28,11 @@
 //! | [`tls`] | whom to trust: the system, a CA, or one public key |
 //! | [`raw`] | one WebSocket, one payload after the other, nothing done behind the caller's back: for tests that misbehave |
 //! | [`device`] | a device that has been admitted: two halves for load, one whole for stories |
+//! | [`csp`] | the chat server's protocol, over [`proxy`] or over TCP |
 //! | [`proxy`] | the chat server's byte stream inside proxy payloads |
 
 pub mod connect;
+pub mod csp;
 pub mod device;
 pub mod keys;
 pub mod proxy;

@@ -1,0 +1,263 @@
+//! The room's doors: a listener, one task per connection, and the task that decides.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `actor` | decide, write, then speak |
+//! | `connection` | one client's socket |
+//! | `outbox` | what waits to be written to it |
+//! | `gate` | who may try to log in |
+
+mod actor;
+mod connection;
+mod gate;
+mod outbox;
+
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use super::state::{ConnId, Limits, PushRequest};
+use super::store::{Directory, Store, StoreError};
+use super::wire::Identity;
+use crate::crypto::Secret;
+use crate::crypto::boxes::{self, Public};
+use crate::time::Clock;
+use actor::{Actor, Mail};
+use connection::Shared;
+use gate::Gate;
+
+pub use connection::{HANDSHAKE_MAX, WRITE_STALL_MAX};
+pub use gate::{FAILURES_MAX, WINDOW as FAILURES_WINDOW};
+pub use outbox::OUTBOX_BYTES_MAX;
+
+/// The file in the data directory that holds the server's permanent key: 64 hexadecimal digits.
+pub const KEY_FILE: &str = "csp-server.key";
+/// How long to wait after an accept that failed: for want of file descriptors, mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Wakes phones. Called by the task that decides: must not block.
+pub trait PushHook: Send + Sync + std::fmt::Debug {
+    /// A message with the push flag is queued for somebody who is not there.
+    fn push(&self, request: PushRequest);
+}
+
+/// Logs who would have been woken: this server has no push provider.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogPush;
+
+impl PushHook for LogPush {
+    fn push(&self, request: PushRequest) {
+        info!(receiver = %request.receiver, tokens = request.tokens.len(), "push: no provider");
+    }
+}
+
+/// What the room needs to know to be opened.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen; port 0 for any.
+    pub listen: SocketAddr,
+    /// Where the server's key and the store are; made if it is not there.
+    pub data_dir: PathBuf,
+    /// Queues and delivery.
+    pub limits: Limits,
+    /// Connections at a time, at most; further ones wait to be accepted.
+    pub connections_max: usize,
+    /// Addresses whose failed handshakes are not counted, because many clients stand behind them: the mediator's.
+    pub failures_exempt: Vec<IpAddr>,
+    /// Wakes phones.
+    pub push: Arc<dyn PushHook>,
+}
+
+impl Config {
+    /// The defaults, with the mediator on the same machine.
+    #[must_use]
+    pub fn new(listen: SocketAddr, data_dir: PathBuf) -> Self {
+        Self {
+            listen,
+            data_dir,
+            limits: Limits::default(),
+            connections_max: 10_000,
+            failures_exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            push: Arc::new(LogPush),
+        }
+    }
+}
+
+/// Why the room could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, #[source] io::Error),
+    /// The data directory or the key file cannot be read or made.
+    #[error("cannot use {0}: {1}")]
+    File(PathBuf, #[source] io::Error),
+    /// The key file holds no key.
+    #[error("{0} does not hold 64 hexadecimal digits")]
+    Key(PathBuf),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The room is open. It closes when the token it was started with is cancelled.
+#[derive(Debug)]
+pub struct Running {
+    local_addr: SocketAddr,
+    public_key: Public,
+    directory: Directory,
+    mailbox: mpsc::WeakSender<Mail>,
+    listener: JoinHandle<()>,
+    actor: JoinHandle<()>,
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// What clients pin.
+    #[must_use]
+    pub const fn public_key(&self) -> &Public {
+        &self.public_key
+    }
+
+    /// Who there is.
+    #[must_use]
+    pub const fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Shows a text to everybody who is connected as `identity`.
+    pub async fn alert(&self, identity: Identity, text: String) {
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            let _ = mailbox.send(Mail::Alert { identity, text }).await;
+        }
+    }
+
+    /// Waits until every connection is closed, everything is written and the store is shut.
+    pub async fn wait(self) {
+        for task in [self.listener, self.actor] {
+            if let Err(error) = task.await {
+                warn!(%error, "a task of the CSP server failed");
+            }
+        }
+    }
+}
+
+/// Opens the room.
+///
+/// # Errors
+/// [`StartError`] says why not.
+pub async fn start(config: Config, clock: Clock, shutdown: CancellationToken) -> Result<Running, StartError> {
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen(config.listen, error))?;
+    start_on(listener, config, clock, shutdown).await
+}
+
+/// Opens the room on a listener that is already bound; `config.listen` does not count.
+///
+/// # Errors
+/// [`StartError`] says why not.
+pub async fn start_on(
+    listener: TcpListener,
+    config: Config,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> Result<Running, StartError> {
+    let local_addr = listener.local_addr().map_err(|error| StartError::Listen(config.listen, error))?;
+    let dir = config.data_dir;
+    std::fs::create_dir_all(&dir).map_err(|error| StartError::File(dir.clone(), error))?;
+    let server_key = server_key(&dir.join(KEY_FILE))?;
+    let public_key = boxes::public(&server_key);
+    let store = Store::open(&dir).await?;
+    let directory = store.directory().clone();
+    let next_seq = store.next_seq().await?;
+
+    let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
+    let weak = mailbox.downgrade();
+    let actor = tokio::spawn(Actor::new(config.limits, store, next_seq, clock, config.push).run(mail));
+    let gate = Mutex::new(Gate::new(config.failures_exempt));
+    let shared = Arc::new(Shared { server_key, directory: directory.clone(), clock, gate, shutdown });
+    let listener = tokio::spawn(listen(listener, shared, mailbox, config.connections_max));
+    Ok(Running { local_addr, public_key, directory, mailbox: weak, listener, actor })
+}
+
+/// Accepts until told to stop, then waits for every connection to end.
+async fn listen(listener: TcpListener, shared: Arc<Shared>, mailbox: mpsc::Sender<Mail>, connections_max: usize) {
+    let connections = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(connections_max));
+    let mut next_conn = 0;
+    let accept = async {
+        loop {
+            // Never closed, so always granted.
+            let place = Arc::clone(&places).acquire_owned().await;
+            let (socket, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            if !shared.gate_is_open(from.ip()) {
+                debug!(%from, "too many failed handshakes");
+                continue;
+            }
+            // Acks and echoes are small and waited for.
+            let _ = socket.set_nodelay(true);
+            next_conn += 1;
+            let (shared, mailbox) = (Arc::clone(&shared), mailbox.clone());
+            connections.spawn(async move {
+                connection::run(shared, mailbox, ConnId(next_conn), socket, from).await;
+                drop(place);
+            });
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        () = shared.shutdown.cancelled() => {}
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+/// Reads the server's key, or makes one that nobody but the owner of the process may read.
+fn server_key(path: &Path) -> Result<Secret<32>, StartError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let mut key = [0; 32];
+            hex::decode_to_slice(text.trim(), &mut key).map_err(|_| StartError::Key(path.to_owned()))?;
+            Ok(Secret::new(key))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = Secret::random();
+            write_key(path, &key).map_err(|error| StartError::File(path.to_owned(), error))?;
+            Ok(key)
+        }
+        Err(error) => Err(StartError::File(path.to_owned(), error)),
+    }
+}
+
+fn write_key(path: &Path, key: &Secret<32>) -> io::Result<()> {
+    // A crash half way must not leave half a key behind, which no later start could use.
+    let unfinished = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&unfinished)?;
+    writeln!(file, "{}", hex::encode(key.expose()))?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, path)
+}
