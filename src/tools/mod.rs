@@ -4,11 +4,49 @@
 //! | file | holds |
 //! |---|---|
 //! | [`decode`] | names every field of a frame, a URL, a close code |
-
+//! | [`device`] | an interactive device |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
 //! | [`describe`] | payloads as fields with names: what the others print |
 //! | [`keyfile`] | the device group key in a file, and what is remembered beside it |
 
 pub mod decode;
 pub mod describe;
+pub mod device;
 pub mod keyfile;
+pub mod simulate;
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use miette::{Result, miette};
+
+use crate::client::Trust;
+
+/// How a mediator proves to be the right one
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+pub struct TrustArgs {
+    /// Trust certificates of the CA in this PEM file [default: the development CA in the data directory if there is one,
+    /// else the system's roots]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Trust the one public key (SubjectPublicKeyInfo) with this SHA-256, in base64
+    #[arg(long, value_name = "BASE64")]
+    pin: Option<String>,
+}
+
+/// What the arguments say, and what is meant when they say nothing.
+fn trust_of(args: &TrustArgs, data: &Path) -> Result<Trust> {
+    if let Some(pin) = &args.pin {
+        let digits = pin.strip_prefix("sha256/").or_else(|| pin.strip_prefix("sha256:")).unwrap_or(pin);
+        let pin = BASE64_STANDARD.decode(digits).ok().and_then(|pin| pin.try_into().ok());
+        return pin.map(Trust::Pin).ok_or_else(|| miette!("the pin is not the base64 of 32 bytes"));
+    }
+    if let Some(ca) = &args.ca {
+        return Ok(Trust::CaFile(ca.clone()));
+    }
+    // Made there by a development server.
+    let development = data.join("dev-ca.pem");
+    Ok(if development.exists() { Trust::CaFile(development) } else { Trust::System })
+}
