@@ -17,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{self, Config, ConfigError, Durability};
+use crate::{server, tools};
 
 /// Names what is logged, as in `info,heliostat::upstream=debug`.
 const LOG_FILTER: &str = "HELIOSTAT_LOG";
@@ -36,6 +37,16 @@ pub struct Cli {
 /// What can be asked of the binary.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Start the mediator and the chat servers the configuration names; without one, a complete development box
+    Serve(ServeArgs),
+    /// Make, list and revoke identities of the embedded chat server
+    Identity(tools::identity::Args),
+    /// Be one device of a group, by hand or from a script
+    Device(tools::device::Args),
+    /// Let many groups of devices reflect over real sockets, and judge what reached whom
+    Simulate(tools::simulate::Args),
+    /// Name every field of a frame, a URL or a close code
+    Decode(tools::decode::Args),
     /// Ask a running server whether it is alive; the answer is the exit status.
     Healthcheck(HealthcheckArgs),
 }
@@ -139,6 +150,11 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command) -> miette::Result<ExitCode> {
     match command {
+        Command::Serve(args) => server::serve::run(args.config()?).await,
+        Command::Identity(args) => tools::identity::run(args).await,
+        Command::Device(args) => tools::device::run(args).await,
+        Command::Simulate(args) => tools::simulate::run(args).await,
+        Command::Decode(args) => tools::decode::run(args).await,
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }
 }

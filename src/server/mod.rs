@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
 //! | [`admin`] | whether the process lives and takes devices |
+//! | [`serve`] | `heliostat serve`: everything the configuration names |
 
 pub mod admin;
 pub mod routes;
+pub mod serve;
 
 use std::collections::HashSet;
 use std::io;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Extension, FromRequestParts as _, Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{RequestExt as _, Router};
 use dashmap::DashMap;
@@ -138,7 +138,10 @@ async fn upgrade(
             let (mut parts, _body) = request.with_limited_body().into_parts();
             let upgrade = match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
                 Ok(upgrade) => session::socket::limit(upgrade),
-                Err(rejection) => return rejection.into_response(),
+                Err(rejection) => {
+                    let text = rejection.body_text() + "\n";
+                    return (StatusCode::UPGRADE_REQUIRED, [(header::UPGRADE, "websocket")], text).into_response();
+                }
             };
             let (context, running) = (Arc::clone(&public.context), public.sessions.token());
             upgrade.on_upgrade(async move |socket| {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 
+use crate::chat::csp::wire::Identity;
 use crate::client::GroupKey;
 use crate::crypto::Secret;
 use crate::wire::d2m::{DeviceId, SlotState};
@@ -38,6 +39,33 @@ pub fn load_or_create(path: &Path) -> Result<(GroupKey, bool)> {
         .into_diagnostic()
         .wrap_err_with(|| format!("the group key file {} cannot be written", path.display()))?;
     Ok((key, true))
+}
+
+/// Writes an identity of the chat server and its secret key into a new file: the identity, a space, 64 hex digits.
+///
+/// # Errors
+/// When the file cannot be written, for instance because it exists.
+pub fn write_identity(path: &Path, identity: Identity, secret: &Secret<32>) -> Result<()> {
+    private_file(path)
+        .and_then(|mut file| writeln!(file, "{identity} {}", hex::encode(secret.expose())))
+        .into_diagnostic()
+        .wrap_err_with(|| format!("the identity file {} cannot be written", path.display()))
+}
+
+/// Reads what [`write_identity`] wrote.
+///
+/// # Errors
+/// When the file cannot be read or holds something else.
+pub fn read_identity(path: &Path) -> Result<(Identity, Secret<32>)> {
+    let text = std::fs::read_to_string(path)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("the identity file {} cannot be read", path.display()))?;
+    let parsed = text.trim().split_once(' ').and_then(|(identity, key)| {
+        let mut secret = [0; 32];
+        hex::decode_to_slice(key, &mut secret).ok()?;
+        Some((identity.parse().ok()?, Secret::new(secret)))
+    });
+    parsed.ok_or_else(|| miette!("the file {} does not hold an identity and its key", path.display()))
 }
 
 /// A new file that nobody else reads.

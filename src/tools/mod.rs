@@ -12,6 +12,7 @@
 pub mod decode;
 pub mod describe;
 pub mod device;
+pub mod identity;
 pub mod keyfile;
 pub mod simulate;
 
@@ -47,6 +48,6 @@ fn trust_of(args: &TrustArgs, data: &Path) -> Result<Trust> {
         return Ok(Trust::CaFile(ca.clone()));
     }
     // Made there by a development server.
-    let development = data.join("dev-ca.pem");
+    let development = data.join("tls").join("dev-ca.pem");
     Ok(if development.exists() { Trust::CaFile(development) } else { Trust::System })
 }

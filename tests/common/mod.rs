@@ -1,9 +1,25 @@
 //! A real mediator on real sockets, for tests: port 0, a directory of its own, a scripted chat server behind it.
-#![allow(dead_code, clippy::missing_panics_doc, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    reason = "each test binary uses its own part"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test may panic"
+)]
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use heliostat::client::{Device, DeviceConfig, GroupKey, Mediator as Url, RawConnection, Trust};
@@ -17,7 +33,9 @@ use heliostat::upstream::directory::{Directory, DirectoryConfig, Target};
 use heliostat::upstream::framer::Framing;
 use heliostat::upstream::{TcpDial, UpstreamLimits};
 use heliostat::wire::d2m::{ClientHello, DeviceId, ServerGroup, ToDevice};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 /// Long enough for a machine that does ten other things, short enough to end a test that waits for nothing.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -186,5 +204,64 @@ impl ScriptedChat {
     /// Whether somebody connected who has not been accepted yet.
     pub async fn nobody_came(&self) -> bool {
         futures_util::FutureExt::now_or_never(self.listener.accept()).is_none()
+    }
+}
+
+/// A client's socket that lets no pong through, and counts them. Everything else passes.
+pub struct PongSink {
+    inner: TcpStream,
+    /// Bytes of the current frame that are still to be written.
+    left: usize,
+    pongs: watch::Sender<usize>,
+}
+
+impl PongSink {
+    pub fn new(inner: TcpStream) -> (Self, watch::Receiver<usize>) {
+        let (pongs, counted) = watch::channel(0);
+        (Self { inner, left: 0, pongs }, counted)
+    }
+
+    /// Length of the frame at the front, header included.
+    fn frame_len(bytes: &[u8]) -> usize {
+        const MASK: usize = 4;
+        match bytes[1] & 0x7f {
+            126 => 4 + MASK + usize::from(u16::from_be_bytes([bytes[2], bytes[3]])),
+            127 => panic!("no test sends that much through here"),
+            short => 2 + MASK + usize::from(short),
+        }
+    }
+}
+
+impl AsyncWrite for PongSink {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.starts_with(b"GET ") {
+            return Pin::new(&mut self.inner).poll_write(cx, bytes);
+        }
+        if self.left == 0 {
+            let len = Self::frame_len(bytes);
+            if bytes[0] & 0x0f == 0xa {
+                self.pongs.send_modify(|pongs| *pongs += 1);
+                return Poll::Ready(Ok(len));
+            }
+            self.left = len;
+        }
+        let now = self.left.min(bytes.len());
+        let written = std::task::ready!(Pin::new(&mut self.inner).poll_write(cx, &bytes[..now]))?;
+        self.left -= written;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for PongSink {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
