@@ -9,6 +9,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use tokio::sync::Notify;
 
+use super::chat::Chat;
 use super::ledger::{Fault, Kind, Ledger, Member, Seen, Tally};
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator, Receiver, Sender};
 use crate::time::Clock;
@@ -47,6 +48,8 @@ pub(super) struct World {
     pub(super) ephemeral: f64,
     /// Between two messages of a device.
     pub(super) pause: Duration,
+    /// What the groups' identities say to each other, where there is a chat server for it.
+    pub(super) chat: Option<Chat>,
     pub(super) totals: Totals,
 }
 
@@ -57,6 +60,8 @@ pub(super) struct Totals {
     pub(super) acked: AtomicU64,
     pub(super) delivered: AtomicU64,
     pub(super) reconnects: AtomicU64,
+    /// Why a device was last without a connection: what a person wants to know when nothing moves.
+    pub(super) trouble: Mutex<String>,
     pub(super) latencies: Mutex<Latencies>,
 }
 
@@ -79,6 +84,8 @@ enum Unit {
 #[derive(Debug)]
 pub(super) struct Group {
     world: Arc<World>,
+    /// Its number among the groups.
+    number: usize,
     key: GroupKey,
     server_group: ServerGroup,
     state: Mutex<State>,
@@ -96,6 +103,7 @@ struct State {
 struct Lane {
     admitted: bool,
     finished: bool,
+    leader: bool,
     /// By unit: whether it went into a socket, and whether that is settled.
     said: Vec<bool>,
     done: Vec<bool>,
@@ -121,10 +129,11 @@ enum Lock {
 }
 
 impl Group {
-    pub(super) fn new(world: &Arc<World>, server_group: ServerGroup) -> Arc<Self> {
+    pub(super) fn new(world: &Arc<World>, number: usize, server_group: ServerGroup) -> Arc<Self> {
         let lanes = std::iter::repeat_with(Lane::default).take(world.devices).collect();
         Arc::new(Self {
             world: Arc::clone(world),
+            number,
             // Not from the seed: a second run with the same seed meets a server that remembers the first.
             key: GroupKey::generate(),
             server_group,
@@ -151,7 +160,7 @@ impl Group {
         let mut config = DeviceConfig::new(self.key.clone(), self.server_group.clone(), DeviceId(member as u64 + 1));
         config.device_info = format!("simulated device {member}").into_bytes();
         let (mut connection, mut attempt) = (0_u32, 0_u32);
-        while !self.lock().is_over() {
+        while !(self.lock().is_over() && self.world.chat.as_ref().is_none_or(Chat::is_over)) {
             let connect = Device::connect(&self.world.mediator, &config);
             match tokio::time::timeout(CONNECT_PATIENCE, connect).await {
                 Ok(Ok(device)) => {
@@ -165,6 +174,7 @@ impl Group {
                         return Err(format!("device {member}: {ended}"));
                     }
                     self.world.totals.reconnects.fetch_add(1, Ordering::Relaxed);
+                    self.world.totals.note(ended.to_string());
                 }
                 // Admitted without hearing of it: the server died between keeping the slot and saying so.
                 Ok(Err(ConnectError::NotAdmitted(ended)))
@@ -179,8 +189,8 @@ impl Group {
                 Ok(Err(error @ ConnectError::Tls(_))) if connection == 0 => {
                     return Err(format!("device {member}: {error}"));
                 }
-                Ok(Err(error)) => tracing::debug!(member, %error, "no connection"),
-                Err(_elapsed) => tracing::debug!(member, "connecting took too long"),
+                Ok(Err(error)) => self.world.totals.note(error.to_string()),
+                Err(_elapsed) => self.world.totals.note("connecting took too long".to_owned()),
             }
             attempt += 1;
             let pause = Duration::from_millis(50).saturating_mul(1 << attempt.min(8)).min(BACK_OFF_MAX);
@@ -218,16 +228,18 @@ impl Group {
         &self,
         member: Member,
         connection: u32,
-        device: Device,
+        mut device: Device,
         units: &[Unit],
         rng: &mut fastrand::Rng,
     ) -> Result<(), Ended> {
+        let proxy = device.proxy_stream();
         let (sender, receiver) = device.split();
         self.with_lane(member, |lane| {
             lane.admitted = true;
             lane.awaiting.clear();
             lane.to_ack.clear();
             lane.lock = Lock::Idle;
+            lane.leader = false;
         });
         let hear = self.hear(member, connection, receiver);
         tokio::pin!(hear);
@@ -236,10 +248,26 @@ impl Group {
             self.with_lane(member, |lane| lane.finished = true);
             // The acknowledgements go out before the close frame: both wait in the same queue.
             self.until(|state| (state.is_over() && state.lanes.get(member)?.to_ack.is_empty()).then_some(())).await;
+            if let Some(chat) = &self.world.chat {
+                chat.over().await;
+            }
             sender.close(CloseCode::Normal.code(), "").await
+        };
+        let chat = async {
+            let (Some(chat), Some(proxy)) = (&self.world.chat, proxy) else { return std::future::pending().await };
+            // Only the leader's connection is given messages.
+            self.until(|state| state.lane(member)?.leader.then_some(())).await;
+            chat.converse(self.number, member as u64 + 1, proxy).await
         };
         tokio::select! {
             ended = &mut hear => Err(ended),
+            // The mediator ends a connection whose chat server is gone.
+            chatted = chat => {
+                if let Err(error) = chatted {
+                    self.world.totals.note(format!("chat server: {error}"));
+                }
+                Err(last_words(hear).await)
+            }
             // Why nothing can be sent any more is behind what has not been heard yet.
             Err(_) = self.acknowledge(member, &sender) => Err(last_words(hear).await),
             spoken = speak => {
@@ -284,8 +312,12 @@ impl Group {
                     state.set_lock(member, |lock| if lock == Lock::Rejected { Lock::Free } else { lock });
                 }
                 ToDevice::CommitTransactionAck => state.set_lock(member, |_| Lock::Committed),
+                ToDevice::RolePromotedToLeader => {
+                    if let Some(lane) = state.lane(member) {
+                        lane.leader = true;
+                    }
+                }
                 ToDevice::ReflectionQueueDry
-                | ToDevice::RolePromotedToLeader
                 | ToDevice::Proxy(_)
                 | ToDevice::ServerHello(_)
                 | ToDevice::ServerInfo(_)
@@ -483,8 +515,13 @@ impl Totals {
             acked: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
+            trouble: Mutex::default(),
             latencies: Mutex::new(Latencies { to_ack: histogram()?, to_last_delivery: histogram()? }),
         })
+    }
+
+    fn note(&self, trouble: String) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     fn record(&self, which: impl FnOnce(&mut Latencies) -> &mut Histogram<u64>, took: Duration) {

@@ -3,6 +3,7 @@
 //! The judgement is the simulation's own ([`ledger`]): it believes acknowledgements and arrivals, nothing else. A server
 //! may be killed and started again underneath; what it acknowledged before has to arrive all the same.
 
+mod chat;
 mod group;
 mod ledger;
 
@@ -18,6 +19,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use tokio::task::JoinSet;
 
+use chat::{Chat, ChatTally};
 use group::{BODY_MIN, Group, Totals, World};
 use ledger::Tally;
 
@@ -71,6 +73,9 @@ pub struct Args {
     /// What the devices choose follows from this number
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Do not send chat messages, even where identities can be made
+    #[arg(long)]
+    no_csp: bool,
     /// Names the chat server in the devices' URLs
     #[arg(long, default_value = "a0", value_name = "NAME")]
     server_group: String,
@@ -85,6 +90,7 @@ fn ratio(text: &str) -> Result<f64, String> {
 #[derive(Debug)]
 struct Outcome {
     tally: Tally,
+    chat: Option<ChatTally>,
     /// Why it ended early.
     gave_up: Option<String>,
     elapsed: Duration,
@@ -103,27 +109,39 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     if size + 40 > ENVELOPE_MAX {
         return Err(miette!("a message of {size} bytes does not fit an envelope: {} is the most", ENVELOPE_MAX - 40));
     }
+    let messages = usize::try_from(args.messages).into_diagnostic()?;
+    let chat = if args.no_csp || args.groups < 2 {
+        None
+    } else if !chat::is_reachable(&args.data) {
+        tell("no chat messages: there is no chat server's data to make identities in");
+        None
+    } else {
+        Some(Chat::prepare(&args.data, usize::from(args.groups), messages, &server_group).await?)
+    };
     let world = Arc::new(World {
         clock: Clock::system(),
         mediator,
         devices: usize::from(args.devices),
-        messages: usize::try_from(args.messages).into_diagnostic()?,
+        messages,
         size,
         transactions: args.transactions,
         ephemeral: args.ephemeral,
         pause: args.pause,
+        chat,
         totals: Totals::new().into_diagnostic().wrap_err("no histogram")?,
     });
     let outcome = simulate(&args, &world, &server_group).await;
     let mut out = std::io::stdout().lock();
     out.write_all(table(&outcome, &world.totals).as_bytes()).into_diagnostic()?;
-    let good = outcome.gave_up.is_none() && outcome.tally.is_clean();
+    let good =
+        outcome.gave_up.is_none() && outcome.tally.is_clean() && outcome.chat.as_ref().is_none_or(ChatTally::is_clean);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn simulate(args: &Args, world: &Arc<World>, server_group: &ServerGroup) -> Outcome {
     let mut rng = fastrand::Rng::with_seed(args.seed);
-    let groups: Vec<_> = (0..args.groups).map(|_| Group::new(world, server_group.clone())).collect();
+    let groups: Vec<_> =
+        (0..args.groups).map(|number| Group::new(world, number.into(), server_group.clone())).collect();
     let mut lives = JoinSet::new();
     for group in &groups {
         for member in 0..world.devices {
@@ -144,11 +162,14 @@ async fn simulate(args: &Args, world: &Arc<World>, server_group: &ServerGroup) -
             },
             _ = ticks.tick() => {
                 let now = world.clock.now().monotonic;
-                let counted = progress.show(&world.totals, now.saturating_sub(started));
+                let chatted = world.chat.as_ref().map_or(0, Chat::moved);
+                let counted = chatted + progress.show(&world.totals, now.saturating_sub(started));
                 if counted != moved {
                     (moved, moved_at) = (counted, now);
                 } else if now.saturating_sub(moved_at) > args.patience {
-                    break Some(format!("nothing moved for {}", humantime::format_duration(args.patience)));
+                    let trouble = world.totals.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                    let last = if trouble.is_empty() { String::new() } else { format!("; last: {trouble}") };
+                    break Some(format!("nothing moved for {}{last}", humantime::format_duration(args.patience)));
                 }
             }
         }
@@ -159,7 +180,12 @@ async fn simulate(args: &Args, world: &Arc<World>, server_group: &ServerGroup) -
     for group in groups {
         tally.add(&group.tally());
     }
-    Outcome { tally, gave_up, elapsed: world.clock.now().monotonic.saturating_sub(started) }
+    Outcome {
+        tally,
+        chat: world.chat.as_ref().map(Chat::tally),
+        gave_up,
+        elapsed: world.clock.now().monotonic.saturating_sub(started),
+    }
 }
 
 /// A bar on a terminal, a line every few seconds elsewhere.
@@ -222,6 +248,14 @@ fn table(outcome: &Outcome, totals: &Totals) -> String {
         ("reflect to last delivery", quantiles(&latencies.to_last_delivery)),
         ("elapsed", format!("{:.2} s", outcome.elapsed.as_secs_f64())),
     ];
+    if let Some(chat) = &outcome.chat {
+        rows.push(("chat messages sent", chat.sent.to_string()));
+        rows.push(("  acked", chat.acked.to_string()));
+        rows.push(("  delivered", chat.delivered.to_string()));
+        rows.push(("  duplicates", chat.duplicates.to_string()));
+        rows.push(("  lost", chat.lost.to_string()));
+        rows.push(("  misordered", chat.misordered.to_string()));
+    }
     rows.extend(tally.faults.iter().map(|(fault, count)| ("  fault", format!("{count} {}", fault.text()))));
     rows.extend(outcome.gave_up.iter().map(|why| ("gave up", why.clone())));
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
