@@ -481,6 +481,23 @@ async fn csp_13_8_un_acked_messages_come_again_in_order_after_a_reconnect_and_a_
 }
 
 #[tokio::test]
+async fn csp_13_9_short_lived_vanishes_after_60_s() {
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let (a, b) = (room.person().await, room.person().await);
+    let mut sender = room.alone(&a).await;
+    sent(&mut sender, a.flagged(&b, 1, MessageFlags::SHORT_LIVED), b.ack_of(1)).await;
+    sent(&mut sender, a.message(&b, 2), b.ack_of(2)).await;
+    pass(59).await;
+    let mut receiver = room.login(room.login_of(&b)).await;
+    assert_eq!(events_until_complete(&mut receiver).await, [1, 2]);
+    pass(1).await;
+    let mut receiver = room.login(room.login_of(&b)).await;
+    assert_eq!(events_until_complete(&mut receiver).await, [2]);
+    room.close().await;
+}
+
+#[tokio::test]
 async fn csp_13_10_hand_over_between_two_devices_without_loss() {
     let dir = temp();
     let room = Room::open(dir.path()).await;
@@ -545,6 +562,77 @@ async fn csp_13_12_idle_timeout_29_is_closed_and_30_accepted() {
         client.set_idle_timeout(seconds).await.unwrap();
         echoes(&mut client, b"still here").await;
     }
+    room.close().await;
+}
+
+/// Lets time pass for the server, which is otherwise waiting for its sockets.
+async fn pass(seconds: u64) {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn csp_13_12_idle_timeout_is_enforced_without_a_close_error() {
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let person = room.person().await;
+    let mut client = room.alone(&person).await;
+    client.set_idle_timeout(30).await.unwrap();
+    echoes(&mut client, b"taken").await;
+    pass(29).await;
+    echoes(&mut client, b"any frame breaks the silence").await;
+    pass(29).await;
+    echoes(&mut client, b"again").await;
+    pass(30).await;
+    ends(&mut client).await;
+    let mut client = room.alone(&person).await;
+    pass(299).await;
+    echoes(&mut client, b"five minutes when nothing is said").await;
+    pass(300).await;
+    ends(&mut client).await;
+    room.close().await;
+}
+
+#[tokio::test]
+async fn csp_2_7_a_handshake_takes_20_s_at_most() {
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let person = room.person().await;
+    let silent = room.socket().await;
+    let mut slow = room.socket().await;
+    login_bytes(&room, &mut slow, &room.login_of(&person)).await;
+    // Known to be accepted, because later ones are.
+    let mut bystander = room.alone(&person).await;
+    pass(20).await;
+    closes_silently(silent).await;
+    closes_silently(slow).await;
+    echoes(&mut bystander, b"undisturbed").await;
+    room.close().await;
+}
+
+#[tokio::test]
+async fn a_failed_write_ends_connections_without_an_ack_and_loses_nothing_that_was_acked() {
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let (a, b) = (room.person().await, room.person().await);
+    let mut sender = room.alone(&a).await;
+    sent(&mut sender, a.message(&b, 1), b.ack_of(1)).await;
+    let file = sqlx::SqlitePool::connect(&format!("sqlite:{}", dir.path().join("csp.sqlite").display())).await.unwrap();
+    sqlx::query("CREATE TRIGGER full BEFORE INSERT ON queue BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        .execute(&file)
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        sender.send_message(a.message(&b, 2)).await.unwrap();
+        ends(&mut sender).await;
+        sender = room.alone(&a).await;
+    }
+    sqlx::query("DROP TRIGGER full").execute(&file).await.unwrap();
+    file.close().await;
+    sent(&mut sender, a.message(&b, 2), b.ack_of(2)).await;
+    let mut receiver = room.login(room.login_of(&b)).await;
+    assert_eq!(events_until_complete(&mut receiver).await, [1, 2]);
     room.close().await;
 }
 

@@ -140,6 +140,8 @@ async fn run_inner(
         };
         match written {
             Some(ending) => ending,
+            // That it reads nothing is known already.
+            None if outbox.ending() == Some(Ending::OutboxFull) => Ending::OutboxFull,
             // Nothing more is read. The writer may be stuck with a client that reads nothing: it gets this long.
             None => match tokio::time::timeout(FAREWELL_MAX, write).await {
                 Ok(ending) => ending,
@@ -148,7 +150,10 @@ async fn run_inner(
         }
     };
     if ending.farewell().is_some() {
-        linger(reading, writing).await;
+        tokio::select! {
+            () = linger(reading, writing) => {}
+            () = shared.shutdown.cancelled() => {}
+        }
     }
     Ok((identity, ending))
 }

@@ -62,9 +62,10 @@ impl World {
     }
 
     fn with(limits: Limits) -> Self {
+        let now = Now { monotonic: Duration::from_secs(1), wall_ms: START_MS };
         Self {
-            state: State::new(limits, Seq(1)),
-            now: Now { monotonic: Duration::from_secs(1), wall_ms: START_MS },
+            state: State::new(now, limits, Seq(1)),
+            now,
             kept: BTreeMap::new(),
             heard: HashMap::new(),
             delivered: Vec::new(),
@@ -79,7 +80,7 @@ impl World {
     /// The server is killed and started again: only what was kept is left.
     fn restart(&mut self) {
         let next = self.kept.last_key_value().map_or(Seq(1), |(seq, _)| Seq(seq.0 + 1));
-        self.state = State::new(self.state.limits, next);
+        self.state = State::new(self.now, self.state.limits, next);
         self.heard.clear();
     }
 
