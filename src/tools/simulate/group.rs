@@ -186,7 +186,8 @@ impl Group {
                 Ok(Err(error)) if error.reconnect() == Reconnect::UserInteraction => {
                     return Err(format!("device {member}: {error}"));
                 }
-                Ok(Err(error @ ConnectError::Tls(_))) if connection == 0 => {
+                // A certificate that is not trusted will not be trusted the next time.
+                Ok(Err(ConnectError::Tls(error))) if error.kind() == std::io::ErrorKind::InvalidData => {
                     return Err(format!("device {member}: {error}"));
                 }
                 Ok(Err(error)) => self.world.totals.note(error.to_string()),
