@@ -1,14 +1,20 @@
 //! The mediator over real sockets: the conformance checklist of the Device-to-Mediator protocol, line by line, and what
 //! else an untidy device can do. A test's name carries its clause.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test may panic"
+)]
+
 mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{
-    Family, ScriptedChat, Server, Setup, hears_nothing_before_devices_info, plain, reflected, soon,
-};
+use common::{Family, ScriptedChat, Server, Setup, hears_nothing_before_devices_info, plain, reflected, soon};
 use heliostat::client::{Begun, ConnectError, Device, GroupKey};
 use heliostat::group::Limits;
 use heliostat::server::Admission;

@@ -46,24 +46,13 @@ pub async fn soon<T>(happens: impl Future<Output = T>) -> T {
 }
 
 /// How a mediator under test differs from the default one.
+#[derive(Default)]
 pub struct Setup {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub admission: Admission,
     pub upstream: Option<SocketAddr>,
     pub tls: Option<tokio_rustls::TlsAcceptor>,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self {
-            limits: Limits::default(),
-            timeouts: Timeouts::default(),
-            admission: Admission::default(),
-            upstream: None,
-            tls: None,
-        }
-    }
 }
 
 /// A mediator that listens.

@@ -1,0 +1,185 @@
+//! The real binary, as an operator and a newcomer meet it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic")]
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+fn heliostat(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command.args(args).env_remove("HELIOSTAT_CONFIG").env("HELIOSTAT_LOG", "warn");
+    command
+}
+
+fn runs(args: &[&str]) -> Output {
+    heliostat(args).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A server that told that it is ready. Killed when the test is over.
+struct Server {
+    child: Child,
+    banner: String,
+}
+
+impl Server {
+    fn start(data: &Path, more: &[&str]) -> Self {
+        let data = data.to_str().unwrap();
+        let mut args = vec!["serve", "--data", data, "--admin-listen", "127.0.0.1:0", "--csp-listen", "127.0.0.1:0"];
+        args.extend(more);
+        let mut child = heliostat(&args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut banner = String::new();
+        // The last line before the closing advice; the pipe ends when the server does.
+        while !banner.contains("durability") {
+            match lines.next() {
+                Some(line) => banner += &(line.unwrap() + "\n"),
+                None => panic!("the server ended: {:?}\n{banner}", child.wait().unwrap()),
+            }
+        }
+        // Whatever it prints later must find a reader.
+        std::thread::spawn(move || lines.count());
+        Self { child, banner }
+    }
+
+    fn address(&self, label: &str) -> SocketAddr {
+        let line = self.banner.lines().find(|line| line.trim_start().starts_with(label)).unwrap();
+        let is_address = |word: &str| word.trim_matches(|c: char| !c.is_ascii_alphanumeric()).parse().ok();
+        line.split([' ', '/']).find_map(is_address).unwrap_or_else(|| panic!("no address in {line:?}"))
+    }
+
+    fn url(&self) -> String {
+        format!("wss://localhost:{}", self.address("devices").port())
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    fn ended(mut self) -> ExitStatus {
+        let status = self.child.wait().unwrap();
+        std::mem::forget(self);
+        status
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+fn simulate(server: &Server, data: &Path, more: &[&str]) -> Command {
+    let mut command = heliostat(&["simulate", "--url", &server.url(), "--data", data.to_str().unwrap()]);
+    command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn a_development_box_carries_a_simulation_over_wss_and_stops_in_order() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--listen", "127.0.0.1:0"]);
+    let output = simulate(&server, data.path(), &["--groups", "4", "--devices", "3", "--messages", "15", "--seed", "7"])
+        .output()
+        .unwrap();
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.lines().filter(|line| line.trim_start().starts_with("lost")).all(|line| line.ends_with(" 0")), "{text}");
+    assert!(text.contains("chat messages"), "the chat server was part of it: {text}");
+
+    let admin = server.address("admin").to_string();
+    assert!(runs(&["healthcheck", &admin]).status.success());
+    server.signal("TERM");
+    assert!(server.ended().success());
+    assert!(!runs(&["healthcheck", &admin]).status.success());
+}
+
+#[test]
+fn killing_the_server_in_the_middle_loses_nothing_that_was_acknowledged() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--listen", "127.0.0.1:0"]);
+    let listen = server.address("devices").to_string();
+    let csp = server.address("chat server").to_string();
+    let args = ["--groups", "4", "--devices", "3", "--messages", "150", "--seed", "11"];
+    let simulation = simulate(&server, data.path(), &args).spawn().unwrap();
+    // The write-ahead log grows with what is acknowledged.
+    let wal = data.path().join("mediator.sqlite-wal");
+    let grown = |by: u64| std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > by);
+    let mut server = server;
+    for by in [400_000, 900_000] {
+        while !grown(by) && std::thread::panicking() == false {
+            std::thread::yield_now();
+        }
+        server.signal("KILL");
+        assert_eq!(server.ended().signal(), Some(9));
+        server = Server::start(data.path(), &["--listen", &listen, "--csp-listen", &csp]);
+    }
+    let output = simulation.wait_with_output().unwrap();
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("lost") && line.ends_with(" 0")), "{text}");
+    assert!(!text.lines().any(|line| line.starts_with("reconnects") && line.ends_with(" 0")), "it was killed: {text}");
+}
+
+#[test]
+fn a_second_server_on_the_same_data_is_refused_and_told_why() {
+    let data = tempfile::tempdir().unwrap();
+    let _first = Server::start(data.path(), &["--listen", "127.0.0.1:0"]);
+    let second = runs(&["serve", "--data", data.path().to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(said(&second).contains("another process"), "{}", said(&second));
+}
+
+#[test]
+fn identities_are_made_and_revoked_while_the_server_runs_and_secrets_are_nobody_elses() {
+    let data = tempfile::tempdir().unwrap();
+    let dir = data.path().to_str().unwrap();
+    let _server = Server::start(data.path(), &["--listen", "127.0.0.1:0"]);
+    let made = runs(&["identity", "new", "ABCD1234", "--data", dir]);
+    assert!(made.status.success(), "{}", said(&made));
+    for file in ["ABCD1234.identity", "csp-server.key", "tls/dev-key.pem", "tls/dev-ca.key"] {
+        let mode = std::fs::metadata(data.path().join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    let mut secret = String::new();
+    std::fs::File::open(data.path().join("ABCD1234.identity")).unwrap().read_to_string(&mut secret).unwrap();
+    let secret = secret.trim().rsplit(' ').next().unwrap();
+    assert!(!said(&made).contains(secret), "a secret was printed");
+
+    assert_eq!(runs(&["identity", "new", "ABCD1234", "--data", dir]).status.code(), Some(1), "taken");
+    assert_eq!(runs(&["identity", "new", "abcd", "--data", dir]).status.code(), Some(1), "no identity");
+    let key = "11".repeat(32);
+    assert!(runs(&["identity", "import", "WXYZ9876", &key, "--data", dir]).status.success());
+    assert!(runs(&["identity", "revoke", "WXYZ9876", "--data", dir]).status.success());
+    let listed = said(&runs(&["identity", "list", "--data", dir]));
+    assert!(listed.lines().any(|line| line.starts_with("ABCD1234") && line.ends_with("active")), "{listed}");
+    assert!(listed.lines().any(|line| line.starts_with("WXYZ9876") && line.ends_with("revoked")), "{listed}");
+}
+
+#[test]
+fn a_configuration_with_a_mistake_names_its_line_and_starts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("heliostat.toml");
+    std::fs::write(&file, "data_dir = \"x\"\n\n[limits]\nmax_device_slots = 0\n").unwrap();
+    let output = runs(&["serve", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("line 4"), "{}", said(&output));
+    assert!(!dir.path().join("x").exists());
+}
+
+#[test]
+fn frames_urls_and_close_codes_are_named() {
+    let output = runs(&["decode", "830000000000000007000000"]);
+    assert!(said(&output).contains("reflected-ack"), "{}", said(&output));
+    assert!(said(&runs(&["decode", "4115"])).contains("slot"));
+    assert_eq!(runs(&["decode", "zz"]).status.code(), Some(1));
+}
