@@ -86,9 +86,10 @@ impl Group {
         }
     }
 
-    /// A group as it was kept. Every device is away.
+    /// A group as it was kept. Every device is away. What is there is allowed to be there, even if the limits were
+    /// lowered meanwhile; nothing is added to it.
     #[must_use]
-    pub fn restore(snapshot: Snapshot, limits: Limits) -> Self {
+    pub fn restore(snapshot: Snapshot, mut limits: Limits) -> Self {
         let GroupRecord { seq_reserved, last_timestamp_ms, encrypted_shared_device_data } = snapshot.group;
         let slots = snapshot.slots.into_iter().map(|kept| {
             let mut record = kept.record;
@@ -105,10 +106,14 @@ impl Group {
                 record.held = Held::default();
                 record.cursor = seq_reserved;
             }
+            limits.max_queue_messages = limits.max_queue_messages.max(record.held.entries);
+            limits.max_queue_bytes = limits.max_queue_bytes.max(record.held.bytes);
             (record.device, Slot { record, seat: None, dirty: false })
         });
+        let slots: BTreeMap<_, _> = slots.collect();
+        limits.max_device_slots = limits.max_device_slots.max(slots.len());
         Self {
-            slots: slots.collect(),
+            slots,
             log: Log::resume(seq_reserved, last_timestamp_ms),
             encrypted_shared_device_data,
             kept: true,

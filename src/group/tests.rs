@@ -507,6 +507,23 @@ fn a_crash_forgets_no_message_and_reuses_no_id() {
 }
 
 #[test]
+fn lowered_limits_take_nothing_away_but_add_nothing_either() {
+    let mut w = world();
+    let (a, b) = (w.new_device(A), w.new_device(B));
+    w.reflects(a, "1");
+    w.reflects(a, "2");
+    w.limits = Limits { max_device_slots: 1, max_queue_messages: 1, ..Limits::default() };
+    w.crashes();
+    let (a, c) = (w.returns(A), w.new_device(C));
+    assert_eq!(w.farewell(c), Some(Farewell::DeviceLimitReached));
+    let b2 = w.returns(B);
+    assert_eq!(w.hears(b2), ["info Existing queue 2", "1", "2", "dry"]);
+    w.reflects(a, "3");
+    assert_eq!(w.farewell(b2), Some(Farewell::QueueLimit));
+    let _ = b;
+}
+
+#[test]
 fn acknowledgements_ride_along_with_a_commit_that_is_made_anyway() {
     let mut w = world();
     let (a, b) = (w.new_device(A), w.new_device(B));

@@ -42,6 +42,8 @@ const HEADER_BYTES: usize = 16 * 1024;
 /// How long a stop waits for sessions: a close takes five seconds to flush and five to be answered.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 
+/// How long a stop waits for groups to write down what they know. They have nothing to wait for but the store.
+const HUB_WITHIN: Duration = Duration::from_secs(10);
 /// How long a stop waits for somebody who reads an admin page.
 const ADMIN_STOP_WITHIN: Duration = Duration::from_secs(1);
 
@@ -140,7 +142,8 @@ impl Mediator {
     /// [`Unfinished`] when connections had to be left behind. Nothing that was acknowledged is lost by that.
     pub async fn stop(&self) -> Result<(), Unfinished> {
         let finished = self.tasks.finish(STOP_WITHIN).await;
-        self.hub.close().await;
+        // A session that was left behind keeps its group awake; nobody waits for that.
+        let _left_behind = tokio::time::timeout(HUB_WITHIN, self.hub.close()).await;
         let _pages_left_open = self.admin.finish(ADMIN_STOP_WITHIN).await;
         finished
     }
