@@ -1,7 +1,7 @@
 //! What the chat server remembers: the directory, queues, device cookies, push tokens.
 //!
-//! The promise: when [`Store::commit`] returns `Ok`, all of its writes are on the disk and survive a crash of the process,
-//! of the machine and a power cut, as far as the disk does what it is told (WAL, `synchronous = FULL`). When it returns
+//! The promise: when [`Store::commit`] returns `Ok`, all of its writes are on the disk and survive a crash of the
+//! process, of the machine and a power cut, as far as the disk does what it is told (WAL, `synchronous = FULL`). When it returns
 //! an error, nobody has been told that anything was kept. One commit takes the writes of many connections: one sync
 //! answers them all.
 //!
@@ -117,12 +117,16 @@ impl Directory {
         if !boxes::is_contributory(public_key) {
             return Err(AddError::LowOrder);
         }
-        let added = sqlx::query("INSERT INTO directory (identity, public_key, server_group, state) VALUES (?, ?, ?, 'active') ON CONFLICT (identity) DO NOTHING")
-            .bind(identity.as_str())
-            .bind(&public_key[..])
-            .bind(server_group)
-            .execute(&self.pool)
-            .await?;
+        let added = sqlx::query(
+            "INSERT INTO directory (identity, public_key, server_group, state) \
+             VALUES ($1, $2, $3, 'active') \
+             ON CONFLICT (identity) DO NOTHING",
+        )
+        .bind(identity.as_str())
+        .bind(&public_key[..])
+        .bind(server_group)
+        .execute(&self.pool)
+        .await?;
         if added.rows_affected() == 1 { Ok(()) } else { Err(AddError::Taken) }
     }
 
@@ -131,10 +135,13 @@ impl Directory {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn revoke(&self, identity: Identity) -> Result<bool, StoreError> {
-        let revoked = sqlx::query("UPDATE directory SET state = 'revoked' WHERE identity = ? AND state = 'active'")
-            .bind(identity.as_str())
-            .execute(&self.pool)
-            .await?;
+        let revoked = sqlx::query(
+            "UPDATE directory SET state = 'revoked' \
+             WHERE identity = $1 AND state = 'active'",
+        )
+        .bind(identity.as_str())
+        .execute(&self.pool)
+        .await?;
         Ok(revoked.rows_affected() == 1)
     }
 
@@ -143,10 +150,14 @@ impl Directory {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn lookup(&self, identity: Identity) -> Result<Option<DirectoryEntry>, StoreError> {
-        let row = sqlx::query("SELECT identity, public_key, server_group, state FROM directory WHERE identity = ?")
-            .bind(identity.as_str())
-            .fetch_optional(&self.pool)
-            .await?;
+        let row = sqlx::query(
+            "SELECT identity, public_key, server_group, state \
+             FROM directory \
+             WHERE identity = $1",
+        )
+        .bind(identity.as_str())
+        .fetch_optional(&self.pool)
+        .await?;
         row.as_ref().map(Self::entry).transpose()
     }
 
@@ -155,9 +166,12 @@ impl Directory {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn list(&self) -> Result<Vec<DirectoryEntry>, StoreError> {
-        let rows = sqlx::query("SELECT identity, public_key, server_group, state FROM directory ORDER BY identity")
-            .fetch_all(&self.pool)
-            .await?;
+        let rows = sqlx::query(
+            "SELECT identity, public_key, server_group, state \
+             FROM directory ORDER BY identity",
+        )
+        .fetch_all(&self.pool)
+        .await?;
         rows.iter().map(Self::entry).collect()
     }
 
@@ -237,7 +251,7 @@ impl Store {
     /// [`StoreError`] when the store fails or is damaged.
     pub async fn kept(&self, who: Identity) -> Result<Kept, StoreError> {
         let queue = sqlx::query(
-            "SELECT seq, sender, message_id, flags, len, expires_ms FROM queue WHERE receiver = ? ORDER BY seq",
+            "SELECT seq, sender, message_id, flags, len, expires_ms FROM queue WHERE receiver = $1 ORDER BY seq",
         )
         .bind(who.as_str())
         .fetch_all(self.pool())
@@ -254,7 +268,7 @@ impl Store {
         });
         let entries = entries.collect::<Result<_, StoreError>>()?;
 
-        let cookie = sqlx::query("SELECT cookie, changed FROM device_cookie WHERE identity = ?")
+        let cookie = sqlx::query("SELECT cookie, changed FROM device_cookie WHERE identity = $1")
             .bind(who.as_str())
             .fetch_optional(self.pool())
             .await?;
@@ -264,11 +278,14 @@ impl Store {
             Ok::<_, StoreError>((DeviceCookie(cookie), row.try_get::<i64, _>("changed")? != 0))
         });
 
-        let tokens =
-            sqlx::query("SELECT device, voip, kind, token FROM push_token WHERE identity = ? ORDER BY device, voip")
-                .bind(who.as_str())
-                .fetch_all(self.pool())
-                .await?;
+        let tokens = sqlx::query(
+            "SELECT device, voip, kind, token \
+             FROM push_token \
+             WHERE identity = $1 ORDER BY device, voip",
+        )
+        .bind(who.as_str())
+        .fetch_all(self.pool())
+        .await?;
         let tokens = tokens.iter().map(|row| {
             let token =
                 PushToken { kind: number(row, "kind")?, token: Bytes::from(row.try_get::<Vec<u8>, _>("token")?) };
@@ -316,25 +333,34 @@ impl Store {
             match write {
                 Write::Enqueue { .. } | Write::Remove(_) => {}
                 Write::Cookie { identity, cookie, changed } => {
-                    sqlx::query("INSERT INTO device_cookie (identity, cookie, changed) VALUES (?, ?, ?) ON CONFLICT (identity) DO UPDATE SET cookie = excluded.cookie, changed = excluded.changed")
-                        .bind(identity.as_str())
-                        .bind(&cookie.0[..])
-                        .bind(i64::from(*changed))
-                        .execute(&mut *tx)
-                        .await?;
+                    sqlx::query(
+                        "INSERT INTO device_cookie (identity, cookie, changed) \
+                         VALUES ($1, $2, $3) \
+                         ON CONFLICT (identity) DO UPDATE SET cookie = excluded.cookie, changed = excluded.changed",
+                    )
+                    .bind(identity.as_str())
+                    .bind(&cookie.0[..])
+                    .bind(i64::from(*changed))
+                    .execute(&mut *tx)
+                    .await?;
                 }
                 Write::PushToken { identity, device, voip, token: Some(token) } => {
-                    sqlx::query("INSERT INTO push_token (identity, device, voip, kind, token) VALUES (?, ?, ?, ?, ?) ON CONFLICT (identity, device, voip) DO UPDATE SET kind = excluded.kind, token = excluded.token")
-                        .bind(identity.as_str())
-                        .bind(device_text(*device))
-                        .bind(i64::from(*voip))
-                        .bind(i64::from(token.kind))
-                        .bind(&token.token[..])
-                        .execute(&mut *tx)
-                        .await?;
+                    sqlx::query(
+                        "INSERT INTO push_token (identity, device, voip, kind, token) \
+                         VALUES ($1, $2, $3, $4, $5) \
+                         ON CONFLICT (identity, device, voip) \
+                         DO UPDATE SET kind = excluded.kind, token = excluded.token",
+                    )
+                    .bind(identity.as_str())
+                    .bind(device_text(*device))
+                    .bind(i64::from(*voip))
+                    .bind(i64::from(token.kind))
+                    .bind(&token.token[..])
+                    .execute(&mut *tx)
+                    .await?;
                 }
                 Write::PushToken { identity, device, voip, token: None } => {
-                    sqlx::query("DELETE FROM push_token WHERE identity = ? AND device = ? AND voip = ?")
+                    sqlx::query("DELETE FROM push_token WHERE identity = $1 AND device = $2 AND voip = $3")
                         .bind(identity.as_str())
                         .bind(device_text(*device))
                         .bind(i64::from(*voip))
@@ -342,7 +368,7 @@ impl Store {
                         .await?;
                 }
                 Write::Sweep { now_ms } => {
-                    sqlx::query("DELETE FROM queue WHERE expires_ms <= ?")
+                    sqlx::query("DELETE FROM queue WHERE expires_ms <= $1")
                         .bind(now_ms.cast_signed())
                         .execute(&mut *tx)
                         .await?;
@@ -437,4 +463,74 @@ fn unsigned(row: &SqliteRow, column: &str) -> Result<u64, StoreError> {
 
 fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
     T::try_from(row.try_get::<i64, _>(column)?).map_err(|_| StoreError::Damaged("a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(to: Identity, id: u64) -> Message {
+        Message {
+            sender: "AAAAAAAA".parse::<Identity>().unwrap().into(),
+            receiver: to.into(),
+            id: MessageId(id),
+            created_at_s: u32::MAX,
+            flags: MessageFlags(0x85),
+            nickname: [b'n'; 32],
+            metadata_box: Bytes::from_static(&[1; 40]),
+            nonce: [2; 24],
+            message_box: Bytes::from_static(&[3; 50]),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_committed_is_there_when_the_file_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let who: Identity = "*BBBBBBB".parse().unwrap();
+        let identity = who;
+        let enqueue = |seq, id, expires_ms| Write::Enqueue { seq: Seq(seq), message: message(who, id), expires_ms };
+        let token = PushToken { kind: 0x13, token: Bytes::from_static(b"app|\x00\xfftoken") };
+        let set = |device, voip, token| Write::PushToken { identity, device, voip, token };
+        let (one, two) = (Some(CspDeviceId(u64::MAX)), None);
+        let cookie = DeviceCookie([9; 16]);
+
+        let store = Store::open(dir.path()).await.unwrap();
+        assert_eq!(store.next_seq().await.unwrap(), Seq(1));
+        // More than fit one statement, and one that goes again in the same breath.
+        let mut writes: Vec<Write> = (1..=200).map(|n| enqueue(n, u64::MAX - n, 1_000 + n)).collect();
+        writes.extend([
+            Write::Remove(Seq(7)),
+            set(one, false, Some(token.clone())),
+            set(one, true, Some(token.clone())),
+        ]);
+        writes.extend([set(two, false, Some(token.clone())), set(one, true, None)]);
+        writes.extend([true, false, true].map(|changed| Write::Cookie { identity, cookie, changed }));
+        store.commit(&writes).await.unwrap();
+        store.close().await;
+
+        let store = Store::open(dir.path()).await.unwrap();
+        assert_eq!(store.next_seq().await.unwrap(), Seq(201));
+        let kept = store.kept(who).await.unwrap();
+        assert_eq!(kept.cookie, Some((cookie, true)));
+        let of = |device| KeptToken { device, voip: false, token: token.clone() };
+        assert_eq!(kept.tokens, [of(two), of(one)]);
+        assert_eq!(kept.entries.len(), 199);
+        let last = KeptEntry {
+            seq: Seq(200),
+            sender: "AAAAAAAA".parse().unwrap(),
+            id: MessageId(u64::MAX - 200),
+            len: message(who, 0).len(),
+            flags: MessageFlags(0x85),
+            expires_ms: 1_200,
+        };
+        assert_eq!(kept.entries.last(), Some(&last));
+        let wanted = [Seq(6), Seq(7), Seq(8)];
+        let found = store.messages(&wanted).await.unwrap();
+        assert_eq!(found, [(Seq(6), message(who, u64::MAX - 6)), (Seq(8), message(who, u64::MAX - 8))]);
+
+        store.commit(&[Write::Sweep { now_ms: 1_199 }]).await.unwrap();
+        assert_eq!(store.kept(who).await.unwrap().entries, [last]);
+        store.close().await;
+        assert!(store.commit(&[Write::Remove(Seq(200))]).await.is_err(), "a closed store promises nothing");
+    }
 }

@@ -48,7 +48,8 @@ pub(super) struct Actor {
 
 impl Actor {
     pub(super) fn new(limits: Limits, store: Store, next_seq: Seq, clock: Clock, push: Arc<dyn PushHook>) -> Self {
-        Self { state: State::new(limits, next_seq), limits, store, clock, push, outboxes: HashMap::new() }
+        let state = State::new(clock.now(), limits, next_seq);
+        Self { state, limits, store, clock, push, outboxes: HashMap::new() }
     }
 
     /// Runs until everybody who could send mail is gone.
@@ -68,10 +69,10 @@ impl Actor {
     }
 
     async fn work(&mut self, batch: &mut Vec<Mail>) -> Result<(), StoreError> {
+        // Deadlines first: what has expired is not to be sent any more, and no mailbox may fall asleep between being
+        // woken for an input and that input.
+        let mut step = self.state.handle(self.clock.now(), Input::Tick);
         let known = self.prepare(batch).await?;
-        let mut step = Step::default();
-        // Deadlines first: what has expired by now is not to be sent any more.
-        append(&mut step, self.state.handle(self.clock.now(), Input::Tick));
         for mail in batch.drain(..) {
             let input = self.input(mail, &known);
             append(&mut step, self.state.handle(self.clock.now(), input));
@@ -176,7 +177,7 @@ impl Actor {
             outbox.end(Ending::Store);
         }
         // Numbers given in vain are not given again.
-        self.state = State::new(self.limits, self.state.next_seq());
+        self.state = State::new(self.clock.now(), self.limits, self.state.next_seq());
     }
 }
 

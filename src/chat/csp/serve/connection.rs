@@ -132,21 +132,29 @@ async fn run_inner(
     let ending = {
         let mut write = std::pin::pin!(write(&mut writing, session.sealer, outbox, mailbox, identity));
         let read = read(&mut reading, session.opener, shared, mailbox, outbox, conn);
-        let ended_by_reader = tokio::select! {
-            ending = &mut write => Err(ending),
-            ending = read => Ok(ending),
-            () = shared.shutdown.cancelled() => Ok(Ending::ShuttingDown),
+        let written = tokio::select! {
+            ending = &mut write => Some(ending),
+            ending = read => { outbox.end(ending); None }
+            () = shared.shutdown.cancelled() => { outbox.end(Ending::ShuttingDown); None }
+            () = outbox.ended() => None,
         };
-        match ended_by_reader {
-            Err(ending) => ending,
-            Ok(ending) => {
-                outbox.end(ending);
-                let farewell = tokio::time::timeout(FAREWELL_MAX, write).await;
-                farewell.unwrap_or(Ending::WriteStalled)
-            }
+        match written {
+            Some(ending) => ending,
+            // That it reads nothing is known already.
+            None if outbox.ending() == Some(Ending::OutboxFull) => Ending::OutboxFull,
+            // Nothing more is read. The writer may be stuck with a client that reads nothing: it gets this long.
+            None => match tokio::time::timeout(FAREWELL_MAX, write).await {
+                Ok(ending) => ending,
+                Err(_) => outbox.ending().unwrap_or(Ending::WriteStalled),
+            },
         }
     };
-    linger(reading, writing).await;
+    if ending.farewell().is_some() {
+        tokio::select! {
+            () = linger(reading, writing) => {}
+            () = shared.shutdown.cancelled() => {}
+        }
+    }
     Ok((identity, ending))
 }
 
@@ -262,7 +270,7 @@ async fn write(
     }
 }
 
-/// Closes without a reset: one that is sent because unread bytes are there would overtake the close-error.
+/// Closes without a reset: one that is sent because unread bytes are there could destroy the close-error on its way.
 async fn linger(mut reading: OwnedReadHalf, mut writing: OwnedWriteHalf) {
     let _ = tokio::time::timeout(FAREWELL_MAX, async {
         let mut rest = [0; 1_024];

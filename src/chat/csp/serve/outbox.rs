@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::chat::csp::state::{Delivery, Ending, Seq};
 use crate::chat::csp::wire::{DATA_MAX, LoginAck, ToClient};
@@ -57,6 +58,7 @@ pub(super) enum Batch {
 pub(super) struct Outbox {
     lanes: Mutex<Lanes>,
     changed: Notify,
+    ended: CancellationToken,
 }
 
 impl Outbox {
@@ -111,6 +113,7 @@ impl Outbox {
             lanes.ahead.clear();
             lanes.behind.clear();
             lanes.ending = Some(Ending::OutboxFull);
+            self.ended.cancel();
         } else {
             lane(&mut lanes).push_back(item);
         }
@@ -124,7 +127,18 @@ impl Outbox {
         lanes.behind.clear();
         lanes.ending.get_or_insert(ending);
         drop(lanes);
+        self.ended.cancel();
         self.changed.notify_one();
+    }
+
+    /// Waits until the connection is to end, also while a write is stuck.
+    pub(super) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// Why the connection is to end.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        self.lanes().ending.clone()
     }
 
     /// Waits for something to write: everything ahead first, about `bytes` of it.

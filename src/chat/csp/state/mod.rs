@@ -17,7 +17,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`line`] | what one connection decides for itself: echo, idle time-out |
+//! | [`mod@line`] | what one connection decides for itself: echo, idle time-out |
 //! | [`ending`] | every way a connection ends, and what the client is told |
 //! | `mailbox` | one identity: its queue and connections |
 //! | this one | routing between identities |
@@ -343,14 +343,14 @@ pub struct State {
 impl State {
     /// Nobody is here. Messages are numbered from `next_seq` on, which must be beyond everything that is kept.
     #[must_use]
-    pub fn new(limits: Limits, next_seq: Seq) -> Self {
+    pub fn new(now: Now, limits: Limits, next_seq: Seq) -> Self {
         Self {
             limits,
             next_seq,
             next_fetch: FetchId(0),
             seats: HashMap::new(),
             mailboxes: HashMap::new(),
-            timers: BTreeSet::from([(Duration::ZERO, Timer::Sweep)]),
+            timers: BTreeSet::from([(now.monotonic.saturating_add(SWEEP), Timer::Sweep)]),
         }
     }
 

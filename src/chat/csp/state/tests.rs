@@ -1,1 +1,608 @@
+//! Stories on virtual time. The world keeps what it is told to, answers fetches, and listens to everybody.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::chat::csp::wire::{MessageId, WireIdentity};
+
+const START_MS: u64 = 1_700_000_000_000;
+const A: &str = "AAAAAAAA";
+const B: &str = "BBBBBBBB";
+
+/// What somebody heard.
+#[derive(Debug, Clone, PartialEq)]
+enum Heard {
+    Admitted { queued: u32 },
+    Ack(u64),
+    Message(u64),
+    Complete,
+    CookieChanged,
+    Alert(String),
+    Ended(Ending),
+}
+
+struct World {
+    state: State,
+    now: Now,
+    kept: BTreeMap<Seq, (Message, u64)>,
+    heard: HashMap<ConnId, Vec<Heard>>,
+    /// As they went out.
+    delivered: Vec<Message>,
+    cookies: HashMap<Identity, (DeviceCookie, bool)>,
+    pushes: Vec<PushRequest>,
+    discards: Vec<Discard>,
+    /// A connection that does not get its messages written leaves them here.
+    unwritten: Vec<(Identity, Seq)>,
+    next_conn: u64,
+}
+
+fn id(name: &str) -> Identity {
+    name.parse().unwrap()
+}
+
+fn message(from: &str, to: &str, n: u64, flags: u8) -> Message {
+    Message {
+        sender: id(from).into(),
+        receiver: id(to).into(),
+        id: MessageId(n),
+        created_at_s: 1,
+        flags: MessageFlags(flags),
+        nickname: [0; 32],
+        metadata_box: Bytes::from_static(&[0; 20]),
+        nonce: [0; 24],
+        message_box: Bytes::from_static(&[0; 18]),
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Self {
+        let now = Now { monotonic: Duration::from_secs(1), wall_ms: START_MS };
+        Self {
+            state: State::new(now, limits, Seq(1)),
+            now,
+            kept: BTreeMap::new(),
+            heard: HashMap::new(),
+            delivered: Vec::new(),
+            cookies: HashMap::new(),
+            pushes: Vec::new(),
+            discards: Vec::new(),
+            unwritten: Vec::new(),
+            next_conn: 1,
+        }
+    }
+
+    /// The server is killed and started again: only what was kept is left.
+    fn restart(&mut self) {
+        let next = self.kept.last_key_value().map_or(Seq(1), |(seq, _)| Seq(seq.0 + 1));
+        self.state = State::new(self.now, self.state.limits, next);
+        self.heard.clear();
+    }
+
+    fn wake(&mut self, who: Identity) {
+        let entries = self.kept.iter().filter(|(_, (message, _))| message.receiver == who);
+        let entries = entries.map(|(seq, (message, expires_ms))| KeptEntry {
+            seq: *seq,
+            sender: message.sender.valid().unwrap(),
+            id: message.id,
+            len: message.len(),
+            flags: message.flags,
+            expires_ms: *expires_ms,
+        });
+        let kept = Kept { entries: entries.collect(), cookie: self.cookies.get(&who).copied(), tokens: Vec::new() };
+        self.state.wake(self.now, who, kept);
+    }
+
+    fn input(&mut self, input: Input) {
+        let step = self.state.handle(self.now, input);
+        for write in step.writes {
+            match write {
+                Write::Enqueue { seq, message, expires_ms } => {
+                    assert!(self.kept.insert(seq, (message, expires_ms)).is_none(), "a number is given once");
+                }
+                Write::Remove(seq) => _ = self.kept.remove(&seq),
+                Write::Cookie { identity, cookie, changed } => _ = self.cookies.insert(identity, (cookie, changed)),
+                Write::PushToken { .. } => {}
+                Write::Sweep { now_ms } => self.kept.retain(|_, (_, expires_ms)| *expires_ms > now_ms),
+            }
+        }
+        for say in step.says {
+            match say {
+                Say::Admit(conn, ack) => self.hear(conn, Heard::Admitted { queued: ack.queued }),
+                Say::Send(conn, ToClient::MessageAck(ack)) => self.hear(conn, Heard::Ack(ack.id.0)),
+                Say::Send(conn, ToClient::DeviceCookieChangeIndication) => self.hear(conn, Heard::CookieChanged),
+                Say::Send(conn, ToClient::Alert(text)) => self.hear(conn, Heard::Alert(text)),
+                Say::Send(_, other) => panic!("{other:?}"),
+                Say::Deliver(conn, delivery) => {
+                    self.hear(conn, Heard::Message(delivery.message.id.0));
+                    if let Some(seq) = delivery.tell_written {
+                        self.unwritten.push((delivery.message.receiver.valid().unwrap(), seq));
+                    }
+                    self.delivered.push(delivery.message);
+                }
+                Say::QueueSendComplete(conn) => self.hear(conn, Heard::Complete),
+                Say::End(conn, ending) => self.hear(conn, Heard::Ended(ending)),
+                Say::Fetch { receiver, fetch, seqs } => {
+                    let through = *seqs.last().unwrap();
+                    let messages = seqs.iter().filter_map(|seq| Some((*seq, self.kept.get(seq)?.0.clone()))).collect();
+                    self.input(Input::Fetched { receiver, fetch, through, messages });
+                }
+                Say::Push(request) => self.pushes.push(request),
+                Say::Notice(Notice::Discarded { why, .. }) => self.discards.push(why),
+                Say::Notice(_) => {}
+            }
+        }
+    }
+
+    fn hear(&mut self, conn: ConnId, what: Heard) {
+        self.heard.entry(conn).or_default().push(what);
+    }
+
+    fn heard(&mut self, conn: ConnId) -> Vec<Heard> {
+        self.heard.remove(&conn).unwrap_or_default()
+    }
+
+    fn join_with(&mut self, who: &str, device: Option<u64>, features: u8, cookie: Option<DeviceCookie>) -> ConnId {
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        self.wake(id(who));
+        let device = device.map(CspDeviceId);
+        self.input(Input::Join(Join { conn, identity: id(who), device, features: Features(features), cookie }));
+        conn
+    }
+
+    fn join(&mut self, who: &str, device: Option<u64>) -> ConnId {
+        self.join_with(who, device, 3, None)
+    }
+
+    /// Joined, and what it heard by that forgotten.
+    fn joined(&mut self, who: &str, device: Option<u64>) -> ConnId {
+        let conn = self.join(who, device);
+        self.heard(conn);
+        conn
+    }
+
+    fn send(&mut self, conn: ConnId, message: Message) {
+        let receiver = message.receiver.valid().filter(|who| who.as_str() != "NOBODY00");
+        if let Some(receiver) = receiver {
+            self.wake(receiver);
+        }
+        let receiver = if receiver.is_some() { Standing::Active } else { Standing::Unknown };
+        self.input(Input::Message { conn, message, receiver });
+    }
+
+    fn ack(&mut self, conn: ConnId, from: &str, n: u64) {
+        let ack = MessageAck { identity: id(from).into(), id: MessageId(n) };
+        self.input(Input::Request { conn, request: Request::MessageAck(ack) });
+    }
+
+    fn unblock(&mut self, conn: ConnId) {
+        self.input(Input::Request { conn, request: Request::Unblock });
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now = self.now.plus(Duration::from_secs(seconds));
+        self.input(Input::Tick);
+    }
+
+    fn queue(&self, who: &str) -> Vec<u64> {
+        let of = |message: &Message| message.receiver == id(who);
+        self.kept.values().filter(|(message, _)| of(message)).map(|(message, _)| message.id.0).collect()
+    }
+}
+
+fn messages(ids: impl IntoIterator<Item = u64>) -> Vec<Heard> {
+    ids.into_iter().map(Heard::Message).collect()
+}
+
+#[test]
+fn csp_13_6_message_to_an_online_receiver_is_kept_acked_delivered_and_forgotten() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let b = w.joined(B, None);
+    w.send(a, message(A, B, 7, 0));
+    assert_eq!(w.heard(a), [Heard::Ack(7)]);
+    assert_eq!(w.heard(b), [Heard::Message(7)]);
+    assert_eq!(w.queue(B), [7]);
+    w.ack(b, A, 7);
+    assert!(w.kept.is_empty());
+    w.ack(b, A, 7);
+    assert_eq!(w.heard(b), [], "an unknown ack is ignored");
+}
+
+#[test]
+fn csp_13_6_offline_and_blocked_receivers_get_it_when_they_are_active() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    w.send(a, message(A, B, 1, 0));
+    let b = w.join(B, Some(5));
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 1 }]);
+    w.send(a, message(A, B, 2, 0));
+    assert_eq!(w.heard(b), [], "csp_13_10: nothing before 0x03");
+    w.unblock(b);
+    assert_eq!(w.heard(b), [Heard::Message(1), Heard::Message(2), Heard::Complete]);
+    w.unblock(b);
+    assert_eq!(w.heard(b), [], "0x03 on an active connection means nothing");
+}
+
+#[test]
+fn csp_13_6_receivers_that_are_none_are_acked_and_nothing_is_kept() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    w.send(a, message(A, "NOBODY00", 1, 0));
+    w.send(a, message(A, A, 2, 0));
+    let mut bad = message(A, B, 3, 0);
+    bad.receiver = WireIdentity(*b"not one!");
+    w.send(a, bad);
+    assert_eq!(w.heard(a), [Heard::Ack(1), Heard::Ack(2), Heard::Ack(3)]);
+    w.send(a, message(A, "NOBODY00", 4, 0x04));
+    assert_eq!(w.heard(a), [], "unless it wants no ack");
+    assert_eq!(w.discards, [Discard::NoReceiver; 4]);
+    assert!(w.kept.is_empty());
+}
+
+#[test]
+fn csp_4_2_a_foreign_sender_ends_the_connection() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    w.send(a, message("CCCCCCCC", B, 1, 0));
+    assert_eq!(w.heard(a), [Heard::Ended(Ending::ForeignSender)]);
+    w.send(a, message(A, B, 2, 0));
+    assert_eq!((w.heard(a), w.kept.len()), (vec![], 0), "and nothing more is taken from it");
+}
+
+/// Every combination of no-queuing and no-ack, for a receiver that is there and one that is not (spec C12).
+#[test]
+fn csp_13_6_no_queuing_and_no_ack_are_independent() {
+    for (flags, acked, kept) in [(0x00, true, true), (0x02, true, false), (0x04, false, true), (0x06, false, false)] {
+        for online in [true, false] {
+            let mut w = World::new();
+            let a = w.joined(A, None);
+            let b = if online { w.joined(B, None) } else { ConnId(0) };
+            w.send(a, message(A, B, 1, flags));
+            let case = format!("flags {flags:#04x}, online {online}");
+            assert_eq!(w.heard(a).len(), usize::from(acked), "{case}");
+            assert_eq!(w.heard(b).len(), usize::from(online), "{case}");
+            assert_eq!(w.kept.len(), usize::from(kept), "{case}");
+            for (receiver, seq) in std::mem::take(&mut w.unwritten) {
+                w.input(Input::Written { receiver, seq });
+            }
+            let no_ack = flags & 0x04 != 0;
+            assert_eq!(w.kept.is_empty(), !kept || (online && no_ack), "written means done, {case}");
+        }
+    }
+}
+
+#[test]
+fn csp_5_blocked_does_not_count_as_connected() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let b = w.joined(B, Some(1));
+    w.send(a, message(A, B, 1, 0x02));
+    w.send(a, message(A, B, 2, 0x01));
+    assert_eq!(w.discards, [Discard::NotNow]);
+    assert_eq!(w.pushes.len(), 1);
+    assert_eq!(w.pushes[0].receiver, id(B));
+    w.unblock(b);
+    w.send(a, message(A, B, 3, 0x01));
+    assert_eq!(w.pushes.len(), 1, "an active connection needs no push");
+    assert_eq!(w.heard(b), [Heard::Message(2), Heard::Complete, Heard::Message(3)]);
+}
+
+#[test]
+fn csp_13_8_what_was_not_acked_comes_again_in_order() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let b = w.joined(B, None);
+    for n in 1..=4 {
+        w.send(a, message(A, B, n, 0));
+    }
+    w.ack(b, A, 2);
+    w.input(Input::Left(b));
+    w.send(a, message(A, B, 5, 0));
+    let b = w.joined(B, None);
+    for n in [5, 4, 3, 1] {
+        w.ack(b, A, n);
+    }
+    assert!(w.kept.is_empty());
+    assert_eq!(w.delivered.iter().map(|m| m.id.0).collect::<Vec<_>>(), [1, 2, 3, 4, 1, 3, 4, 5]);
+}
+
+#[test]
+fn csp_13_8_a_restart_loses_nothing_that_was_acked() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let b = w.joined(B, None);
+    for n in 1..=3 {
+        w.send(a, message(A, B, n, 0));
+    }
+    w.ack(b, A, 1);
+    w.restart();
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 2 }, Heard::Message(2), Heard::Message(3), Heard::Complete]);
+}
+
+#[test]
+fn csp_13_9_short_lived_vanishes_after_60_s() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    w.send(a, message(A, B, 1, 0x20));
+    w.send(a, message(A, B, 2, 0));
+    w.pass(59);
+    assert_eq!(w.queue(B), [1, 2]);
+    w.pass(1);
+    assert_eq!(w.queue(B), [2]);
+    w.pass(14 * 86_400);
+    assert!(w.queue(B).is_empty(), "the others stay for 14 days");
+}
+
+#[test]
+fn csp_13_9_short_lived_vanishes_from_a_sleeping_mailbox_too() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    w.send(a, message(A, B, 1, 0x20));
+    w.restart();
+    w.pass(61);
+    assert!(!w.state.is_awake(id(B)));
+    assert!(w.queue(B).is_empty());
+}
+
+#[test]
+fn csp_13_9_short_lived_is_not_transmitted_late() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    w.send(a, message(A, B, 1, 0x20));
+    // Time passes without a tick: the message is due at the moment it would be sent.
+    w.now = w.now.plus(Duration::from_secs(60));
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 1 }, Heard::Complete]);
+    assert!(w.queue(B).is_empty());
+}
+
+#[test]
+fn csp_13_10_hand_over_between_devices_returns_what_was_not_acked_and_late_acks_count() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let (old, new) = (w.joined(B, Some(1)), w.joined(B, Some(2)));
+    w.unblock(old);
+    for n in 1..=3 {
+        w.send(a, message(A, B, n, 0));
+    }
+    assert_eq!(w.heard(old), [vec![Heard::Complete], messages(1..=3)].concat());
+    w.unblock(new);
+    assert_eq!(w.heard(new), [messages(1..=3), vec![Heard::Complete]].concat());
+    w.ack(old, A, 1);
+    assert_eq!(w.queue(B), [2, 3], "the old leader had it");
+    w.send(a, message(A, B, 4, 0));
+    assert_eq!((w.heard(old), w.heard(new)), (vec![], messages([4])));
+    w.unblock(old);
+    assert_eq!(w.heard(old), [messages(2..=4), vec![Heard::Complete]].concat(), "last 0x03 wins, both ways");
+    w.input(Input::Left(old));
+    w.send(a, message(A, B, 5, 0));
+    assert_eq!(w.heard(new), [], "it was blocked again");
+}
+
+/// The table of spec 5: who goes when somebody comes.
+#[test]
+fn csp_5_who_displaces_whom() {
+    for (first, second, displaced) in [
+        (None, None, true),
+        (None, Some(1), true),
+        (Some(1), None, true),
+        (Some(1), Some(1), true),
+        (Some(1), Some(2), false),
+    ] {
+        let mut w = World::new();
+        let old = w.joined(B, first);
+        let new = w.joined(B, second);
+        let expected = if displaced { vec![Heard::Ended(Ending::Replaced)] } else { vec![] };
+        assert_eq!(w.heard(old), expected, "{first:?} then {second:?}");
+        // A farewell that comes late names the old connection and hits nobody else.
+        w.input(Input::Left(old));
+        assert_eq!(w.state.mailboxes[&id(B)].connections().collect::<Vec<_>>(), [new]);
+    }
+}
+
+#[test]
+fn csp_4_3_the_window_holds_back_messages_and_nothing_else() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let b = w.joined(B, None);
+    for n in 1..=200 {
+        w.send(a, message(A, B, n, 0));
+    }
+    assert_eq!(w.heard(b), messages(1..=64));
+    w.send(b, message(B, A, 900, 0));
+    assert_eq!(w.heard(b), [Heard::Ack(900)]);
+    for n in 1..=200 {
+        w.ack(b, A, n);
+    }
+    assert_eq!(w.heard(b), messages(65..=200));
+    assert!(w.queue(B).is_empty());
+}
+
+#[test]
+fn csp_5_queue_send_complete_waits_for_the_window_and_comes_once() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    for n in 1..=100 {
+        w.send(a, message(A, B, n, 0));
+    }
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [vec![Heard::Admitted { queued: 100 }], messages(1..=64)].concat());
+    w.send(a, message(A, B, 101, 0));
+    for n in 1..=64 {
+        w.ack(b, A, n);
+    }
+    let heard = w.heard(b);
+    assert_eq!(heard.iter().filter(|heard| **heard == Heard::Complete).count(), 1);
+    let complete = heard.iter().position(|heard| *heard == Heard::Complete).unwrap();
+    let last = heard.iter().position(|heard| *heard == Heard::Message(100)).unwrap();
+    assert!(last < complete, "behind the last one that was queued at activation");
+    assert!(heard.contains(&Heard::Message(101)));
+}
+
+#[test]
+fn csp_4_3_a_duplicate_is_acked_again_and_kept_once() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    w.send(a, message(A, B, 1, 0));
+    w.send(a, message(A, B, 1, 0));
+    assert_eq!(w.heard(a), [Heard::Ack(1), Heard::Ack(1)]);
+    assert_eq!(w.queue(B), [1]);
+    let b = w.joined(B, None);
+    w.ack(b, A, 1);
+    w.send(a, message(A, B, 1, 0));
+    assert_eq!(w.heard(b), [Heard::Message(1)], "after the delivery it is a message like any other");
+}
+
+#[test]
+fn csp_4_3_a_full_queue_acks_and_discards() {
+    let mut w = World::with(Limits { queue_messages_max: 2, ..Limits::default() });
+    let a = w.joined(A, None);
+    for n in 1..=3 {
+        w.send(a, message(A, B, n, 0));
+    }
+    assert_eq!(w.heard(a), [Heard::Ack(1), Heard::Ack(2), Heard::Ack(3)]);
+    assert_eq!((w.queue(B), w.discards.as_slice()), (vec![1, 2], &[Discard::QueueFull][..]));
+
+    let len = message(A, B, 1, 0).len();
+    let mut w = World::with(Limits { queue_bytes_max: len * 2, ..Limits::default() });
+    let a = w.joined(A, None);
+    for n in 1..=3 {
+        w.send(a, message(A, B, n, 0));
+    }
+    assert_eq!(w.queue(B), [1, 2]);
+    let b = w.joined(B, None);
+    w.ack(b, A, 1);
+    w.send(a, message(A, B, 4, 0));
+    assert_eq!(w.queue(B), [2, 4], "room again");
+}
+
+#[test]
+fn csp_13_14_created_at_is_overwritten_when_it_is_0_future_or_short_lived() {
+    let now_s = u32::try_from(START_MS / 1_000).unwrap();
+    for (given, flags, kept) in [(0, 0, now_s), (now_s + 1, 0, now_s), (5, 0x20, now_s), (5, 0, 5), (now_s, 0, now_s)] {
+        let mut w = World::new();
+        let a = w.joined(A, None);
+        w.joined(B, None);
+        w.send(a, Message { created_at_s: given, ..message(A, B, 1, flags) });
+        assert_eq!(w.delivered[0].created_at_s, kept, "{given} with flags {flags}");
+        assert_eq!(w.delivered[0].flags, MessageFlags(flags), "flags are forwarded unchanged");
+    }
+}
+
+#[test]
+fn csp_13_15_metadata_is_stripped_for_whom_does_not_understand_it() {
+    for (features, stripped) in [(0x00, true), (0x02, true), (0x01, false), (0x03, false)] {
+        let mut w = World::new();
+        let a = w.joined(A, None);
+        w.send(a, message(A, B, 1, 0));
+        w.join_with(B, None, features, None);
+        w.send(a, message(A, B, 2, 0));
+        w.send(a, message(A, B, 3, 0x02));
+        assert_eq!(w.delivered.len(), 3);
+        assert!(w.delivered.iter().all(|m| m.metadata_box.is_empty() == stripped), "features {features}");
+        assert!(w.kept.values().all(|(m, _)| !m.metadata_box.is_empty()), "kept whole for the next client");
+    }
+}
+
+#[test]
+fn csp_13_16_a_changed_cookie_is_indicated_until_it_is_cleared() {
+    let (one, two) = (Some(DeviceCookie([1; 16])), Some(DeviceCookie([2; 16])));
+    let mut w = World::new();
+    let login = |w: &mut World, cookie| {
+        let conn = w.join_with(B, None, 3, cookie);
+        (w.heard(conn).contains(&Heard::CookieChanged), conn)
+    };
+    assert!(!login(&mut w, None).0, "none known, none presented");
+    assert!(!login(&mut w, one).0, "the first one is stored");
+    assert!(!login(&mut w, one).0);
+    assert!(login(&mut w, two).0);
+    assert!(login(&mut w, two).0, "on every login");
+    w.restart();
+    let (indicated, conn) = login(&mut w, two);
+    assert!(indicated, "and after a restart");
+    w.input(Input::Request { conn, request: Request::ClearDeviceCookieChange });
+    assert!(!login(&mut w, two).0);
+    assert!(login(&mut w, None).0, "no cookie where one is stored counts as zeros");
+
+    let mut w = World::with(Limits { device_cookie_indication: false, ..Limits::default() });
+    assert!(!login(&mut w, one).0);
+    assert!(!login(&mut w, two).0, "switched off");
+}
+
+#[test]
+fn csp_9_push_tokens_go_to_the_hook_until_they_are_deleted() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let (one, two) = (w.joined(B, Some(1)), w.joined(B, Some(2)));
+    let token = |kind| PushToken { kind, token: Bytes::from_static(b"t|o|k") };
+    let set = |w: &mut World, conn, voip, kind| {
+        w.input(Input::Request { conn, request: Request::SetPushToken { voip, token: token(kind) } });
+    };
+    let devices = |w: &mut World| -> Vec<(u64, bool)> {
+        w.send(a, message(A, B, w.next_conn, 0x01));
+        w.next_conn += 1;
+        w.pushes.pop().unwrap().tokens.iter().map(|kept| (kept.device.unwrap().0, kept.voip)).collect()
+    };
+    set(&mut w, one, false, 0x11);
+    set(&mut w, one, true, 0x01);
+    set(&mut w, two, false, 0x13);
+    set(&mut w, two, false, 0x13);
+    assert_eq!(devices(&mut w), [(1, false), (1, true), (2, false)]);
+    set(&mut w, one, true, PushToken::NONE);
+    assert_eq!(devices(&mut w), [(1, false), (2, false)]);
+    let delete = |of: &[u64]| Request::DeletePushTokens(of.iter().map(|n| CspDeviceId(*n)).collect());
+    w.input(Input::Request { conn: two, request: delete(&[]) });
+    assert_eq!(devices(&mut w), [(2, false)], "an empty list: all but the sender's own");
+    w.input(Input::Request { conn: one, request: delete(&[2, 9]) });
+    assert_eq!(devices(&mut w), []);
+}
+
+#[test]
+fn csp_7_an_alert_reaches_blocked_connections_too() {
+    let mut w = World::new();
+    let (one, two, other) = (w.joined(B, Some(1)), w.joined(B, Some(2)), w.joined(A, None));
+    w.input(Input::Alert { identity: id(B), text: "hello".into() });
+    assert_eq!((w.heard(one), w.heard(two)), (vec![Heard::Alert("hello".into())], vec![Heard::Alert("hello".into())]));
+    assert_eq!(w.heard(other), []);
+}
+
+#[test]
+fn messages_that_vanished_from_the_store_do_not_hold_up_the_others() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    for n in 1..=3 {
+        w.send(a, message(A, B, n, 0));
+    }
+    w.kept.remove(&Seq(1));
+    w.kept.remove(&Seq(3));
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 3 }, Heard::Message(2), Heard::Complete]);
+    w.ack(b, A, 2);
+    assert_eq!(w.state.mailboxes[&id(B)].len(), 0);
+}
+
+#[test]
+fn a_mailbox_falls_asleep_when_nobody_needs_it_and_leaves_nothing_behind() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    w.send(a, message(A, B, 1, 0));
+    w.pass(59);
+    assert!(w.state.is_awake(id(B)));
+    w.pass(1);
+    assert!(!w.state.is_awake(id(B)));
+    assert!(w.state.is_awake(id(A)), "somebody is connected");
+    w.input(Input::Left(a));
+    w.pass(60);
+    assert!(w.state.mailboxes.is_empty() && w.state.seats.is_empty());
+    assert_eq!(w.state.timers.len(), 1, "the sweep");
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 1 }, Heard::Message(1), Heard::Complete]);
+}

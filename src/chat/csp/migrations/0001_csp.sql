@@ -14,8 +14,8 @@ CREATE TABLE queue (
     receiver   VARCHAR(8) NOT NULL,
     sender     VARCHAR(8) NOT NULL,
     message_id BIGINT     NOT NULL,
-    flags      INTEGER    NOT NULL,
-    len        INTEGER    NOT NULL,
+    flags      BIGINT     NOT NULL,
+    len        BIGINT     NOT NULL,
     expires_ms BIGINT     NOT NULL,
     message    BLOB       NOT NULL
 );
@@ -25,15 +25,15 @@ CREATE INDEX queue_by_expiry ON queue (expires_ms);
 CREATE TABLE device_cookie (
     identity VARCHAR(8) NOT NULL PRIMARY KEY,
     cookie   BLOB       NOT NULL,
-    changed  INTEGER    NOT NULL
+    changed  BIGINT     NOT NULL
 );
 
 -- The device is 16 hexadecimal digits, or empty for an account with one device.
 CREATE TABLE push_token (
     identity VARCHAR(8)  NOT NULL,
     device   VARCHAR(16) NOT NULL,
-    voip     INTEGER     NOT NULL,
-    kind     INTEGER     NOT NULL,
+    voip     BIGINT      NOT NULL,
+    kind     BIGINT      NOT NULL,
     token    BLOB        NOT NULL,
     PRIMARY KEY (identity, device, voip)
 );
