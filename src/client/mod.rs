@@ -5,7 +5,7 @@
 //! use heliostat::client::{Device, DeviceConfig, GroupKey, Mediator, Trust};
 //! use heliostat::wire::d2m::{DeviceId, ReflectFlags, ServerGroup, ToDevice};
 //!
-//! let mediator = Mediator::new("wss://localhost:8443", &Trust::CaFile("heliostat-data/dev-ca.pem".into()))?;
+//! let mediator = Mediator::new("wss://localhost:8443", &Trust::CaFile("heliostat-data/tls/dev-ca.pem".into()))?;
 //! let key = GroupKey::generate();
 //! let group = ServerGroup::new("a0").ok_or("not a server group")?;
 //! let phone = DeviceConfig::new(key.clone(), group.clone(), DeviceId(1));

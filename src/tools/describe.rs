@@ -42,8 +42,8 @@ struct Field {
     value: Value,
     /// What a person gets.
     shown: String,
-    /// Whether a line has room for it.
-    in_line: bool,
+    /// Its name in a line; none when a line has no room for it.
+    label: Option<String>,
 }
 
 /// Describes a container. Without `from` the payload type tells who said it; proxied bytes may be anybody's.
@@ -214,7 +214,7 @@ const fn expiration(policy: SlotExpiration) -> &'static str {
 
 impl Field {
     fn text(name: &str, value: Value, shown: String) -> Self {
-        Self { name: name.to_owned(), value, shown, in_line: true }
+        Self { name: name.to_owned(), value, shown, label: Some(name.trim().replace(' ', "-")) }
     }
 }
 
@@ -238,7 +238,7 @@ impl Described {
     fn quiet_bytes(&mut self, name: &str, bytes: &[u8]) {
         self.bytes(name, bytes);
         if let Some(field) = self.fields.last_mut() {
-            field.in_line = false;
+            field.label = None;
         }
     }
 
@@ -254,6 +254,10 @@ impl Described {
                         self.put(&format!("{indent}opened"), json!(text))
                     }
                     _ => self.bytes(&format!("{indent}opened"), &plain),
+                }
+                // A line shows what it holds under the name of what was sealed.
+                if let Some(field) = self.fields.last_mut() {
+                    field.label = Some(name.trim().replace(' ', "-"));
                 }
             }
             Some(Err(BadBox)) => {
@@ -272,7 +276,7 @@ impl Described {
         } else {
             ms.to_string()
         };
-        self.fields.push(Field { in_line: false, ..Field::text(name, json!(ms), shown) });
+        self.fields.push(Field { label: None, ..Field::text(name, json!(ms), shown) });
     }
 
     fn holder(&mut self, holder: &TransactionHolder, key: Option<&GroupKey>) {
@@ -292,11 +296,12 @@ impl Described {
     #[must_use]
     pub fn line(&self) -> String {
         let mut line = self.title.clone();
-        for field in self.fields.iter().filter(|field| field.in_line) {
+        for field in &self.fields {
+            let Some(label) = &field.label else { continue };
             let short: String = field.shown.chars().take(LINE_TEXT_SHOWN).collect();
             let more = if short.len() < field.shown.len() { "…" } else { "" };
             // Writing to a String does not fail.
-            let _infallible = write!(line, "  {}={short}{more}", field.name.trim().replace(' ', "-"));
+            let _infallible = write!(line, "  {label}={short}{more}");
         }
         line
     }

@@ -1,5 +1,7 @@
 //! `heliostat device`: one device of a group, by hand or from a script. What it says and hears is printed decoded, one
-//! line each: `->` said, `<-` heard, `--` about the connection.
+//! line each: `->` said, `<-` heard, `--` about the connection; `~>` and `<~` are the chat server's, through the proxy.
+
+mod chat;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -11,9 +13,11 @@ use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use rustyline_async::{Readline, ReadlineEvent, SharedWriter};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
 
+use self::chat::{Account, Line};
 use super::describe::{self, Described};
 use super::keyfile::{self, Remembered};
 use super::{TrustArgs, trust_of};
+use crate::client::csp::{CspError, Event};
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator};
 use crate::crypto::random;
 use crate::wire::d2m::{
@@ -33,6 +37,8 @@ devices               who is in the group
 drop ID               remove a device from the group, maybe this one
 shared TEXT           replace the data every device is shown when it connects
 ack on|off            acknowledge what arrives, or let it come again next time
+login                 log in to the chat server with --csp-identity
+say IDENTITY TEXT     send a chat message
 proxy HEX             raw bytes for the chat server
 wait SECONDS          do nothing, for scripts
 help
@@ -76,7 +82,10 @@ pub struct Args {
     drop_least_recent: bool,
     #[command(flatten)]
     trust: TrustArgs,
-    /// The data directory of a development server, to trust its CA
+    /// An identity of the chat server, as `identity new` writes it; makes `login` and `say` possible
+    #[arg(long, value_name = "FILE")]
+    csp_identity: Option<PathBuf>,
+    /// The server's data directory: its development CA is trusted, the chat server's key and directory are read
     #[arg(long, value_name = "DIR", default_value = "heliostat-data")]
     data: PathBuf,
     /// Allow ws:// to a host that is not this machine
@@ -107,6 +116,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let (key, new) = keyfile::load_or_create(&args.group_key)?;
     let mut remembered = Remembered::beside(&args.group_key)?;
     let device_id = args.device_id.or_else(|| remembered.first(&args.url)).unwrap_or_else(|| DeviceId(random::u64()));
+    let account = match &args.csp_identity {
+        Some(file) => Some(Account::open(file, &args.data).await?),
+        None => None,
+    };
     let mut terminal = Terminal::open()?;
     if new {
         terminal.print(&format!("-- a new group; its key is in {}", args.group_key.display()))?;
@@ -126,8 +139,18 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     };
     remembered.note(&args.url, device_id, true)?;
     let info = ToDevice::ServerInfo(device.server_info().clone());
-    let mut session =
-        Session { device, key, terminal, acknowledge: true, unanswered: 0, next_reflect_id: 1, device_id };
+    let mut session = Session {
+        device,
+        key,
+        terminal,
+        account,
+        line: None,
+        acknowledge: true,
+        unanswered: 0,
+        next_reflect_id: 1,
+        device_id,
+        leaves: false,
+    };
     session.heard(&describe::of_mediator(&info, Some(&session.key)))?;
     let ended = session.run().await?;
     session.terminal.print(&format!("-- {}", tell_end(&ended)))?;
@@ -135,7 +158,12 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         remembered.note(&args.url, device_id, false)?;
     }
     session.terminal.close();
-    Ok(if ended.close_code() == Some(CloseCode::Normal) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let wanted = match ended.close_code() {
+        Some(CloseCode::Normal) => true,
+        Some(CloseCode::Dropped) => session.leaves,
+        _ => false,
+    };
+    Ok(if wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn not_connected(error: ConnectError, config: &DeviceConfig) -> miette::Report {
@@ -173,16 +201,22 @@ struct Session {
     device: Device,
     key: GroupKey,
     terminal: Terminal,
+    account: Option<Account>,
+    line: Option<Line>,
     acknowledge: bool,
     /// Answers that a script's end waits for.
     unanswered: u32,
     next_reflect_id: u32,
     device_id: DeviceId,
+    /// Whether it dropped itself.
+    leaves: bool,
 }
 
 /// What a line asks for besides payloads.
 enum Command {
     Say(FromDevice),
+    Login,
+    Chat(String, String),
     Acknowledge(bool),
     Wait(Duration),
     Help,
@@ -198,6 +232,7 @@ impl Session {
                     Ok(payload) => if let Err(ended) = self.on_payload(payload).await? { return Ok(ended) },
                     Err(ended) => return Ok(ended),
                 },
+                event = next_of(&mut self.line) => self.on_chat(event).await?,
                 line = self.terminal.line() => match line? {
                     Some(line) => match self.parse(&line) {
                         Ok(Command::Quit) => return self.finish().await,
@@ -236,6 +271,7 @@ impl Session {
                     Ok(payload) => if let Err(ended) = self.on_payload(payload).await? { return Ok(Err(ended)) },
                     Err(ended) => return Ok(Err(ended)),
                 },
+                event = next_of(&mut self.line) => self.on_chat(event).await?,
             }
         }
         Ok(Ok(()))
@@ -253,16 +289,74 @@ impl Session {
             | ToDevice::CommitTransactionAck
             | ToDevice::DevicesInfo(_)
             | ToDevice::DropDeviceAck(_) => self.unanswered = self.unanswered.saturating_sub(1),
+            ToDevice::RolePromotedToLeader => self.unblock().await?,
             ToDevice::Reflected(_)
             | ToDevice::Proxy(_)
             | ToDevice::ServerHello(_)
             | ToDevice::ServerInfo(_)
             | ToDevice::ReflectionQueueDry
-            | ToDevice::RolePromotedToLeader
             | ToDevice::TransactionEnded(_)
             | ToDevice::Unknown(_) => {}
         }
         Ok(Ok(()))
+    }
+
+    async fn on_chat(&mut self, event: Result<Event, CspError>) -> Result<()> {
+        let (Some(account), Some(line)) = (&self.account, &mut self.line) else { return Ok(()) };
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                self.line = None;
+                return self.terminal.print(&format!("-- chat server: {error}"));
+            }
+        };
+        if matches!(event, Event::MessageAck(_)) {
+            self.unanswered = self.unanswered.saturating_sub(1);
+        }
+        self.terminal.print(&format!("<~ {}", account.describe(&event).await?))?;
+        // When it cannot be sent, the next event tells why.
+        line.answer(&event).await.unwrap_or_default();
+        Ok(())
+    }
+
+    async fn login(&mut self) -> Result<()> {
+        let Some(account) = &self.account else {
+            return self.terminal.print("-- there is no identity: start with --csp-identity FILE");
+        };
+        let Some(stream) = self.device.proxy_stream() else {
+            return self.terminal.print("-- one login per connection");
+        };
+        match account.login(self.device_id, stream).await {
+            Ok((line, told)) => {
+                self.line = Some(line);
+                self.terminal.print(&format!("<~ {told}"))?;
+                if self.device.is_leader() { self.unblock().await } else { Ok(()) }
+            }
+            Err(error) => self.terminal.print(&format!("-- no login: {error}")),
+        }
+    }
+
+    /// The leader lets the chat server deliver; before it is logged in there is nothing to let.
+    async fn unblock(&mut self) -> Result<()> {
+        let Some(line) = &mut self.line else { return Ok(()) };
+        if line.unblock().await.into_diagnostic()? {
+            self.terminal.print("~> unblock-incoming-messages")?;
+        }
+        Ok(())
+    }
+
+    async fn chat(&mut self, to: &str, text: &str) -> Result<()> {
+        let (Some(account), Some(line)) = (&self.account, &mut self.line) else {
+            return self.terminal.print("-- log in first");
+        };
+        match account.seal(to, text).await {
+            Ok(message) => {
+                self.terminal.print(&format!("~> message  to={to}  id={:016x}  {text:?}", message.id.0))?;
+                self.unanswered += 1;
+                line.send(message).await.into_diagnostic()
+            }
+            Err(error) => self.terminal.print(&format!("-- {error}")),
+        }
     }
 
     fn parse(&mut self, line: &str) -> Result<Command, String> {
@@ -302,6 +396,11 @@ impl Session {
                     ttl_s,
                 })
             }
+            "login" => return Ok(Command::Login),
+            "say" => {
+                let (to, text) = rest.split_once(char::is_whitespace).ok_or("say what to whom?")?;
+                return Ok(Command::Chat(to.to_owned(), text.trim().to_owned()));
+            }
             "commit" => FromDevice::CommitTransaction,
             "devices" => FromDevice::GetDevicesInfo,
             "drop" if rest == "me" => FromDevice::DropDevice(self.device_id),
@@ -332,9 +431,12 @@ impl Session {
                     | FromDevice::Unknown(_) => false,
                 };
                 self.unanswered += u32::from(answered);
+                self.leaves |= payload == FromDevice::DropDevice(self.device_id);
                 return self.say(payload).await;
             }
             Command::Wait(time) => return self.listen(time, |_| false).await,
+            Command::Login => self.login().await?,
+            Command::Chat(to, text) => self.chat(&to, &text).await?,
             Command::Acknowledge(on) => self.acknowledge = on,
             Command::Help => self.terminal.print(HELP)?,
             Command::Nothing | Command::Quit => {}
@@ -350,6 +452,14 @@ impl Session {
 
     fn heard(&mut self, described: &Described) -> Result<()> {
         self.terminal.print(&format!("<- {}", described.line()))
+    }
+}
+
+/// What the chat server says next, where there is one.
+async fn next_of(line: &mut Option<Line>) -> Result<Event, CspError> {
+    match line {
+        Some(line) => line.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -16,13 +16,21 @@ use crate::wire::d2m::{DeviceId, SlotState};
 /// # Errors
 /// When the file cannot be read or holds something else.
 pub fn load(path: &Path) -> Result<GroupKey> {
+    load_secret(path).map(GroupKey::new).wrap_err("no group key")
+}
+
+/// Reads any secret of 64 hex digits.
+///
+/// # Errors
+/// When the file cannot be read or holds something else.
+pub fn load_secret(path: &Path) -> Result<Secret<32>> {
     let text = std::fs::read_to_string(path)
         .into_diagnostic()
-        .wrap_err_with(|| format!("the group key file {} cannot be read", path.display()))?;
-    let mut dgk = [0; 32];
-    hex::decode_to_slice(text.trim(), &mut dgk)
-        .map_err(|_| miette!("the group key file {} does not hold 64 hex digits", path.display()))?;
-    Ok(GroupKey::new(Secret::new(dgk)))
+        .wrap_err_with(|| format!("the key file {} cannot be read", path.display()))?;
+    let mut secret = [0; 32];
+    hex::decode_to_slice(text.trim(), &mut secret)
+        .map_err(|_| miette!("the key file {} does not hold 64 hex digits", path.display()))?;
+    Ok(Secret::new(secret))
 }
 
 /// The same, and a new group when there is no such file. Says whether the group is new.

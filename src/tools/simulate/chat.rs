@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
+use miette::{IntoDiagnostic as _, Result, WrapErr as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::chat::csp::serve::KEY_FILE;
@@ -16,6 +16,7 @@ use crate::client::ProxyStream;
 use crate::client::csp::{CspClient, CspError, Draft, EndToEnd, Event, Login};
 use crate::crypto::boxes::{self, Public};
 use crate::crypto::{Secret, random};
+use crate::tools::keyfile;
 use crate::wire::d2m::ServerGroup;
 
 /// Messages under way before one has to be acknowledged.
@@ -82,13 +83,7 @@ impl Chat {
         messages: usize,
         server_group: &ServerGroup,
     ) -> Result<Self> {
-        let file = data.join(KEY_FILE);
-        let text = std::fs::read_to_string(&file)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("the chat server's key {} cannot be read", file.display()))?;
-        let mut server_key = [0; 32];
-        hex::decode_to_slice(text.trim(), &mut server_key)
-            .map_err(|_| miette!("{} does not hold 64 hex digits", file.display()))?;
+        let server_key = keyfile::load_secret(&data.join(KEY_FILE)).wrap_err("the chat server's key is needed")?;
         let directory = Directory::open(data).await.into_diagnostic()?;
         let mut accounts = Vec::with_capacity(groups);
         for _ in 0..groups {
@@ -98,7 +93,7 @@ impl Chat {
             accounts.push(account);
         }
         directory.close().await;
-        Ok(Self::new(boxes::public(&Secret::new(server_key)), accounts, messages))
+        Ok(Self::new(boxes::public(&server_key), accounts, messages))
     }
 
     fn new(server_key: Public, accounts: Vec<Account>, messages: usize) -> Self {

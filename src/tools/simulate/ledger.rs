@@ -160,6 +160,11 @@ impl Tally {
         }
     }
 
+    /// Arrivals for the first time.
+    pub(super) const fn arrivals(&self) -> u64 {
+        self.delivered + self.ephemeral_delivered
+    }
+
     pub(super) fn fault(&mut self, fault: Fault) {
         *self.faults.entry(fault).or_default() += 1;
     }
