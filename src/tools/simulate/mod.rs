@@ -1,6 +1,6 @@
 //! `heliostat simulate`: groups of devices over real sockets, and a judgement of what reached whom.
 //!
-//! The judgement is the simulation's own ([`ledger`]): it believes acknowledgements and arrivals, nothing else. A server
+//! The judgement is the simulation's own (`ledger.rs`): it believes acknowledgements and arrivals, nothing else. A server
 //! may be killed and started again underneath; what it acknowledged before has to arrive all the same.
 
 mod chat;
