@@ -110,7 +110,8 @@ impl ServeArgs {
             config.listen.plain = true;
         }
         if let Some(listen) = self.csp_listen {
-            config.chat.csp = config::CspConfig { enabled: true, listen };
+            config.chat.csp.enabled = true;
+            config.chat.csp.listen = listen;
         }
         if let Some(listen) = self.admin_listen {
             config.admin.listen = listen;

@@ -7,6 +7,7 @@
 //! Without any file, [`Config::development`] is a complete development box: mediator, chat server and certificates. A file
 //! starts from the same values except that no chat server runs unless it says so.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use serde::{Deserialize, Deserializer};
 use crate::net::tls::CertFiles;
 use crate::upstream::directory::{Directory, DirectoryConfig, Target};
 use crate::upstream::framer::Framing;
-use crate::wire::d2m::CONTAINER_MAX;
+use crate::wire::d2m::{CONTAINER_MAX, DeviceGroupId};
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -33,6 +34,8 @@ pub struct Config {
     /// The public door.
     #[serde(deserialize_with = "ListenConfig::checked")]
     pub listen: ListenConfig,
+    /// Who may come in by the public door.
+    pub admission: AdmissionConfig,
     /// The operator's door.
     pub admin: AdminConfig,
     /// The chat servers behind the mediator; `None` when the file does not say, see [`Config::directory`].
@@ -81,6 +84,21 @@ pub enum Security {
     Development,
 }
 
+/// Who may come in by the public door. What is not set is not limited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdmissionConfig {
+    /// Connections at once; one more is answered with 503.
+    #[serde(deserialize_with = "some_number")]
+    pub max_connections: Option<usize>,
+    /// Connections at once from one address; one more is answered with 429.
+    #[serde(deserialize_with = "some_number")]
+    pub max_connections_per_address: Option<usize>,
+    /// Device group ids, 64 hex digits each; all others are answered with 403.
+    #[serde(deserialize_with = "some_groups")]
+    pub groups: Option<BTreeSet<DeviceGroupId>>,
+}
+
 /// The operator's door: plain HTTP on loopback.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -106,6 +124,8 @@ pub struct CspConfig {
     pub enabled: bool,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Whether devices are told that the account's device cookie changed. Desktop clients end the connection then.
+    pub device_cookie_indication: bool,
 }
 
 /// How much of everything a device group may take.
@@ -292,6 +312,19 @@ where
     T::try_from(number).map_err(D::Error::custom)
 }
 
+fn some_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
+    number::<_, _, 1, 100_000_000>(from).map(Some)
+}
+
+fn some_groups<'de, D: Deserializer<'de>>(from: D) -> Result<Option<BTreeSet<DeviceGroupId>>, D::Error> {
+    let read = |text: String| {
+        let mut id = [0; DeviceGroupId::LEN];
+        hex::decode_to_slice(&text, &mut id).map_err(|_| D::Error::custom("a device group id is 64 hex digits"))?;
+        Ok(DeviceGroupId::new(id))
+    };
+    Vec::<String>::deserialize(from)?.into_iter().map(read).collect::<Result<_, _>>().map(Some)
+}
+
 fn bytes<'de, D: Deserializer<'de>, const LEAST: u64, const MOST: u64>(from: D) -> Result<u64, D::Error> {
     within(ByteSize::deserialize(from)?.as_u64(), LEAST, MOST, |bytes| ByteSize(*bytes).to_string())
 }
@@ -323,6 +356,7 @@ impl Default for Config {
             data_dir: "heliostat-data".into(),
             durability: Durability::Fsync,
             listen: ListenConfig::default(),
+            admission: AdmissionConfig::default(),
             admin: AdminConfig::default(),
             server_groups: None,
             chat: ChatConfig::default(),
@@ -345,7 +379,7 @@ impl Default for AdminConfig {
 
 impl Default for CspConfig {
     fn default() -> Self {
-        Self { enabled: false, listen: local(5222) }
+        Self { enabled: false, listen: local(5222), device_cookie_indication: true }
     }
 }
 
@@ -400,6 +434,10 @@ mod tests {
             address = "[::]:443"
             cert = "cert.pem"
             key = "key.pem"
+            [admission]
+            max_connections = 10000
+            max_connections_per_address = 100
+            groups = ["2fd17ba2f9c2c31e52f0acbba8ff741ac89b3b58a8c208a25ad4a625ea138723"]
             [admin]
             listen = "127.0.0.1:0"
             [server_groups.exact.a0]
@@ -412,6 +450,7 @@ mod tests {
             [chat.csp]
             enabled = true
             listen = "127.0.0.1:0"
+            device_cookie_indication = false
             [limits]
             max_device_slots = 15
             max_queue_messages = 1
@@ -430,6 +469,9 @@ mod tests {
         let files = CertFiles { cert: "cert.pem".into(), key: "key.pem".into() };
         assert_eq!(config.listen.security(), Security::Files(files));
         assert_eq!(config.durability, Durability::Memory);
+        assert_eq!(config.admission.max_connections, Some(10_000));
+        assert_eq!(config.admission.groups.map(|groups| groups.len()), Some(1));
+        assert!(!config.chat.csp.device_cookie_indication);
         assert_eq!(config.limits.max_device_slots, 15);
         assert_eq!(config.limits.max_queue_bytes, 65_536);
         assert_eq!(config.limits.persistent_slot_ttl, Some(Duration::from_secs(90 * DAY_S)));
@@ -458,6 +500,8 @@ mod tests {
             ("\n[listen]\ncert = \"c.pem\"", 2, "`cert` needs its `key`"),
             ("[listen]\nkey = \"k.pem\"", 1, "`key` needs its `cert`"),
             ("[listen]\nplain = true\nkey = \"k.pem\"", 1, "`plain` means no TLS"),
+            ("[admission]\nmax_connections = 0", 2, "has to be between 1 and 100000000, not 0"),
+            ("[admission]\ngroups = [\"2fd1\"]", 2, "a device group id is 64 hex digits"),
             ("[admin]\nlisten = \"0.0.0.0:9090\"", 2, "has to be on a loopback address"),
             ("\n\n[server_groups.exact.a-b]\naddresses = [\"h:1\"]", 3, "`a-b` is no server group"),
             ("[server_groups.default]\naddress = \"h:1\"", 2, "unknown field `address`"),

@@ -645,6 +645,17 @@ async fn http_status(address: std::net::SocketAddr, method: &str, path: &str, up
     std::str::from_utf8(&line[9..]).unwrap().parse().unwrap()
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_that_never_ends_is_given_up() {
+    let (server, _family, _dir) = serve(Setup::default()).await;
+    let mut tcp = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    tcp.write_all(b"GET /0a20").await.unwrap();
+    // Time moves when everybody waits: no header comes in ten seconds, and the connection is closed.
+    let mut nothing = Vec::new();
+    let _reset_or_end = tcp.read_to_end(&mut nothing).await;
+    assert_eq!(nothing, b"");
+}
+
 #[tokio::test]
 async fn d2m_1_3_who_may_come_in_can_be_limited() {
     let allowed = GroupKey::generate();

@@ -123,13 +123,14 @@ fn killing_the_server_in_the_middle_loses_nothing_that_was_acknowledged() {
     let listen = server.address("devices").to_string();
     let csp = server.address("chat server").to_string();
     let args = ["--groups", "4", "--devices", "3", "--messages", "150", "--seed", "11"];
-    let simulation = simulate(&server, data.path(), &args).spawn().unwrap();
+    let mut simulation = simulate(&server, data.path(), &args).spawn().unwrap();
     // The write-ahead log grows with what is acknowledged.
     let wal = data.path().join("mediator.sqlite-wal");
     let grown = |by: u64| std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > by);
     let mut server = server;
     for by in [400_000, 900_000] {
         while !grown(by) {
+            assert_eq!(simulation.try_wait().unwrap(), None, "the simulation was over before the server was killed");
             std::thread::yield_now();
         }
         server.signal("KILL");

@@ -97,7 +97,6 @@ impl Log {
         skipped
     }
 
-    #[cfg(debug_assertions)]
     pub(super) fn window(&self) -> impl Iterator<Item = &LogEntry> {
         self.window.iter()
     }

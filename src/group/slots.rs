@@ -187,7 +187,9 @@ impl Slot {
         record.acked_unseen.remove_through(entry.seq.0);
         let bytes = u32::try_from(entry.message.envelope().len()).unwrap_or(u32::MAX);
         seat.flights.push_back(Flight { seq: entry.seq, bytes, state });
-        if state == FlightState::Acked {
+        // What is done already, or its own, may stand first: cursors are written lazily, so after a restart the walk
+        // begins further back than the cursor once was.
+        if state != FlightState::Sent {
             self.settle(entry.seq);
         }
         state == FlightState::Sent

@@ -507,6 +507,33 @@ fn a_crash_forgets_no_message_and_reuses_no_id() {
 }
 
 #[test]
+fn after_a_crash_its_own_messages_may_stand_first_behind_a_cursor_that_was_written_late() {
+    let mut w = world();
+    let (a, b) = (w.new_device(A), w.new_device(B));
+    w.reflects(a, "1");
+    let ids = w.reflected_ids(b);
+    w.passes(Duration::from_secs(2)); // the cursor of B is written before the first message
+    w.acks(b, ids[0]);
+    w.reflects(b, "its own");
+    w.reflects(a, "2");
+    w.crashes();
+    let b = w.returns(B);
+    assert_eq!(w.hears(b), ["info Existing queue 2", "1", "2", "dry", "leader"]);
+    w.leaves(b);
+
+    // The same with its own message in front of everything.
+    let mut w = world();
+    let (a, b) = (w.new_device(A), w.new_device(B));
+    w.reflects(b, "its own");
+    w.reflects(a, "1");
+    w.crashes();
+    let b = w.returns(B);
+    assert_eq!(w.hears(b), ["info Existing queue 1", "1", "dry", "leader"]);
+    let a = w.returns(A);
+    assert_eq!(w.hears(a), ["info Existing queue 1", "its own", "dry"]);
+}
+
+#[test]
 fn ids_wrap_and_stay_distinct() {
     let mut w = world();
     let (a, b) = (w.new_device(A), w.new_device(B));

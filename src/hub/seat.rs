@@ -1,7 +1,7 @@
 //! A connection's place in its group.
 //!
 //! The session holds the [`Seat`], the actor the matching `Line`. Payloads come through the outbox, whose bound is the
-//! group's: it sends no more than what the seat gave back ([`Seat::written`]). Dropping the seat is the one way to leave,
+//! group's: it sends no more than what the seat gave back ([`Outbox::written`]). Dropping the seat is the one way to leave,
 //! and happens exactly once.
 
 use std::sync::Arc;

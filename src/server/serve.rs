@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Admission, Mediator, Parts, bind};
 use crate::chat::csp;
-use crate::config::{Config, Durability, LimitsConfig, Security};
+use crate::config::{AdmissionConfig, Config, Durability, LimitsConfig, Security};
 use crate::group::Limits;
 use crate::net::{development, tls};
 use crate::session::Timeouts;
@@ -37,8 +37,9 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
 
     let stop_chat = CancellationToken::new();
     let csp = if config.chat.csp.enabled {
-        let settings = csp::serve::Config::new(config.chat.csp.listen, data.clone());
-        Some(csp::serve::start(settings, clock, stop_chat.clone()).await.into_diagnostic()?)
+        let mut settings = csp::Config::new(config.chat.csp.listen, data.clone());
+        settings.limits.device_cookie_indication = config.chat.csp.device_cookie_indication;
+        Some(csp::start(settings, clock, stop_chat.clone()).await.into_diagnostic()?)
     } else {
         None
     };
@@ -48,7 +49,7 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     let addresses = Addresses {
         public: public.local_addr().into_diagnostic()?,
         admin: admin.local_addr().into_diagnostic()?,
-        csp: csp.as_ref().map(csp::serve::Running::local_addr),
+        csp: csp.as_ref().map(csp::Running::local_addr),
     };
     let (limits, timeouts) = bounds(&config.limits);
     let parts = Parts {
@@ -58,7 +59,7 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         upstream: UpstreamLimits::default(),
         limits,
         timeouts,
-        admission: Admission::default(),
+        admission: admission(&config.admission),
         clock,
         durability: kept.durability,
     };
@@ -153,12 +154,20 @@ fn bounds(config: &LimitsConfig) -> (Limits, Timeouts) {
     (limits, timeouts)
 }
 
+fn admission(config: &AdmissionConfig) -> Admission {
+    Admission {
+        max_connections: config.max_connections,
+        max_connections_per_address: config.max_connections_per_address,
+        groups: config.groups.as_ref().map(|groups| groups.iter().copied().collect()),
+    }
+}
+
 /// Tells whoever started this what is open and what to do next.
 fn banner(
     config: &Config,
     door: &Door,
     addresses: &Addresses,
-    csp: Option<&csp::serve::Running>,
+    csp: Option<&csp::Running>,
     durability: &str,
 ) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
