@@ -44,6 +44,9 @@ pub const SEQ_BLOCK: u64 = 1_024;
 pub const QUEUE_SPAN_MAX: u64 = 1 << 31;
 /// Acknowledgements are written at most this late. Losing one means a redelivery, which the protocol allows.
 pub const FLUSH_AFTER: Duration = Duration::from_secs(1);
+/// From this age on they ride along with a commit that is made anyway. With every commit they would cost a row per slot
+/// each time; never, a busy group would redeliver a second's worth after each crash.
+pub const FLUSH_RIDES_AFTER: Duration = Duration::from_millis(100);
 /// Most ranges of out-of-order acknowledgements that are kept for one slot. Others are forgotten by a restart.
 pub const ACKED_RANGES_KEPT: usize = 512;
 

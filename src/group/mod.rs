@@ -64,8 +64,8 @@ pub struct Group {
     encrypted_shared_device_data: Vec<u8>,
     /// The store knows this group.
     kept: bool,
-    /// When acknowledgements have to be written, if any wait.
-    flush_at: Option<Duration>,
+    /// Since when acknowledgements wait to be written, if any do.
+    unwritten_since: Option<Duration>,
 }
 
 impl Group {
@@ -82,7 +82,7 @@ impl Group {
             dried: 0,
             encrypted_shared_device_data: Vec::new(),
             kept: false,
-            flush_at: None,
+            unwritten_since: None,
         }
     }
 
@@ -132,6 +132,9 @@ impl Group {
             Input::Leave { conn, introduced } => self.leave(now, conn, introduced, &mut step),
             Input::Durable => self.durable(&mut step),
             Input::Tick => self.tick(now, &mut step),
+        }
+        if !step.writes.is_empty() && self.waited(now) >= limits::FLUSH_RIDES_AFTER {
+            self.flush(&mut step);
         }
         if cfg!(debug_assertions) {
             self.assert_invariants();
@@ -464,7 +467,7 @@ impl Group {
             self.kept = false;
             self.encrypted_shared_device_data.clear();
             self.log.trimmed = self.log.last;
-            self.flush_at = None;
+            self.unwritten_since = None;
         }
     }
 
@@ -497,7 +500,7 @@ impl Group {
 
     fn deadlines(&self, now: Now) -> impl Iterator<Item = (Deadline, Duration)> {
         let ttl = self.lock.deadline().map(|(_, until)| (Deadline::TransactionTtl, until));
-        let flush = self.flush_at.map(|at| (Deadline::Flush, at));
+        let flush = self.unwritten_since.map(|since| (Deadline::Flush, since.saturating_add(limits::FLUSH_AFTER)));
         let expiries = self.slots.values().filter_map(move |slot| {
             let at_ms = deadlines::slot_expires_ms(slot, &self.limits)?;
             Some((Deadline::SlotExpiry(slot.record.device), deadlines::wake_for(now, at_ms)))
@@ -505,16 +508,19 @@ impl Group {
         ttl.into_iter().chain(flush).chain(expiries)
     }
 
-    const fn flush_soon(&mut self, now: Now) {
-        if self.flush_at.is_none() {
-            self.flush_at = Some(now.monotonic.saturating_add(limits::FLUSH_AFTER));
-        }
+    fn flush_soon(&mut self, now: Now) {
+        self.unwritten_since.get_or_insert(now.monotonic);
+    }
+
+    /// How long acknowledgements have been waiting to be written; no time, when none do.
+    fn waited(&self, now: Now) -> Duration {
+        self.unwritten_since.map_or(Duration::ZERO, |since| now.monotonic.saturating_sub(since))
     }
 
     /// Writes what the slots acknowledged, and trims the log in the same step: were it trimmed alone, a crash would leave
     /// records that count entries which are gone.
     fn flush(&mut self, step: &mut Step) {
-        self.flush_at = None;
+        self.unwritten_since = None;
         let last = self.log.last;
         for slot in self.slots.values_mut().filter(|slot| slot.dirty) {
             slot.dirty = false;

@@ -507,6 +507,20 @@ fn a_crash_forgets_no_message_and_reuses_no_id() {
 }
 
 #[test]
+fn acknowledgements_ride_along_with_a_commit_that_is_made_anyway() {
+    let mut w = world();
+    let (a, b) = (w.new_device(A), w.new_device(B));
+    w.reflects(a, "1");
+    let ids = w.reflected_ids(b);
+    w.acks(b, ids[0]);
+    w.passes(Duration::from_millis(100));
+    w.reflects(a, "2");
+    w.crashes();
+    let b = w.returns(B);
+    assert_eq!(w.hears(b)[1..], ["2", "dry", "leader"]);
+}
+
+#[test]
 fn after_a_crash_its_own_messages_may_stand_first_behind_a_cursor_that_was_written_late() {
     let mut w = world();
     let (a, b) = (w.new_device(A), w.new_device(B));
