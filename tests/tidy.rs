@@ -1,11 +1,16 @@
-//! Keeps the drawing in `src/lib.rs` true: arrows point down, and clocks are read in one place.
+//! Keeps what is written about the code true: the drawing in `src/lib.rs` (arrows point down, and clocks are read in one
+//! place), the index of clauses in `docs/spec.md`, and what the README says.
 //!
 //! Reads the sources as text: comments and literals are blanked, then every path that starts at `crate` or climbs there by
-//! `super` is an arrow from the module that holds it to the module it names.
+//! `super` is an arrow from the module that holds it to the module it names, and every function behind a test's attribute
+//! is a test.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
 use std::path::{Path, PathBuf};
+
+use heliostat::config::Config;
+use heliostat::wire::d2m::{CloseCode, Reconnect};
 
 /// The floors, from the ground up.
 const FLOORS: [&[&str]; 6] = [
@@ -296,5 +301,249 @@ fn every_kind_of_wrong_arrow_is_found() {
                 assert!(!found.is_empty() && found.iter().all(|it| it.contains(why)), "{file}: {source}: {found:?}")
             }
         }
+    }
+}
+
+/// A protocol's clauses: its name, the section that is its checklist and the length of that, the letter of its decisions
+/// and their number.
+const PROTOCOLS: [(&str, u32, u32, char, u32); 2] = [("D2M", 12, 21, 'A', 38), ("CSP", 13, 17, 'C', 15)];
+/// The macro in whose braces tests are listed by name: one for each engine that has to keep a promise.
+const TESTS_LISTED_IN: &str = "promised_by_both";
+/// How a clause without a test begins its reason.
+const EXCEPTION: &str = "exception: ";
+
+fn checklist() -> impl Iterator<Item = String> {
+    PROTOCOLS.iter().flat_map(|(name, section, lines, ..)| (1..=*lines).map(move |n| format!("{name}-{section}.{n}")))
+}
+
+fn decisions() -> impl Iterator<Item = String> {
+    PROTOCOLS.iter().flat_map(|(name, _, _, letter, count)| (1..=*count).map(move |n| format!("{name}-{letter}{n}")))
+}
+
+/// The cells of every table row that begins with a clause or a section.
+fn rows(index: &str) -> Vec<Vec<&str>> {
+    index
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .map(|line| line.split(" | ").map(str::trim).collect::<Vec<_>>())
+        .filter(|cells| {
+            PROTOCOLS.iter().any(|(name, ..)| cells[0].strip_prefix(name).is_some_and(|n| n.starts_with('-')))
+        })
+        .collect()
+}
+
+/// The clauses that a test's name carries: `d2m_12_7_...`, `d2m_a22_...`, `csp_13_6_..._and_13_7_...`.
+fn clauses_of(test: &str) -> Vec<String> {
+    let words: Vec<&str> = test.split('_').collect();
+    let is_number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    let Some((name, section, ..)) = PROTOCOLS.iter().find(|(name, ..)| name.to_lowercase() == words[0]) else {
+        return Vec::new();
+    };
+    let section = section.to_string();
+    let first = match words[1..] {
+        [a, b, ..] if is_number(a) && is_number(b) => Some(format!("{name}-{a}.{b}")),
+        [a, ..] if is_number(a) => Some(format!("{name}-{a}")),
+        [a, ..] if a.len() > 1 && is_number(&a[1..]) => Some(format!("{name}-{}", a.to_uppercase())),
+        _ => None,
+    };
+    let others = words.windows(3).filter(|words| words[0] == "and" && words[1] == section && is_number(words[2]));
+    first.into_iter().chain(others.map(|words| format!("{name}-{section}.{}", words[2]))).collect()
+}
+
+/// The names of all tests in a source.
+fn tests_in(source: &str) -> Vec<String> {
+    let code = code_only(source);
+    let tokens = tokens(&code);
+    let text = |at: usize| tokens.get(at).map_or("", |&(_, text)| text);
+    let (mut out, mut is_test) = (Vec::new(), false);
+    for at in 0..tokens.len() {
+        match text(at) {
+            "#" if text(at + 1) == "[" => {
+                let head = (at + 2..tokens.len()).take_while(|&at| !matches!(text(at), "(" | "]" | "=")).last();
+                is_test |= head.is_some_and(|at| text(at) == "test");
+            }
+            "fn" if is_test => {
+                out.push(text(at + 1).to_owned());
+                is_test = false;
+            }
+            TESTS_LISTED_IN if text(at + 1) == "!" && text(at + 2) == "{" => {
+                out.extend((at + 3..).map(text).take_while(|name| !matches!(*name, "}" | "")).map(str::to_owned));
+            }
+            "{" | ";" => is_test = false,
+            _ => {}
+        }
+    }
+    out
+}
+
+/// What is wrong between the index and the tests.
+fn index_findings(index: &str, tests: &[String]) -> Vec<String> {
+    let mut out = Vec::new();
+    let (clauses, sections): (Vec<_>, Vec<_>) = rows(index).into_iter().partition(|cells| cells.len() != 2);
+    let expected: Vec<String> = checklist().chain(decisions()).collect();
+    for clause in &expected {
+        let times = clauses.iter().filter(|cells| cells[0] == clause).count();
+        if times != 1 {
+            out.push(format!("{clause} is in the index {times} times"));
+        }
+    }
+    for cells in &clauses {
+        let &[clause, rule, proof] = &cells[..] else {
+            out.push(format!("{}: a row has a clause, a rule and a proof", cells[0]));
+            continue;
+        };
+        if !expected.iter().any(|known| known == clause) {
+            out.push(format!("{clause}: there is no such clause"));
+        }
+        if rule.is_empty() {
+            out.push(format!("{clause} has no rule"));
+        }
+        if proof.strip_prefix(EXCEPTION).is_some_and(|reason| !reason.trim().is_empty()) {
+            continue;
+        }
+        let named: Vec<&str> = proof.split('`').skip(1).step_by(2).collect();
+        if named.is_empty() {
+            out.push(format!("{clause} has neither a test nor an exception with its reason"));
+        }
+        let missing = named.into_iter().filter(|&name| !tests.iter().any(|test| test == name));
+        out.extend(missing.map(|name| format!("{clause}: there is no test {name}")));
+    }
+    let carried: Vec<(&String, String)> =
+        tests.iter().flat_map(|test| clauses_of(test).into_iter().map(move |clause| (test, clause))).collect();
+    for (test, clause) in &carried {
+        if !expected.contains(clause) && !sections.iter().any(|cells| cells[0] == clause) {
+            out.push(format!("{test} carries {clause}, which is not in the index"));
+        }
+    }
+    let proved = checklist().filter(|line| !carried.iter().any(|(_, clause)| clause == line));
+    out.extend(proved.map(|line| format!("no test carries {line} in its name")));
+    out
+}
+
+/// The names of all tests of this crate.
+fn all_tests() -> Vec<String> {
+    let mut files = Vec::new();
+    for dir in ["src", "tests"] {
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir), &mut files);
+    }
+    files.iter().flat_map(|file| tests_in(&std::fs::read_to_string(file).unwrap())).collect()
+}
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
+}
+
+/// The fenced blocks of a language.
+fn blocks(markdown: &str, language: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut lines = markdown.lines();
+    while let Some(line) = lines.next() {
+        if let Some(found) = line.strip_prefix("```") {
+            let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+            if found == language {
+                out.push(block.join("\n"));
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn the_readme_has_one_test_command_and_configurations_that_are_understood() {
+    let readme = read("README.md");
+    let commands = readme.lines().filter(|line| line.strip_prefix("$ ").unwrap_or(line).starts_with("cargo test"));
+    assert_eq!(commands.count(), 1, "what .ci/run runs");
+    let configurations = blocks(&readme, "toml");
+    assert!(!configurations.is_empty());
+    for text in configurations {
+        Config::parse("README.md", &text).unwrap();
+    }
+}
+
+#[test]
+fn the_readme_shows_the_rust_that_is_compiled_in_the_documentation() {
+    let documented: Vec<String> = read("src/client/mod.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//!"))
+        .map(|line| line.strip_prefix(' ').unwrap_or(line).to_owned())
+        .collect();
+    let documented = documented.join("\n");
+    for block in blocks(&read("README.md"), "rust") {
+        assert!(documented.contains(&block), "not in src/client/mod.rs:\n{block}");
+    }
+}
+
+#[test]
+fn the_readme_names_every_close_code_and_what_follows_from_it() {
+    let readme = read("README.md");
+    for code in CloseCode::ALL {
+        let row = format!("| {} |", code.code());
+        let rows: Vec<&str> = readme.lines().filter(|line| line.starts_with(&row)).collect();
+        let [row] = rows[..] else { panic!("{} is in the table {} times", code.code(), rows.len()) };
+        let by_itself = row.contains("reconnect");
+        assert_eq!(by_itself, code.reconnect() == Reconnect::Automatic, "{row}");
+    }
+}
+
+#[test]
+fn every_clause_of_the_specifications_is_proved_or_excepted() {
+    let (index, tests) = (read("docs/spec.md"), all_tests());
+    assert!(tests.len() > 100, "the tests were found");
+    let found = index_findings(&index, &tests);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_way_to_lose_a_clause_is_found() {
+    let row = |clause: String| format!("| {clause} | a rule | `proof` |");
+    let whole: String = checklist()
+        .chain(decisions())
+        .map(row)
+        .chain(["| D2M-4.4 | queues |".to_owned()])
+        .fold(String::new(), |index, row| index + &row + "\n");
+    let tests = || {
+        let carriers = checklist().map(|line| line.to_lowercase().replace(['-', '.'], "_") + "_holds");
+        carriers.chain(["proof".to_owned(), "d2m_4_4_holds".to_owned()]).collect::<Vec<String>>()
+    };
+    assert_eq!(index_findings(&whole, &tests()), [""; 0]);
+    let changes: [(&str, &str, &str); 7] = [
+        ("| D2M-A3 | a rule | `proof` |\n", "", "D2M-A3 is in the index 0 times"),
+        ("D2M-A3 |", "D2M-A4 |", "D2M-A4 is in the index 2 times"),
+        ("CSP-13.17 |", "CSP-13.18 |", "CSP-13.18: there is no such clause"),
+        ("D2M-A3 | a rule | `proof`", "D2M-A3 | a rule | `prof`", "D2M-A3: there is no test prof"),
+        ("D2M-A3 | a rule | `proof`", "D2M-A3 | a rule | proof", "neither a test nor an exception"),
+        ("D2M-A3 | a rule | `proof`", "D2M-A3 | a rule | exception: ", "neither a test nor an exception"),
+        ("| D2M-4.4 | queues |\n", "", "d2m_4_4_holds carries D2M-4.4"),
+    ];
+    for (from, to, expected) in changes {
+        let found = index_findings(&whole.replacen(from, to, 1), &tests());
+        assert!(found.iter().any(|it| it.contains(expected)), "{from:?} to {to:?}: {found:?}");
+    }
+    let excepted = whole.replacen("D2M-A3 | a rule | `proof`", "D2M-A3 | a rule | exception: it cannot be seen", 1);
+    assert_eq!(index_findings(&excepted, &tests()), [""; 0]);
+    let fewer: Vec<String> = tests().into_iter().filter(|test| !test.starts_with("csp_13_7_")).collect();
+    assert_eq!(index_findings(&whole, &fewer), ["no test carries CSP-13.7 in its name"]);
+}
+
+#[test]
+fn a_test_is_known_by_its_attribute_and_a_clause_by_its_number() {
+    let source = "
+        #[cfg(test)] mod tests { fn helper() {}
+        #[test] fn one() {} /* #[test] fn no() {} */
+        #[tokio::test(start_paused = true)]
+        #[ignore] async fn two() { let f = \"#[test] fn no()\"; }
+        #[cfg(test)] fn helper_too() {} }
+        promised_by_both! { three four }";
+    assert_eq!(tests_in(source), ["one", "two", "three", "four"]);
+    for (test, expected) in [
+        ("d2m_12_7_a_reflect", &["D2M-12.7"][..]),
+        ("d2m_a22_the_clock", &["D2M-A22"]),
+        ("d2m_5_the_one", &["D2M-5"]),
+        ("csp_13_12_idle_timeout_30_is_enforced_29_and_601_end", &["CSP-13.12"]),
+        ("csp_13_6_unknown_and_13_7_the_ack", &["CSP-13.6", "CSP-13.7"]),
+        ("csp_is_cut_at_its_own_seams", &[]),
+        ("a_crash_forgets_nothing", &[]),
+    ] {
+        assert_eq!(clauses_of(test), expected, "{test}");
     }
 }
