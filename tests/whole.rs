@@ -104,6 +104,9 @@ async fn the_leader_gets_the_chat_and_the_next_leader_goes_on_without_loss() {
     soon(phone.reflect_and_wait(&envelope, ReflectFlags::default())).await.unwrap();
     on_phone.ack(&first).await.unwrap();
     assert_eq!(alice.reads(&bob, &next_message(&mut on_phone).await), "two");
+    // What still waits for the chat server when a device vanishes is lost with it: the echo proves that the ack is there.
+    on_phone.echo(&b"are you there"[..]).await.unwrap();
+    while !matches!(soon(on_phone.next_event()).await.unwrap(), Event::EchoResponse(_)) {}
     for other in [&mut tablet, &mut desk] {
         let got = common::reflected(other).await;
         assert_eq!(family.key.open_envelope(&got).unwrap(), b"one");

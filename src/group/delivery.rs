@@ -93,6 +93,9 @@ impl Group {
             }
         } else if let Some((_, payload)) = seat.line.pop_front() {
             seat.line_bytes = seat.line_bytes.saturating_sub(payload.weight());
+            if seat.line.is_empty() && seat.line.capacity() > 64 {
+                seat.line.shrink_to(16);
+            }
             seat.spend(cost(&payload));
             if payload == ToDevice::BeginTransactionAck {
                 self.lock.granted(now.monotonic, conn);

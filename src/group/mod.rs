@@ -87,12 +87,19 @@ impl Group {
     }
 
     /// A group as it was kept. Every device is away. What is there is allowed to be there, even if the limits were
-    /// lowered meanwhile; nothing is added to it.
+    /// lowered meanwhile; nothing is added to it. A device that was connected when this was kept is taken to have left
+    /// now.
     #[must_use]
-    pub fn restore(snapshot: Snapshot, mut limits: Limits) -> Self {
+    pub fn restore(now: Now, snapshot: Snapshot, mut limits: Limits) -> Self {
         let GroupRecord { seq_reserved, last_timestamp_ms, encrypted_shared_device_data } = snapshot.group;
+        let mut unwritten_since = None;
         let slots = snapshot.slots.into_iter().map(|kept| {
             let mut record = kept.record;
+            let dirty = std::mem::take(&mut record.connected);
+            if dirty {
+                record.last_disconnect_ms = now.wall_ms;
+                unwritten_since = Some(now.monotonic);
+            }
             if record.counted_through != seq_reserved {
                 // Not put to sleep in order: what was issued since it was counted is not known, but nothing beyond the
                 // reservation was.
@@ -108,7 +115,7 @@ impl Group {
             }
             limits.max_queue_messages = limits.max_queue_messages.max(record.held.entries);
             limits.max_queue_bytes = limits.max_queue_bytes.max(record.held.bytes);
-            (record.device, Slot { record, seat: None, dirty: false })
+            (record.device, Slot { record, seat: None, dirty })
         });
         let slots: BTreeMap<_, _> = slots.collect();
         limits.max_device_slots = limits.max_device_slots.max(slots.len());
@@ -117,6 +124,7 @@ impl Group {
             log: Log::resume(seq_reserved, last_timestamp_ms),
             encrypted_shared_device_data,
             kept: true,
+            unwritten_since,
             ..Self::empty(limits)
         }
     }
@@ -230,7 +238,7 @@ impl Group {
         // With nothing waiting there is nothing to walk.
         let walked = if queued == 0 { last } else { slot.record.cursor };
         let new = slot_state == SlotState::New;
-        slot.seat = Some(Seat::new(conn, now.wall_ms, new, walked));
+        slot.seat = Some(Seat::new(conn, now.wall_ms, new, walked, last));
         self.seats.insert(conn, device);
         step.notices.push(Notice::Joined { device, new, queued });
         let info = ServerInfo {
@@ -325,7 +333,16 @@ impl Group {
         if !flags.ephemeral {
             self.say(now, device, ToDevice::ReflectAck(ReflectAck { reflect_id, timestamp_ms }), step);
         }
+        self.drop_if_overfull(now, device, step);
         self.feed_all(now, step);
+    }
+
+    /// A slot's own messages are held while something waits for it in front of them. A device that acknowledges nothing
+    /// and reflects on and on passes its limit by itself; what it was promised before that is kept.
+    fn drop_if_overfull(&mut self, now: Now, device: DeviceId, step: &mut Step) {
+        if self.slots.get(&device).is_some_and(|slot| slot.is_overfull(&self.limits)) {
+            self.remove_slot(now, device, SlotRemoval::QueueLimit, step);
+        }
     }
 
     /// Puts a message at the end of the queue of every other slot.
@@ -339,10 +356,12 @@ impl Group {
         step: &mut Step,
     ) {
         let bytes = envelope.len();
-        let (seq, reserved) = self.log.advance();
         if !flags.ephemeral {
-            self.make_room(now, seq, bytes as u64, step);
+            // Before the log advances: whoever is fed on account of a slot that goes must not walk past a message that is
+            // not in the log yet.
+            self.make_room(now, origin, bytes as u64, step);
         }
+        let (seq, reserved) = self.log.advance();
         let for_slot = |slot: &Slot| slot.record.device != origin && (!flags.ephemeral || slot.seat.is_some());
         let receivers = self.slots.values().filter(|slot| for_slot(slot)).count();
         step.notices.push(Notice::Reflected { bytes, ephemeral: flags.ephemeral, receivers });
@@ -375,9 +394,10 @@ impl Group {
         self.log.push(entry);
     }
 
-    /// Drops every slot for which one more message would be too much (A23).
-    fn make_room(&mut self, now: Now, seq: Seq, bytes: u64, step: &mut Step) {
-        let full = |slot: &&Slot| slot.would_overflow(seq, bytes, &self.limits);
+    /// Drops every other slot for which one more message would be too much (A23).
+    fn make_room(&mut self, now: Now, origin: DeviceId, bytes: u64, step: &mut Step) {
+        let seq = self.log.last.next();
+        let full = |slot: &&Slot| slot.record.device != origin && slot.would_overflow(seq, bytes, &self.limits);
         let victims: Vec<DeviceId> = self.slots.values().filter(full).map(|slot| slot.record.device).collect();
         for victim in victims {
             self.remove_slot(now, victim, SlotRemoval::QueueLimit, step);
@@ -385,7 +405,10 @@ impl Group {
     }
 
     fn begin(&mut self, now: Now, conn: ConnectionId, device: DeviceId, begin: BeginTransaction, step: &mut Step) {
-        match self.lock.begin(now.monotonic, conn, device, begin, &self.limits) {
+        let line = self.slots.get(&device).and_then(|slot| slot.seat.as_ref()).map(|seat| &seat.line);
+        let acks_ahead =
+            line.map_or(0, |line| line.iter().filter(|(_, p)| *p == ToDevice::BeginTransactionAck).count());
+        match self.lock.begin(now.monotonic, conn, device, begin, acks_ahead, &self.limits) {
             Begun::Granted => {
                 step.notices.push(Notice::TransactionBegan(device));
                 self.say(now, device, ToDevice::BeginTransactionAck, step);
@@ -411,6 +434,7 @@ impl Group {
         }
         self.say(now, device, ToDevice::CommitTransactionAck, step);
         self.say_to_others(now, device, &ToDevice::TransactionEnded(held.holder), step);
+        self.drop_if_overfull(now, device, step);
         self.feed_all(now, step);
     }
 

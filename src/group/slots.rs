@@ -26,6 +26,8 @@ pub(super) struct Seat {
     pub(super) since_ms: u64,
     /// This connection made the slot.
     pub(super) made_slot: bool,
+    /// Where the log stood when it was seated. Ephemeral messages from before that are not for this connection.
+    pub(super) seated_at: Seq,
     /// The log up to here has been walked for this connection.
     pub(super) walked: Seq,
     /// A page is on its way from the store.
@@ -83,11 +85,12 @@ fn signed(cost: usize) -> i64 {
 }
 
 impl Seat {
-    pub(super) fn new(conn: ConnectionId, since_ms: u64, made_slot: bool, walked: Seq) -> Self {
+    pub(super) fn new(conn: ConnectionId, since_ms: u64, made_slot: bool, walked: Seq, seated_at: Seq) -> Self {
         Self {
             conn,
             since_ms,
             made_slot,
+            seated_at,
             walked,
             reading: false,
             room: signed(OUTBOX_COST),
@@ -155,13 +158,18 @@ impl Slot {
             || (held.pending > 0 && seq.0.saturating_sub(self.record.cursor.0) >= QUEUE_SPAN_MAX)
     }
 
+    /// Whether more is held for this slot than may be, of which the last is its own.
+    pub(super) const fn is_overfull(&self, limits: &Limits) -> bool {
+        self.record.held.entries > limits.max_queue_messages || self.record.held.bytes > limits.max_queue_bytes
+    }
+
     /// Walks past a log entry; says whether it is to be sent to the seat. `entry.seq` is beyond `walked`.
     pub(super) fn walk(&mut self, entry: &LogEntry) -> bool {
         let Some(seat) = &mut self.seat else { return false };
         seat.walked = entry.seq;
         let own = entry.origin == self.record.device;
         if entry.message.flags().ephemeral {
-            return !own;
+            return !own && entry.seq > seat.seated_at;
         }
         let record = &mut self.record;
         if entry.seq <= record.cursor {

@@ -57,12 +57,9 @@ impl Kept {
     }
 
     /// What a restart finds.
-    fn load(&self, now_ms: u64) -> Option<Snapshot> {
+    fn load(&self) -> Option<Snapshot> {
         let mut snapshot = self.snapshot.clone()?;
         for slot in &mut snapshot.slots {
-            if std::mem::take(&mut slot.record.connected) {
-                slot.record.last_disconnect_ms = now_ms;
-            }
             for entry in self.log.values().filter(|entry| entry.seq > slot.record.counted_through) {
                 slot.uncounted.pending += u64::from(entry.origin != slot.record.device);
                 slot.uncounted.entries += 1;
@@ -201,8 +198,8 @@ impl World {
     /// The server dies without a word and starts again.
     fn crashes(&mut self) {
         self.heard.clear();
-        self.group = match self.kept.load(self.now.wall_ms) {
-            Some(snapshot) => Group::restore(snapshot, self.limits.clone()),
+        self.group = match self.kept.load() {
+            Some(snapshot) => Group::restore(self.now, snapshot, self.limits.clone()),
             None => Group::empty(self.limits.clone()),
         };
     }
@@ -507,6 +504,80 @@ fn a_crash_forgets_no_message_and_reuses_no_id() {
 }
 
 #[test]
+fn a_message_is_not_walked_past_when_a_full_slot_is_dropped_on_its_account() {
+    let mut w = limited(Limits { max_queue_messages: 2, ..Limits::default() });
+    // B leads, and its end promotes C: C is fed in the middle of the step that accepts the third message.
+    let (b, c) = (w.new_device(B), w.new_device(C));
+    let a = w.new_device(A);
+    let _ = w.hears(c);
+    for text in ["1", "2", "3"] {
+        w.reflects(a, text);
+        let ids = w.heard[&c].iter().filter_map(|p| if let ToDevice::Reflected(r) = p { Some(r.id().0) } else { None });
+        let last = ids.last().unwrap();
+        w.acks(c, last);
+    }
+    assert_eq!(w.farewell(b), Some(Farewell::QueueLimit));
+    assert_eq!(w.hears(c), ["1", "2", "leader", "3"]);
+}
+
+#[test]
+fn an_ephemeral_message_from_before_a_device_was_seated_is_not_for_it() {
+    let mut w = world();
+    let (a, b, c) = (w.new_device(A), w.new_device(B), w.new_device(C));
+    w.leaves(b);
+    w.reflects(a, "waits");
+    // C lags, so that the ephemeral message stays in memory while B takes its seat.
+    w.sockets_flow = false;
+    for _ in 0..8 {
+        w.says(a, Request::Reflect(reflect(&"x".repeat(60_000), false)));
+    }
+    w.reflects_ephemeral(a, "typing");
+    w.sockets_flow = true;
+    let b = w.returns(B);
+    assert!(!w.hears(b).contains(&"~typing".to_owned()));
+    let _ = c;
+}
+
+#[test]
+fn the_second_of_two_pipelined_transactions_has_its_own_clock() {
+    let mut w = world();
+    let (a, b) = (w.new_device(A), w.new_device(B));
+    w.leaves(b);
+    for _ in 0..8 {
+        w.says(a, Request::Reflect(reflect(&"x".repeat(60_000), false)));
+    }
+    w.sockets_flow = false;
+    let b = w.returns(B);
+    w.begins(b, 1);
+    w.commits(b);
+    w.begins(b, 600);
+    for _ in 0..4 {
+        w.does(Input::Written(b, 300_000));
+    }
+    w.passes(Duration::from_secs(2));
+    assert_eq!(w.farewell(b), None, "the first one asked for a second, the second for ten minutes");
+}
+
+#[test]
+fn a_group_that_wakes_after_a_failure_counts_absence_from_then() {
+    let mut w = world();
+    let volatile = |device| Introduction {
+        device,
+        slots_exhausted: SlotsExhausted::Reject,
+        slot_expiration: SlotExpiration::Volatile,
+        expected_slot_state: SlotState::New,
+        encrypted_device_info: vec![],
+    };
+    let _ = (w.introduces_as(volatile(A)), w.introduces_as(volatile(B)));
+    w.passes(Duration::from_secs(3_600));
+    w.crashes();
+    w.passes(Duration::from_secs(599));
+    assert_eq!(w.group.devices().count(), 2);
+    w.passes(Duration::from_secs(1));
+    assert_eq!(w.group.devices().count(), 0);
+}
+
+#[test]
 fn lowered_limits_take_nothing_away_but_add_nothing_either() {
     let mut w = world();
     let (a, b) = (w.new_device(A), w.new_device(B));
@@ -798,6 +869,7 @@ fn a_slot_that_never_acks_cannot_hold_back_more_than_its_limit_by_its_own_messag
         }
     }
     assert_eq!(w.farewell(b), Some(Farewell::QueueLimit));
+    assert_eq!(w.hears(b).iter().filter(|said| *said == "ack").count(), 10, "each of its messages was acknowledged");
     w.passes(Duration::from_secs(2));
     assert!(w.kept.log.is_empty(), "and then nothing is held back any more");
 }

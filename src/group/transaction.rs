@@ -27,6 +27,8 @@ pub(super) struct Held {
     /// Set when the BeginTransactionAck leaves the line: a device is not charged for the time its backlog takes.
     pub(super) until: Option<Duration>,
     pub(super) since: Duration,
+    /// BeginTransactionAcks of earlier transactions of this connection that are still in its line.
+    acks_ahead: usize,
     pub(super) staged: Vec<Staged>,
     staged_bytes: usize,
 }
@@ -58,6 +60,7 @@ impl Lock {
         conn: ConnectionId,
         device: DeviceId,
         begin: BeginTransaction,
+        acks_ahead: usize,
         limits: &Limits,
     ) -> Begun {
         match self {
@@ -73,6 +76,7 @@ impl Lock {
                     ttl,
                     until: None,
                     since: now,
+                    acks_ahead,
                     staged: Vec::new(),
                     staged_bytes: 0,
                 }));
@@ -81,10 +85,12 @@ impl Lock {
         }
     }
 
-    /// The BeginTransactionAck goes to the socket: the clock starts.
+    /// A BeginTransactionAck goes to the socket: the clock starts, if it is this transaction's.
     pub(super) fn granted(&mut self, now: Duration, conn: ConnectionId) {
-        if let Some(held) = self.held_by_mut(conn) {
-            held.until = Some(now.saturating_add(held.ttl));
+        let Some(held) = self.held_by_mut(conn) else { return };
+        match held.acks_ahead.checked_sub(1) {
+            Some(left) => held.acks_ahead = left,
+            None => held.until = Some(now.saturating_add(held.ttl)),
         }
     }
 

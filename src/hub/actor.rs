@@ -64,7 +64,7 @@ impl Actor {
         mut posts: mpsc::Receiver<Post>,
     ) {
         let group = match shared.store.load(id).await {
-            Ok(Some(snapshot)) => Group::restore(snapshot, shared.limits.clone()),
+            Ok(Some(snapshot)) => Group::restore(shared.clock.now(), snapshot, shared.limits.clone()),
             Ok(None) => Group::empty(shared.limits.clone()),
             Err(error) => {
                 tracing::error!(group = %id, %error, "a group could not be woken");
@@ -139,8 +139,15 @@ impl Actor {
             step.append(self.group.handle(now, input));
         }
         if let Some(Read { conn, after, through }) = self.reads.pop_front() {
-            let page = self.shared.store.page(self.id, after, through, PAGE_COST).await?;
-            step.append(self.group.handle(now, Input::Page(conn, page)));
+            match self.shared.store.page(self.id, after, through, PAGE_COST).await {
+                Ok(page) => step.append(self.group.handle(now, Input::Page(conn, page))),
+                Err(error @ StoreError::Damaged(_)) => {
+                    // Only who needs the damaged part cannot go on: its line closes without a farewell, 1011.
+                    tracing::error!(group = %self.id, %error, "a backlog cannot be read");
+                    self.lines.remove(&conn);
+                }
+                Err(error) => return Err(error),
+            }
         }
         if self.group.next_deadline(now).is_some_and(|at| at <= now.monotonic) {
             step.append(self.group.handle(now, Input::Tick));

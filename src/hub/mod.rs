@@ -129,8 +129,8 @@ impl Hub {
         let volatile = before(limits.volatile_slot_ttl);
         let due = self.0.store.due(volatile, limits.persistent_slot_ttl.map(before), SWEEP_MOST).await?;
         for group in &due {
-            // An actor looks at its deadlines when it wakes, and falls asleep again.
-            let _asleep = self.mailbox(*group).send(Post::Input(Input::Tick)).await;
+            // An actor looks at its deadlines when it wakes, and falls asleep again. One whose mailbox is full is awake.
+            let _awake = self.mailbox(*group).try_send(Post::Input(Input::Tick));
         }
         Ok(due.len())
     }

@@ -5,6 +5,7 @@
 //! and happens exactly once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
@@ -12,14 +13,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::actor::Post;
-use crate::group::limits::{OUTBOX_COST, OUTBOX_PAYLOADS_MAX, cost};
+use crate::group::limits::{LINE_PAYLOADS_MAX, OUTBOX_COST, OUTBOX_PAYLOADS_MAX, cost};
 use crate::group::{ConnectionId, Farewell, Input, Request};
 use crate::wire::d2m::ToDevice;
 
 pub(super) type Mailbox = mpsc::Sender<Post>;
 
-/// Payloads in the outbox above which a device is not listened to: it has to take its answers first.
-const LISTEN_BELOW: usize = 512;
+/// Unanswered requests above which a device is not listened to: it has to take its answers first. Reflected messages do
+/// not count, or a device would go unheard while its backlog flows.
+const UNANSWERED_MAX: usize = 512;
+const _: () = assert!(UNANSWERED_MAX < LINE_PAYLOADS_MAX, "a device cannot overflow its line by its own requests");
 
 /// What the group has for a connection. When there is nothing more although no close came, the group failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +62,7 @@ pub struct Outbox {
     conn: ConnectionId,
     mailbox: Mailbox,
     payloads: mpsc::Receiver<Outgoing>,
-    drained: Arc<Notify>,
+    unanswered: Arc<Unanswered>,
     /// Cost of what was written and not given back yet.
     owed: usize,
 }
@@ -69,8 +72,7 @@ pub struct Outbox {
 pub struct Place {
     conn: ConnectionId,
     mailbox: Mailbox,
-    outbox: mpsc::WeakSender<Outgoing>,
-    drained: Arc<Notify>,
+    unanswered: Arc<Unanswered>,
     /// Cancelled when the group ended this connection.
     pub cut: CancellationToken,
     /// Whatever talks to the chat server for this connection runs in here: the group waits for its end before it seats
@@ -80,20 +82,51 @@ pub struct Place {
     tasks: TaskTracker,
 }
 
+/// Requests of one connection whose answers are not on its socket yet.
+#[derive(Debug, Default)]
+struct Unanswered {
+    count: AtomicUsize,
+    fewer: Notify,
+}
+
+/// Whether the group answers this request with one payload, unless it ends the connection.
+const fn is_answered(request: &Request) -> bool {
+    match request {
+        Request::Reflect(reflect) => !reflect.flags.ephemeral,
+        Request::GetDevicesInfo
+        | Request::DropDevice(_)
+        | Request::BeginTransaction(_)
+        | Request::CommitTransaction => true,
+        Request::SetSharedDeviceData(_) | Request::ReflectedAck(_) => false,
+    }
+}
+
+/// Whether this payload is such an answer.
+const fn answers(payload: &ToDevice) -> bool {
+    matches!(
+        payload,
+        ToDevice::ReflectAck(_)
+            | ToDevice::DevicesInfo(_)
+            | ToDevice::DropDeviceAck(_)
+            | ToDevice::BeginTransactionAck
+            | ToDevice::TransactionRejected(_)
+            | ToDevice::CommitTransactionAck
+    )
+}
+
 pub(super) fn pair(conn: ConnectionId, mailbox: Mailbox, tasks: &TaskTracker) -> (Line, Seat) {
     let (sender, payloads) = mpsc::channel(OUTBOX_PAYLOADS_MAX);
-    let (cut, proxies, drained) = (CancellationToken::new(), TaskTracker::new(), Arc::new(Notify::new()));
+    let (cut, proxies, unanswered) = (CancellationToken::new(), TaskTracker::new(), Arc::<Unanswered>::default());
     let place = Place {
         conn,
         mailbox: mailbox.clone(),
-        outbox: sender.downgrade(),
-        drained: Arc::clone(&drained),
+        unanswered: Arc::clone(&unanswered),
         cut: cut.clone(),
         proxies: proxies.clone(),
         introduced: false,
         tasks: tasks.clone(),
     };
-    let outbox = Outbox { conn, mailbox, payloads, drained, owed: 0 };
+    let outbox = Outbox { conn, mailbox, payloads, unanswered, owed: 0 };
     (Line { outbox: sender, cut, proxies }, Seat { outbox, place })
 }
 
@@ -116,7 +149,10 @@ impl Outbox {
             let paid = std::mem::take(&mut self.owed);
             let _gone = self.mailbox.send(Post::Input(Input::Written(self.conn, paid))).await;
         }
-        self.drained.notify_one();
+        if answers(payload) {
+            self.unanswered.count.fetch_sub(1, Ordering::Relaxed);
+            self.unanswered.fewer.notify_one();
+        }
     }
 }
 
@@ -132,18 +168,16 @@ impl Place {
     /// # Errors
     /// [`GroupGone`] when the group failed.
     pub async fn say(&self, request: Request) -> Result<(), GroupGone> {
+        if is_answered(&request) {
+            self.unanswered.count.fetch_add(1, Ordering::Relaxed);
+        }
         self.mailbox.send(Post::Input(Input::Says(self.conn, request))).await.map_err(|_| GroupGone)
     }
 
     /// Waits until the device has taken enough of its answers to be listened to again.
     pub async fn listening(&self) {
-        loop {
-            let waiting =
-                self.outbox.upgrade().map_or(0, |outbox| outbox.max_capacity().saturating_sub(outbox.capacity()));
-            if waiting < LISTEN_BELOW {
-                return;
-            }
-            self.drained.notified().await;
+        while self.unanswered.count.load(Ordering::Relaxed) >= UNANSWERED_MAX {
+            self.unanswered.fewer.notified().await;
         }
     }
 

@@ -31,6 +31,8 @@ pub enum Ending {
     HandshakeTimeout,
     /// Nothing came for too long.
     IdleTimeout,
+    /// The device took nothing of what was written to it for too long.
+    NotReading,
     /// The device's group ended the connection.
     Group(Farewell),
     /// The chat server ended its side, or was never reached.
@@ -76,7 +78,7 @@ impl Ending {
             }
             Self::UnsupportedVersion(_) => CloseCode::UnsupportedVersion,
             // The closest meaning, and it may reconnect (A37).
-            Self::HandshakeTimeout | Self::IdleTimeout | Self::Group(Farewell::SlowReader) => {
+            Self::HandshakeTimeout | Self::IdleTimeout | Self::NotReading | Self::Group(Farewell::SlowReader) => {
                 CloseCode::ClientIdleTimeout
             }
             Self::Group(Farewell::SlotStateMismatch) => CloseCode::DeviceSlotStateMismatch,
@@ -109,7 +111,8 @@ impl Ending {
             | Self::UnsupportedVersion(_)
             | Self::TooMuchEarlyProxy
             | Self::HandshakeTimeout
-            | Self::IdleTimeout => Culprit::Device,
+            | Self::IdleTimeout
+            | Self::NotReading => Culprit::Device,
             Self::Group(_) => Culprit::Group,
             Self::Upstream(_) | Self::UpstreamStalled => Culprit::ChatServer,
             Self::NoUpstream | Self::GroupFailed | Self::ShuttingDown => Culprit::Mediator,

@@ -38,12 +38,10 @@ async fn listen(
 ) -> Result<std::convert::Infallible, Ending> {
     chat.send(early).await?;
     loop {
-        // A device that does not take its answers is not listened to: the socket is the brake.
-        let frame = async {
-            place.listening().await;
-            socket::next(stream).await
-        };
-        let frame = timeout(context.timeouts.idle, frame).await.map_err(|_| Ending::IdleTimeout)??;
+        // A device that does not take its answers is not listened to: the socket is the brake. The other direction
+        // notices when it takes nothing at all.
+        place.listening().await;
+        let frame = timeout(context.timeouts.idle, socket::next(stream)).await.map_err(|_| Ending::IdleTimeout)??;
         let Frame::Container(message) = frame else { continue };
         let request = match FromDevice::decode(&message).map_err(Ending::BadContainer)? {
             FromDevice::Proxy(bytes) => {

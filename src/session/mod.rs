@@ -58,7 +58,7 @@ pub struct Context {
 pub struct Timeouts {
     /// From the connection to a valid ClientHello (spec 3.3).
     pub handshake: Duration,
-    /// Without any frame from the device (spec 8.3).
+    /// Without any frame from the device (spec 8.3), and without its taking a byte of what is written to it.
     pub idle: Duration,
     /// Between pings, which keep the path open. No pong is ever required: iOS sends none.
     pub ping_every: Duration,
@@ -136,7 +136,7 @@ async fn established(
     let (opened, hear_opened) = oneshot::channel();
     let ending = {
         let inbound = inbound::run(stream, &place, url, context, early, hear_introduced, opened);
-        let outbound = outbound::run(sink, outbox, &place.cut, context.timeouts.ping_every, &introduced, hear_opened);
+        let outbound = outbound::run(sink, outbox, &place.cut, context.timeouts, &introduced, hear_opened);
         tokio::select! {
             ending = inbound => ending,
             ending = outbound => ending,

@@ -6,9 +6,10 @@ use axum::extract::ws::Message;
 use bytes::Bytes;
 use futures_util::SinkExt as _;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::Timeouts;
 use super::ending::Ending;
 use super::socket::{CLOSE_TIMEOUT, Sink};
 use crate::hub::Outgoing;
@@ -21,13 +22,14 @@ pub(super) async fn run(
     sink: &mut Sink,
     outbox: Outbox,
     cut: &CancellationToken,
-    ping_every: Duration,
+    timeouts: Timeouts,
     introduced: &watch::Sender<bool>,
     opened: oneshot::Receiver<Receiver<Event>>,
 ) -> Ending {
-    let mut outbound = Outbound { sink, outbox, from: ChatSide::Unopened(opened), introduced, said: false };
+    let mut outbound =
+        Outbound { sink, outbox, from: ChatSide::Unopened(opened), introduced, said: false, stalled: timeouts.idle };
     let ending = tokio::select! {
-        ending = outbound.speak(ping_every) => Some(ending),
+        ending = outbound.speak(timeouts.ping_every) => Some(ending),
         // The group ended the connection. What it said before gets its time, but no more than that.
         () = async { cut.cancelled().await; sleep(CLOSE_TIMEOUT).await } => None,
     };
@@ -45,6 +47,16 @@ struct Outbound<'a> {
     /// Tells that the ServerInfo, the first payload of every seat, is on the socket.
     introduced: &'a watch::Sender<bool>,
     said: bool,
+    /// How long a write may take.
+    stalled: Duration,
+}
+
+/// A write that takes no byte for this long has no reader.
+async fn within(stalled: Duration, write: impl Future<Output = Result<(), axum::Error>>) -> Result<(), Ending> {
+    match timeout(stalled, write).await {
+        Ok(written) => written.map_err(|_| Ending::Lost),
+        Err(_elapsed) => Err(Ending::NotReading),
+    }
 }
 
 /// The chat server's side of the pipe.
@@ -91,9 +103,6 @@ impl Outbound<'_> {
                 }
             }
             self.flush().await?;
-            if self.said && !*self.introduced.borrow() {
-                self.introduced.send_replace(true);
-            }
         }
     }
 
@@ -111,8 +120,13 @@ impl Outbound<'_> {
         match outgoing {
             Outgoing::Payload(payload) => {
                 self.feed(Message::Binary(payload.encode())).await?;
-                self.said = true;
                 self.outbox.written(&payload).await;
+                if !self.said {
+                    // At once, however much waits: from here on the device may believe that it is registered.
+                    self.flush().await?;
+                    self.said = true;
+                    self.introduced.send_replace(true);
+                }
                 Ok(())
             }
             Outgoing::Close(farewell) => {
@@ -123,11 +137,11 @@ impl Outbound<'_> {
     }
 
     async fn feed(&mut self, message: Message) -> Result<(), Ending> {
-        self.sink.feed(message).await.map_err(|_| Ending::Lost)
+        within(self.stalled, self.sink.feed(message)).await
     }
 
     async fn flush(&mut self) -> Result<(), Ending> {
-        self.sink.flush().await.map_err(|_| Ending::Lost)
+        within(self.stalled, self.sink.flush()).await
     }
 
     /// Why the group ended the connection, of which the device could not be told in time.

@@ -119,10 +119,11 @@ impl ClientHello {
     }
 
     pub(super) fn decode(body: &[u8]) -> Result<AnyClientHello, BadPayload> {
-        let hello = pb::ClientHello::decode(body)?;
-        if hello.version > VERSION {
-            return Ok(AnyClientHello::Version(hello.version));
+        let version = pb::ClientHelloVersion::decode(body)?.version;
+        if version > VERSION {
+            return Ok(AnyClientHello::Version(version));
         }
+        let hello = pb::ClientHello::decode(body)?;
         if hello.encrypted_device_info.len() > ENCRYPTED_DEVICE_INFO_MAX {
             return Err(BadPayload::Length("encrypted_device_info"));
         }
