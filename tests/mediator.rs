@@ -587,7 +587,10 @@ async fn d2m_12_21_a_stop_says_1001_and_everything_survives_it() {
     let mut sender = family.returns(1).await;
     soon(sender.reflect_and_wait(b"3", DURABLE)).await.unwrap();
     soon(receiver.wait_dry()).await.unwrap();
-    assert_eq!(reflected(&mut receiver).await, b"3");
+    let payload = soon(receiver.wait_for(|payload| matches!(payload, ToDevice::Reflected(_)))).await.unwrap();
+    let ToDevice::Reflected(message) = payload else { unreachable!() };
+    assert_eq!(message.envelope(), b"3");
+    assert!(ids.iter().all(|&id| id < message.id().0), "ids go on growing after a restart");
     server.stop().await;
 }
 
@@ -683,6 +686,121 @@ async fn d2m_1_3_who_may_come_in_can_be_limited() {
     let (server, family, _dir) = serve(Setup { admission, ..Setup::default() }).await;
     let _one = family.joins(1).await;
     assert_eq!(http_status(server.address, "GET", &path(&family), true).await, 429);
+}
+
+#[tokio::test]
+async fn d2m_a9_stray_commits_and_nested_begins_are_4010_and_the_others_hear_of_the_end() {
+    let (_server, family, _dir) = serve(Setup::default()).await;
+    let mut other = family.joins(9).await;
+    let mut device = family.joins(1).await;
+    device.send(&FromDevice::CommitTransaction).await.unwrap();
+    assert_eq!(soon(device.wait_ended()).await.code(), Some(4010));
+    let mut device = family.returns(1).await;
+    assert_eq!(soon(device.begin(b"scope", 0)).await.unwrap(), Begun::Granted);
+    let again = BeginTransaction { encrypted_scope: vec![], ttl_s: 0 };
+    device.send(&FromDevice::BeginTransaction(again)).await.unwrap();
+    assert_eq!(soon(device.wait_ended()).await.code(), Some(4010));
+    assert!(soon(other.wait_for(|p| matches!(p, ToDevice::TransactionEnded(_)))).await.is_ok());
+}
+
+#[tokio::test]
+async fn d2m_a10_an_explicit_zero_and_an_absent_field_both_mean_new() {
+    let (_server, family, _dir) = serve(Setup::default()).await;
+    for (device, zero) in [(1, &[][..]), (2, &[0x38, 0x00][..])] {
+        let mut raw = family.opens().await;
+        let hello = family.hello(&mut raw, &family.config(device)).await;
+        let hello = [&FromDevice::ClientHello(Box::new(hello)).encode()[..], zero].concat();
+        raw.send_binary(hello).await.unwrap();
+        assert_eq!(soon(raw.server_info()).await.unwrap().slot_state, SlotState::New);
+    }
+}
+
+#[tokio::test]
+async fn d2m_a12_the_version_is_looked_at_before_anything_else() {
+    let (_server, family, _dir) = serve(Setup::default()).await;
+    let mut raw = family.opens().await;
+    soon(raw.server_hello()).await.unwrap();
+    // Version 1, and a response that is a number in that version.
+    raw.send_binary(vec![0x11, 0, 0, 0, 0x08, 0x01, 0x10, 0x05]).await.unwrap();
+    assert_eq!(soon(raw.wait_ended()).await.code(), Some(4110));
+}
+
+#[tokio::test]
+async fn d2m_2_5_a_device_info_that_is_too_long_is_4010() {
+    let (_server, family, _dir) = serve(Setup::default()).await;
+    for (length, admitted) in [(4_096, true), (4_097, false)] {
+        let mut raw = family.opens().await;
+        let mut hello = family.hello(&mut raw, &family.config(length)).await;
+        hello.encrypted_device_info = vec![1; usize::try_from(length).unwrap()];
+        raw.send(&FromDevice::ClientHello(Box::new(hello))).await.unwrap();
+        if admitted {
+            soon(raw.server_info()).await.unwrap();
+        } else {
+            assert_eq!(soon(raw.wait_ended()).await.code(), Some(4010));
+        }
+    }
+}
+
+#[tokio::test]
+async fn d2m_a23_a_slot_for_which_too_much_waits_is_4114_and_then_4115() {
+    let limits = Limits { max_queue_messages: 2, ..Limits::default() };
+    let (_server, family, _dir) = serve(Setup { limits, ..Setup::default() }).await;
+    let mut sender = family.joins(1).await;
+    let mut receiver = family.joins(2).await;
+    for _ in 0..3 {
+        soon(sender.reflect_and_wait(b"x", DURABLE)).await.expect("the sender is acknowledged all the same");
+    }
+    assert_eq!(soon(receiver.wait_ended()).await.code(), Some(4114));
+    let error = soon(Device::connect(&family.url, &family.config(2).existing())).await.unwrap_err();
+    assert_eq!(refused(&error), Some(CloseCode::DeviceSlotStateMismatch));
+}
+
+#[tokio::test]
+async fn d2m_a36_a_second_login_of_the_holder_ends_its_transaction() {
+    let (_server, family, _dir) = serve(Setup::default()).await;
+    let mut other = family.joins(9).await;
+    let mut holder = family.joins(1).await;
+    assert_eq!(soon(holder.begin(b"scope", 0)).await.unwrap(), Begun::Granted);
+    soon(holder.reflect_and_wait(b"never", DURABLE)).await.unwrap();
+    let _again = family.returns(1).await;
+    assert_eq!(soon(holder.wait_ended()).await.code(), Some(4112));
+    let next = soon(other.wait_for(|p| !matches!(p, ToDevice::RolePromotedToLeader))).await.unwrap();
+    assert!(matches!(next, ToDevice::TransactionEnded(_)), "{next:?}");
+}
+
+#[tokio::test]
+async fn d2m_a38_the_chat_server_is_heard_while_a_long_backlog_flows() {
+    let chat = ScriptedChat::bind().await;
+    let (_server, family, _dir) = serve(Setup { upstream: Some(chat.address), ..Setup::default() }).await;
+    let mut sender = family.joins(1).await;
+    soon(family.joins(2).await.close(CloseCode::Normal)).await;
+    const BACKLOG: usize = 20_000;
+    for _ in 0..BACKLOG / 100 {
+        for _ in 0..100 {
+            sender.reflect(&[7; 60], DURABLE).await.unwrap();
+        }
+        for _ in 0..100 {
+            soon(sender.wait_for(|p| matches!(p, ToDevice::ReflectAck(_)))).await.unwrap();
+        }
+    }
+    let mut raw = family.admitted(&family.config(2).existing()).await;
+    // It talks to its chat server as soon as the backlog begins, and has the answer long before the backlog ends.
+    raw.send(&FromDevice::Proxy(vec![1; 48].into())).await.unwrap();
+    let mut upstream = chat.accepts().await;
+    let mut got = [0; 48];
+    soon(upstream.read_exact(&mut got)).await.unwrap();
+    upstream.write_all(&[2; 80]).await.unwrap();
+    let mut before = 0;
+    loop {
+        match soon(raw.recv()).await.unwrap() {
+            ToDevice::Proxy(unit) => break assert_eq!(unit.len(), 80),
+            ToDevice::Reflected(_) => before += 1,
+            ToDevice::ReflectionQueueDry => panic!("the chat server had to wait for the whole backlog"),
+            _ => {}
+        }
+    }
+    // What lay in the socket's buffers was in front of it, no more.
+    assert!(before < BACKLOG, "{before} of {BACKLOG} were in front");
 }
 
 #[tokio::test]

@@ -160,7 +160,9 @@ fn identities_are_made_and_revoked_while_the_server_runs_and_secrets_are_nobody_
     let _server = Server::start(data.path(), &["--listen", "127.0.0.1:0"]);
     let made = runs(&["identity", "new", "ABCD1234", "--data", dir]);
     assert!(made.status.success(), "{}", said(&made));
-    for file in ["ABCD1234.identity", "csp-server.key", "tls/dev-key.pem", "tls/dev-ca.key"] {
+    for file in
+        ["ABCD1234.identity", "csp-server.key", "csp.sqlite", "mediator.sqlite", "tls/dev-key.pem", "tls/dev-ca.key"]
+    {
         let mode = std::fs::metadata(data.path().join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }

@@ -14,7 +14,7 @@ use heliostat::wire::d2m::{CloseCode, Reconnect};
 
 /// The floors, from the ground up.
 const FLOORS: [&[&str]; 6] = [
-    &["wire", "crypto", "time", "net"],
+    &["wire", "crypto", "time", "files", "net"],
     &["group"],
     &["store"],
     &["hub"],

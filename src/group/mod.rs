@@ -175,7 +175,6 @@ impl Group {
             for slot in self.slots.values_mut() {
                 slot.dirty = true;
             }
-            step.writes.push(self.group_record());
             self.flush(&mut step);
         }
         step
@@ -546,11 +545,12 @@ impl Group {
         self.unwritten_since.map_or(Duration::ZERO, |since| now.monotonic.saturating_sub(since))
     }
 
-    /// Writes what the slots acknowledged, and trims the log in the same step: were it trimmed alone, a crash would leave
+    /// Writes what the slots acknowledged and the latest timestamp, and trims the log in the same step: were it trimmed alone, a crash would leave
     /// records that count entries which are gone.
     fn flush(&mut self, step: &mut Step) {
         self.unwritten_since = None;
         let last = self.log.last;
+        step.writes.push(self.group_record());
         for slot in self.slots.values_mut().filter(|slot| slot.dirty) {
             slot.dirty = false;
             step.writes.push(Write::Slot(slot.to_record(last)));

@@ -48,7 +48,8 @@ pub enum Write {
 pub struct GroupRecord {
     /// No seq beyond this one was ever given. A group that wakes continues behind it.
     pub seq_reserved: Seq,
-    /// The highest timestamp given, as far as it was kept, in milliseconds since the Unix epoch.
+    /// The highest timestamp given, in milliseconds since the Unix epoch: as last written, or of an entry that no slot
+    /// has counted yet.
     pub last_timestamp_ms: u64,
     /// Opaque; empty until set.
     pub encrypted_shared_device_data: Vec<u8>,

@@ -27,14 +27,18 @@ const LET_GO: Duration = Duration::from_secs(1);
 /// What may lie in a group's mailbox.
 #[derive(Debug)]
 pub(super) enum Post {
-    Join {
-        conn: ConnectionId,
-        introduction: Introduction,
-        line: Line,
-        /// Answered when the group knows of the connection; dropped when it has to look for the group again.
-        seated: oneshot::Sender<Result<(), StoreError>>,
-    },
+    /// Rare and large, so not in line with the others.
+    Join(Box<Join>),
     Input(Input),
+}
+
+#[derive(Debug)]
+pub(super) struct Join {
+    pub(super) conn: ConnectionId,
+    pub(super) introduction: Introduction,
+    pub(super) line: Line,
+    /// Answered when the group knows of the connection; dropped when it has to look for the group again.
+    pub(super) seated: oneshot::Sender<Result<(), StoreError>>,
 }
 
 #[derive(Debug)]
@@ -86,8 +90,8 @@ impl Actor {
         posts.close();
         shared.awake.remove_if(&id, |_, mailbox| mailbox.is_closed());
         while let Ok(post) = posts.try_recv() {
-            if let Post::Join { seated, .. } = post {
-                let _gone = seated.send(Err(error.clone()));
+            if let Post::Join(join) = post {
+                let _gone = join.seated.send(Err(error.clone()));
             }
         }
     }
@@ -126,7 +130,8 @@ impl Actor {
         let mut step = Step::default();
         for post in batch {
             let input = match post {
-                Post::Join { conn, introduction, line, seated } => {
+                Post::Join(join) => {
+                    let Join { conn, introduction, line, seated } = *join;
                     if seated.send(Ok(())).is_err() {
                         // The session ended while it waited.
                         continue;

@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::actor::{Actor, Post};
+use self::actor::{Actor, Join, Post};
 pub use self::admission::{Admitted, Challenge};
 use self::seat::Mailbox;
 pub use self::seat::{Outgoing, Seat};
@@ -89,8 +89,8 @@ impl Hub {
             let mailbox = self.mailbox(group);
             let (line, seat) = seat::pair(conn, mailbox.clone(), &self.0.tasks);
             let (seated, answer) = oneshot::channel();
-            let join = Post::Join { conn, introduction: introduction.clone(), line, seated };
-            if mailbox.send(join).await.is_ok() {
+            let join = Join { conn, introduction: introduction.clone(), line, seated };
+            if mailbox.send(Post::Join(Box::new(join))).await.is_ok() {
                 match answer.await {
                     Ok(Ok(())) => return Ok(seat),
                     Ok(Err(error)) => return Err(error.into()),

@@ -8,7 +8,6 @@
 //! Of each pair the certificate is written last and is the mark of a complete pair; without it both are made anew. A renewed
 //! authority takes the server's certificate with it first. A crash in between leaves nothing that does not fit together.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use rcgen::{
 };
 
 use super::tls::{self, CertFiles, TlsError};
+use crate::files;
 
 /// The names the server certificate is for.
 pub const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -47,7 +47,7 @@ pub fn development(dir: &Path, now_wall_ms: u64) -> Result<Development, TlsError
     let now = Duration::from_millis(now_wall_ms);
     let (ca, ca_key) = (dir.join("dev-ca.pem"), dir.join("dev-ca.key"));
     let files = CertFiles { cert: dir.join("dev-cert.pem"), key: dir.join("dev-key.pem") };
-    std::fs::create_dir_all(dir).map_err(|source| TlsError::file(dir, source))?;
+    files::make_private_dir(dir).map_err(|source| TlsError::file(dir, source))?;
     // What the authority signs must not outlive it.
     if !(lasts(&ca, now + DAY * SERVER_DAYS)? && ca_key.exists()) {
         remove(&files.cert)?;
@@ -86,8 +86,8 @@ fn make_ca(cert: &Path, key: &Path, now: Duration) -> Result<(), TlsError> {
     });
     let pair = KeyPair::generate()?;
     let made = params.self_signed(&pair)?;
-    write(key, &pair.serialize_pem(), 0o600)?;
-    write(cert, &made.pem(), 0o644)
+    write(key, &pair.serialize_pem(), true)?;
+    write(cert, &made.pem(), false)
 }
 
 fn make_server(files: &CertFiles, ca: &Path, ca_key: &Path, now: Duration) -> Result<(), TlsError> {
@@ -101,8 +101,8 @@ fn make_server(files: &CertFiles, ca: &Path, ca_key: &Path, now: Duration) -> Re
     params.use_authority_key_identifier_extension = true;
     let pair = KeyPair::generate()?;
     let made = params.signed_by(&pair, &issuer)?;
-    write(&files.key, &pair.serialize_pem(), 0o600)?;
-    write(&files.cert, &made.pem(), 0o644)
+    write(&files.key, &pair.serialize_pem(), true)?;
+    write(&files.cert, &made.pem(), false)
 }
 
 /// A certificate for `days` from now; it counts from a day ago, because clocks differ.
@@ -123,22 +123,8 @@ fn remove(file: &Path) -> Result<(), TlsError> {
     }
 }
 
-/// Writes beside and renames, so that a file is whole or not there; it is never readable by more than `mode` says.
-fn write(file: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
-    let beside = file.with_extension("new");
-    remove(&beside)?;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
-    #[cfg(not(unix))]
-    let _ = mode;
-    let written = options.open(&beside).and_then(|mut open| {
-        open.write_all(text.as_bytes())?;
-        open.sync_all()
-    });
-    written.map_err(|source| TlsError::file(&beside, source))?;
-    std::fs::rename(&beside, file).map_err(|source| TlsError::file(file, source))
+fn write(file: &Path, text: &str, secret: bool) -> Result<(), TlsError> {
+    files::write_whole(file, text, secret).map_err(|source| TlsError::file(file, source))
 }
 
 #[cfg(test)]

@@ -153,6 +153,49 @@ mod tests {
         assert!(worst.reason().len() <= 123 && worst.reason().is_ascii(), "{}", worst.reason());
     }
 
+    /// Situations and their numbers, as the spec lists them (8.1 and the decisions).
+    #[test]
+    fn each_situation_has_the_number_the_spec_gives_it() {
+        let table = [
+            (Ending::ShuttingDown, 1001),
+            (Ending::GroupFailed, 1011),
+            (Ending::Upstream(UpstreamEnd::Closed), 4000),
+            (Ending::Upstream(UpstreamEnd::Failed(std::io::ErrorKind::ConnectionReset)), 4000),
+            (Ending::Upstream(UpstreamEnd::Unreachable(std::io::ErrorKind::ConnectionRefused)), 4001),
+            (Ending::NoUpstream, 4001),
+            (Ending::Upstream(UpstreamEnd::UnitTooBig { len: 65_531 }), 4009),
+            (Ending::UpstreamStalled, 4009),
+            (Ending::BadWebSocket, 4010),
+            (Ending::TextMessage, 4010),
+            (Ending::BadContainer(BadContainer::TooShort), 4010),
+            (Ending::UnknownPayload(PayloadType(0x77)), 4010),
+            (Ending::WrongState(PayloadType::CLIENT_HELLO), 4010),
+            (Ending::NotProved, 4010),
+            (Ending::TooMuchEarlyProxy, 4010),
+            (Ending::Group(Farewell::CommitWithoutBegin), 4010),
+            (Ending::Group(Farewell::NestedBegin), 4010),
+            (Ending::Group(Farewell::StagingLimit), 4010),
+            (Ending::Group(Farewell::TransactionTtl), 4011),
+            (Ending::Group(Farewell::UnknownAck), 4012),
+            (Ending::HandshakeTimeout, 4013),
+            (Ending::IdleTimeout, 4013),
+            (Ending::NotReading, 4013),
+            (Ending::Group(Farewell::SlowReader), 4013),
+            (Ending::UnsupportedVersion(1), 4110),
+            (Ending::Group(Farewell::DeviceLimitReached), 4111),
+            (Ending::Group(Farewell::Replaced), 4112),
+            (Ending::Group(Farewell::Dropped), 4113),
+            (Ending::Group(Farewell::LeastRecent), 4113),
+            (Ending::Group(Farewell::QueueLimit), 4114),
+            (Ending::Group(Farewell::SlotStateMismatch), 4115),
+        ];
+        for (ending, code) in table {
+            assert_eq!(ending.close_code().map(CloseCode::code), Some(code), "{ending:?}");
+        }
+        assert_eq!(Ending::ClosedByDevice(None).close_code(), None);
+        assert_eq!(Ending::Lost.close_code(), None);
+    }
+
     #[test]
     fn a_device_that_broke_nothing_may_always_reconnect() {
         use crate::wire::d2m::Reconnect;

@@ -237,10 +237,14 @@ impl Group {
         let slots = self.slots.values().cloned();
         let mut slots: Vec<_> =
             slots.map(|record| SlotSnapshot { record, uncounted: crate::group::record::Held::default() }).collect();
-        for (seq, entry) in &self.log {
-            count_entry(&mut slots, *seq, entry.origin, entry.message.envelope().len() as u64);
+        let mut group = self.record.clone();
+        if let Some(counted) = slots.iter().map(|slot| slot.record.counted_through).min() {
+            for (seq, entry) in self.log.range(counted.next()..) {
+                count_entry(&mut slots, *seq, entry.origin, entry.message.envelope().len() as u64);
+                group.last_timestamp_ms = group.last_timestamp_ms.max(entry.message.timestamp_ms());
+            }
         }
-        Snapshot { group: self.record.clone(), slots }
+        Snapshot { group, slots }
     }
 
     fn page(&self, after: Seq, through: Seq, cost_max: usize) -> Page {

@@ -3,7 +3,7 @@
 //! Integers in SQLite are signed and have 64 bits. Ids and counters go in and out as the same 64 bits; only those of `key`,
 //! `no` and `last_disconnect_ms` are compared by SQLite, and these stay below 2^63.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,7 @@ use super::{
     Durability, Exhausted, Filling, NO_GROUP, SEQ_BITS, SEQ_MAX, Store, StoreError, TAKEN, check, count_entry,
 };
 use crate::crypto::kdf;
+use crate::files;
 use crate::group::ranges::RangeSet;
 use crate::group::record::{GroupRecord, Held, LogEntry, Page, Seq, SlotRecord, SlotSnapshot, Snapshot, Write};
 use crate::wire::d2m::{DeviceGroupId, DeviceId, Envelope, ReflectFlags, Reflected, ReflectedId, SlotExpiration};
@@ -201,7 +202,7 @@ impl SqliteStore {
     pub fn open(dir: &Path, durability: Durability, now_wall_ms: u64) -> Result<Arc<Self>, OpenError> {
         let lock = lock(dir)?;
         let path = dir.join(DATABASE_FILE);
-        make_private_file(&path).and_then(|()| sync_directory(dir)).map_err(unusable(&path))?;
+        files::make_private(&path).and_then(|()| files::sync_dir(dir)).map_err(unusable(&path))?;
         let mut connection = prepare(&path, durability)?;
         mark_disconnected(&mut connection, now_wall_ms).map_err(engine(&path))?;
         let counters = Arc::<Counters>::default();
@@ -284,44 +285,15 @@ fn engine<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> OpenError {
 
 /// Makes the directory and takes it: it is ours until the file is closed.
 fn lock(dir: &Path) -> Result<File, OpenError> {
-    make_private_directory(dir).map_err(unusable(dir))?;
+    files::make_private_dir(dir).map_err(unusable(dir))?;
     let path = dir.join(LOCK_FILE);
-    make_private_file(&path).map_err(unusable(&path))?;
+    files::make_private(&path).map_err(unusable(&path))?;
     let file = File::options().write(true).open(&path).map_err(unusable(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: dir.to_owned() }),
         Err(TryLockError::Error(error)) => Err(unusable(&path)(error)),
     }
-}
-
-fn make_private_directory(dir: &Path) -> std::io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(dir)?;
-    // What holds the directory must know it, or a loss of power takes everything with it.
-    match dir.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => sync_directory(Path::new(".")),
-        Some(parent) => sync_directory(parent),
-        None => Ok(()),
-    }
-}
-
-/// SQLite makes the files beside its database with the same rights.
-fn make_private_file(path: &Path) -> std::io::Result<()> {
-    let mut options = File::options();
-    options.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map(drop)
-}
-
-fn sync_directory(dir: &Path) -> std::io::Result<()> {
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 /// The connection that writes, on a database that is ours and of our schema.
@@ -692,7 +664,7 @@ impl Readers {
 fn load(connection: &mut Connection, id: DeviceGroupId) -> Result<Option<Snapshot>, StoreError> {
     // One snapshot for all that is read.
     let tx = connection.transaction()?;
-    let Some((no, group)) = read_group(&tx, id)? else { return Ok(None) };
+    let Some((no, mut group)) = read_group(&tx, id)? else { return Ok(None) };
     let mut slots = Vec::new();
     {
         let mut statement = tx.prepare_cached("SELECT * FROM slots WHERE group_no = ?1 ORDER BY device")?;
@@ -705,12 +677,13 @@ fn load(connection: &mut Connection, id: DeviceGroupId) -> Result<Option<Snapsho
     if let Some(counted) = slots.iter().map(|slot| slot.record.counted_through).min() {
         // The length of a blob is known without reading it.
         let mut statement = tx.prepare_cached(
-            "SELECT key, origin, length(envelope) FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key",
+            "SELECT key, origin, length(envelope), timestamp_ms FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key",
         )?;
         let mut rows = statement.query([key(no, counted), key(no, SEQ_MAX)])?;
         while let Some(row) = rows.next()? {
             let origin = DeviceId(unsigned(row, 1)?);
             count_entry(&mut slots, seq_of(row.get(0)?), origin, unsigned(row, 2)?);
+            group.last_timestamp_ms = group.last_timestamp_ms.max(unsigned(row, 3)?);
         }
     }
     Ok(Some(Snapshot { group, slots }))

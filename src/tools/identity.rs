@@ -13,6 +13,7 @@ use crate::chat::csp::store::{AddError, Directory, DirectoryState};
 use crate::chat::csp::wire::Identity;
 use crate::crypto::Secret;
 use crate::crypto::boxes::{self, Public};
+use crate::files;
 use crate::wire::d2m::ServerGroup;
 
 /// `identity`
@@ -62,7 +63,7 @@ enum What {
 /// # Errors
 /// What is wrong with the arguments, or why the directory cannot be changed.
 pub async fn run(args: Args) -> Result<ExitCode> {
-    std::fs::create_dir_all(&args.data)
+    files::make_private_dir(&args.data)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot make the data directory {}", args.data.display()))?;
     let directory = Directory::open(&args.data).await.into_diagnostic()?;

@@ -9,6 +9,7 @@ use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use crate::chat::csp::wire::Identity;
 use crate::client::GroupKey;
 use crate::crypto::Secret;
+use crate::files;
 use crate::wire::d2m::{DeviceId, SlotState};
 
 /// Reads a device group key: 64 hex digits.
@@ -42,7 +43,9 @@ pub fn load_or_create(path: &Path) -> Result<(GroupKey, bool)> {
         return Ok((load(path)?, false));
     }
     let key = GroupKey::generate();
-    private_file(path)
+    files::private()
+        .create_new(true)
+        .open(path)
         .and_then(|mut file| writeln!(file, "{}", hex::encode(key.dgk().expose())))
         .into_diagnostic()
         .wrap_err_with(|| format!("the group key file {} cannot be written", path.display()))?;
@@ -54,7 +57,9 @@ pub fn load_or_create(path: &Path) -> Result<(GroupKey, bool)> {
 /// # Errors
 /// When the file cannot be written, for instance because it exists.
 pub fn write_identity(path: &Path, identity: Identity, secret: &Secret<32>) -> Result<()> {
-    private_file(path)
+    files::private()
+        .create_new(true)
+        .open(path)
         .and_then(|mut file| writeln!(file, "{identity} {}", hex::encode(secret.expose())))
         .into_diagnostic()
         .wrap_err_with(|| format!("the identity file {} cannot be written", path.display()))
@@ -74,15 +79,6 @@ pub fn read_identity(path: &Path) -> Result<(Identity, Secret<32>)> {
         Some((identity.parse().ok()?, Secret::new(secret)))
     });
     parsed.ok_or_else(|| miette!("the file {} does not hold an identity and its key", path.display()))
-}
-
-/// A new file that nobody else reads.
-fn private_file(path: &Path) -> std::io::Result<std::fs::File> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
 }
 
 /// Which devices of a group were admitted, by which mediator. Kept beside the group key as `<key file>.devices`: a device

@@ -21,6 +21,7 @@ use sqlx::{QueryBuilder, Row as _, Sqlite, Transaction};
 use super::state::{Kept, KeptEntry, KeptToken, Seq, Write};
 use super::wire::{CspDeviceId, DeviceCookie, Identity, Message, MessageFlags, MessageId, PushToken};
 use crate::crypto::boxes::{self, Public};
+use crate::files;
 
 /// The file in the data directory.
 pub const FILE: &str = "csp.sqlite";
@@ -97,9 +98,10 @@ impl Directory {
     /// # Errors
     /// [`StoreError`] when the file cannot be opened or is of a newer version.
     pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        let file = data_dir.join(FILE);
+        files::make_private(&file).map_err(sqlx::Error::from)?;
         let options = SqliteConnectOptions::new()
-            .filename(data_dir.join(FILE))
-            .create_if_missing(true)
+            .filename(file)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY)

@@ -12,7 +12,7 @@ mod connection;
 mod gate;
 mod outbox;
 
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -30,6 +30,7 @@ use super::store::{Directory, Store, StoreError};
 use super::wire::Identity;
 use crate::crypto::Secret;
 use crate::crypto::boxes::{self, Public};
+use crate::files;
 use crate::time::Clock;
 use actor::{Actor, Mail};
 use connection::Shared;
@@ -177,7 +178,7 @@ pub async fn start_on(
 ) -> Result<Running, StartError> {
     let local_addr = listener.local_addr().map_err(|error| StartError::Listen(config.listen, error))?;
     let dir = config.data_dir;
-    std::fs::create_dir_all(&dir).map_err(|error| StartError::File(dir.clone(), error))?;
+    files::make_private_dir(&dir).map_err(|error| StartError::File(dir.clone(), error))?;
     let server_key = server_key(&dir.join(KEY_FILE))?;
     let public_key = boxes::public(&server_key);
     let store = Store::open(&dir).await?;
@@ -242,22 +243,10 @@ fn server_key(path: &Path) -> Result<Secret<32>, StartError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = Secret::random();
-            write_key(path, &key).map_err(|error| StartError::File(path.to_owned(), error))?;
+            files::write_whole(path, &(hex::encode(key.expose()) + "\n"), true)
+                .map_err(|error| StartError::File(path.to_owned(), error))?;
             Ok(key)
         }
         Err(error) => Err(StartError::File(path.to_owned(), error)),
     }
-}
-
-fn write_key(path: &Path, key: &Secret<32>) -> io::Result<()> {
-    // A crash half way must not leave half a key behind, which no later start could use.
-    let unfinished = path.with_extension("new");
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&unfinished)?;
-    writeln!(file, "{}", hex::encode(key.expose()))?;
-    file.sync_all()?;
-    std::fs::rename(&unfinished, path)
 }

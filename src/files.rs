@@ -1,0 +1,97 @@
+//! Files and directories that nobody else reads, and files that are whole or not there.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+/// Makes a directory, and those above it, for its owner alone. One that exists stays as it is.
+///
+/// # Errors
+/// The operating system's.
+pub fn make_private_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(dir)?;
+    // What holds the directory must know it, or a loss of power takes everything with it.
+    match dir.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => sync_dir(Path::new(".")),
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
+}
+
+/// Options that make a file for its owner alone.
+#[must_use]
+pub fn private() -> OpenOptions {
+    let mut options = File::options();
+    options.write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Makes an empty file for its owner alone, if there is none. SQLite makes the files beside its database with the same
+/// rights.
+///
+/// # Errors
+/// The operating system's.
+pub fn make_private(path: &Path) -> io::Result<()> {
+    private().create(true).truncate(false).open(path).map(drop)
+}
+
+/// Writes a file that is whole or not there, whatever happens half way; with `secret`, for its owner alone.
+///
+/// # Errors
+/// The operating system's.
+pub fn write_whole(path: &Path, text: &str, secret: bool) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = if secret { private() } else { File::options().write(true).clone() };
+    let mut file = options.create_new(true).open(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).map_or(Ok(()), sync_dir)
+}
+
+/// Makes what was created, renamed or removed in a directory survive a loss of power.
+///
+/// # Errors
+/// The operating system's.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_private_is_readable_by_its_owner_alone() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path().join("a/b");
+        make_private_dir(&dir).unwrap();
+        make_private_dir(&dir).unwrap();
+        assert_eq!(mode(&dir), 0o700);
+        write_whole(&dir.join("key"), "1", true).unwrap();
+        write_whole(&dir.join("key"), "2", true).unwrap();
+        make_private(&dir.join("key")).unwrap();
+        make_private(&dir.join("db")).unwrap();
+        assert_eq!((mode(&dir.join("key")), mode(&dir.join("db"))), (0o600, 0o600));
+        assert_eq!(std::fs::read_to_string(dir.join("key")).unwrap(), "2", "nothing that exists is emptied");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2, "nothing is left beside");
+    }
+}
