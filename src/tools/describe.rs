@@ -144,7 +144,11 @@ pub fn of_mediator(payload: &ToDevice, key: Option<&GroupKey>) -> Described {
         ToDevice::DevicesInfo(devices) => {
             d.put("devices", json!(devices.0.len()));
             for (id, info) in &devices.0 {
-                d.put(&format!("{id}"), json!(expiration(info.slot_expiration)));
+                let here = match info.connection {
+                    ConnectionState::ConnectedSince(_) => "connected",
+                    ConnectionState::LastDisconnectAt(_) => "away",
+                };
+                d.put(&format!("{id}"), json!(format!("{}/{here}", expiration(info.slot_expiration))));
                 match info.connection {
                     ConnectionState::ConnectedSince(ms) => d.time("  connected since", ms),
                     ConnectionState::LastDisconnectAt(ms) => d.time("  disconnected at", ms),

@@ -34,7 +34,7 @@ ephemeral TEXT        to the devices that are there now
 begin [SCOPE] [TTL]   ask for the lock; TTL in seconds
 commit                deliver what was reflected under the lock, and give it back
 devices               who is in the group
-drop ID               remove a device from the group, maybe this one
+drop ID|me            remove a device, or this one, from the group
 shared TEXT           replace the data every device is shown when it connects
 ack on|off            acknowledge what arrives, or let it come again next time
 login                 log in to the chat server with --csp-identity
@@ -47,16 +47,16 @@ quit";
 /// Be one device of a group
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The first run makes a group: the key goes into the file named by --group-key, and whoever has that file is a
-device of the group. Start it again in a second terminal with another --device-id to have two.
+    after_help = "The first run makes a group: the key goes into the file named by --group-key, and whoever has that file \
+                  is a device of the group. Start it again in a second terminal with another --device-id to have two.
 
 Examples:
   heliostat device --device-id 1
   heliostat device --device-id 2
   printf 'reflect hello\\ndevices\\n' | heliostat device --device-id 3
 
-Type `help` for the commands. Lines are read from standard input when that is no terminal; the end of the input is
-the end of the device."
+Type `help` for the commands. Lines are read from standard input when that is no terminal; the end of the \
+                  input is the end of the device."
 )]
 pub struct Args {
     /// The mediator's base URL

@@ -35,8 +35,8 @@ use crate::wire::d2m::{ENVELOPE_MAX, ServerGroup};
   heliostat simulate --pause 100ms --messages 600     (and kill the server in the middle)
   heliostat simulate --url wss://mediator.example/ --pin 3q2+7w...=
 
-Connections that break are made again, so the server may be restarted underneath. Exit status 0: everything that
-was acknowledged reached every other device, in order. 1: something did not, or nothing moved for too long.")]
+Connections that break are made again, so the server may be restarted underneath. Exit status 0: everything \
+                        that was acknowledged reached every other device, in order. 1: something did not, or nothing moved for too long.")]
 pub struct Args {
     /// The mediator's base URL
     #[arg(long, default_value = "wss://localhost:8443", value_name = "URL")]
