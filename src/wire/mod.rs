@@ -5,9 +5,11 @@
 //! | [`bytes`] | a reader that cannot run over the end, for hand-packed layouts |
 //! | [`delimit`] | cutting a byte stream into self-delimiting units |
 //! | [`csp`] | the outside of the Chat Server Protocol: 80, 32, then length-prefixed frames |
+//! | `numbers` | open sets of named numbers |
 //! | [`d2m`] | the Device-to-Mediator protocol |
 
 pub mod bytes;
 pub mod csp;
 pub mod d2m;
 pub mod delimit;
+pub(crate) mod numbers;

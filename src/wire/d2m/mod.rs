@@ -15,6 +15,8 @@ pub mod url;
 use bytes::Bytes;
 use prost::Message as _;
 
+use super::numbers::named_numbers;
+
 pub use close::{CloseCode, Reconnect};
 pub use hello::{ClientHello, ServerHello, ServerInfo, SlotExpiration, SlotState, SlotsExhausted};
 pub use id::{DeviceGroupId, DeviceId, ReflectId, ReflectedId};
@@ -39,29 +41,10 @@ pub const ENCRYPTED_SHARED_DEVICE_DATA_MAX: usize = 32_768;
 /// What one device adds to a `DevicesInfo` beyond its encrypted device info, in bytes, at most.
 pub const DEVICES_INFO_OVERHEAD: usize = 40;
 
-/// The number that says what a container holds.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PayloadType(pub u8);
+named_numbers! {
+    /// The number that says what a container holds.
+    pub struct PayloadType;
 
-macro_rules! payload_types {
-    ($($name:ident = $number:literal $text:literal;)*) => {
-        #[allow(missing_docs, reason = "each is the protocol's own name")]
-        impl PayloadType {
-            $(pub const $name: Self = Self($number);)*
-
-            /// The protocol's name, if the number has one.
-            #[must_use]
-            pub const fn name(self) -> Option<&'static str> {
-                match self.0 {
-                    $($number => Some($text),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-payload_types! {
     PROXY = 0x00 "proxy";
     SERVER_HELLO = 0x10 "server-hello";
     CLIENT_HELLO = 0x11 "client-hello";
@@ -83,21 +66,6 @@ payload_types! {
     REFLECT_ACK = 0x81 "reflect-ack";
     REFLECTED = 0x82 "reflected";
     REFLECTED_ACK = 0x83 "reflected-ack";
-}
-
-impl std::fmt::Display for PayloadType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.name() {
-            Some(name) => f.write_str(name),
-            None => write!(f, "0x{:02x}", self.0),
-        }
-    }
-}
-
-impl std::fmt::Debug for PayloadType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PayloadType(0x{:02x})", self.0)
-    }
 }
 
 /// A payload this side does not expect: a number without meaning, or one that only the other side may send.

@@ -20,6 +20,7 @@ pub mod message;
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::wire::bytes::{Reader, Truncated};
+use crate::wire::numbers::named_numbers;
 
 pub use frame::{FRAME_MAX, FRAME_MIN, Frames, Opener, Sealer, Session};
 pub use handshake::{DeviceCookie, Extensions, Features, HandshakeError, Introduction, LoginAck};
@@ -35,29 +36,10 @@ pub const PUSH_TOKEN_MAX: usize = 255;
 
 const _: () = assert!(DATA_MAX == 8_172);
 
-/// The number that says what a container holds.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PayloadType(pub u8);
+named_numbers! {
+    /// The number that says what a container holds.
+    pub struct PayloadType;
 
-macro_rules! payload_types {
-    ($($name:ident = $number:literal $text:literal;)*) => {
-        #[allow(missing_docs, reason = "each is the protocol's own name")]
-        impl PayloadType {
-            $(pub const $name: Self = Self($number);)*
-
-            /// The protocol's name, if the number has one.
-            #[must_use]
-            pub const fn name(self) -> Option<&'static str> {
-                match self.0 {
-                    $($number => Some($text),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-payload_types! {
     ECHO_REQUEST = 0x00 "echo-request";
     OUTGOING_MESSAGE = 0x01 "outgoing-message";
     INCOMING_MESSAGE = 0x02 "incoming-message";
@@ -79,21 +61,6 @@ payload_types! {
     CLEAR_DEVICE_COOKIE_CHANGE_INDICATION = 0xd3 "clear-device-cookie-change-indication";
     CLOSE_ERROR = 0xe0 "close-error";
     ALERT = 0xe1 "alert";
-}
-
-impl std::fmt::Display for PayloadType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.name() {
-            Some(name) => f.write_str(name),
-            None => write!(f, "0x{:02x}", self.0),
-        }
-    }
-}
-
-impl std::fmt::Debug for PayloadType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PayloadType(0x{:02x})", self.0)
-    }
 }
 
 /// A payload this side does not expect: a number without meaning, an obsolete one, or one only the other side may send.
