@@ -173,3 +173,49 @@ fn admit(public: &Arc<Public>, address: IpAddr, request: &Request) -> Result<(Cl
     }
     Ok((url, public.enter(address)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::group::Limits;
+    use crate::hub::Hub;
+    use crate::session::Timeouts;
+    use crate::store::memory::MemoryStore;
+    use crate::time::Clock;
+    use crate::upstream::{Directory, TcpDial, UpstreamLimits};
+
+    fn public(stop: &CancellationToken) -> Arc<Public> {
+        let context = Context {
+            hub: Hub::new(Arc::new(MemoryStore::new()), Limits::default(), Clock::system()),
+            directory: Directory::default(),
+            dial: Arc::new(TcpDial),
+            upstream: UpstreamLimits::default(),
+            timeouts: Timeouts::default(),
+            stop: stop.clone(),
+        };
+        Arc::new(Public::new(context, Admission::default(), TaskTracker::new()))
+    }
+
+    async fn status(public: &Arc<Public>, path: &str) -> StatusCode {
+        let peer = Peer(([127, 0, 0, 1], 1).into());
+        let service = TowerToHyperService::new(router(Arc::clone(public)).layer(Extension(peer)));
+        service.call(Request::get(path).body(Body::empty()).unwrap()).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn d2m_1_3_nobody_comes_in_any_more_while_the_mediator_stops() {
+        let stop = CancellationToken::new();
+        let public = public(&stop);
+        let path = "/0a202fd17ba2f9c2c31e52f0acbba8ff741ac89b3b58a8c208a25ad4a625ea1387231a026130";
+        assert_eq!(status(&public, path).await, StatusCode::UPGRADE_REQUIRED);
+        assert_eq!(public.connections(), 0, "whoever is turned away is not counted");
+        stop.cancel();
+        assert_eq!(status(&public, path).await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(status(&public, "/metrics").await, StatusCode::NOT_FOUND);
+    }
+}
