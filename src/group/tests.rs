@@ -856,6 +856,21 @@ fn d2m_4_4_a_slot_for_which_too_much_waits_is_gone() {
     assert_eq!(w.farewell(b), Some(Farewell::QueueLimit));
 }
 
+/// Found by fuzzing: telling others of the holder's end fed them past the message that was about to be appended.
+#[test]
+fn the_message_for_which_the_holder_had_to_go_still_arrives_everywhere_else() {
+    let mut w = limited(Limits { max_queue_messages: 1, ..Limits::default() });
+    let (a, b, c) = (w.new_device(A), w.new_device(B), w.new_device(C));
+    w.begins(c, 0);
+    w.reflects(a, "1");
+    let ids = w.reflected_ids(b);
+    w.acks(b, ids[0]);
+    let _ = w.hears(b);
+    w.reflects(a, "2");
+    assert_eq!(w.farewell(c), Some(Farewell::QueueLimit));
+    assert_eq!(w.hears(b), ["ended c", "2"]);
+}
+
 #[test]
 fn a_slot_that_never_acks_cannot_hold_back_more_than_its_limit_by_its_own_messages() {
     let mut w = limited(Limits { max_queue_messages: 10, ..Limits::default() });
