@@ -1,0 +1,86 @@
+//! The real binary as a server without TLS, for tests that take it away or take its disk away.
+#![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use heliostat::client::{Mediator, Trust};
+
+fn command(data: &Path) -> Command {
+    let config = data.with_extension("toml");
+    let text = format!("data_dir = {data:?}\nlisten = {{ address = '127.0.0.1:0', plain = true }}\n");
+    std::fs::write(&config, text + "admin.listen = '127.0.0.1:0'\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command.arg("serve").arg("--config").arg(config).env("HELIOSTAT_LOG", "error").stdin(Stdio::null());
+    command
+}
+
+/// A server that listens. Killed when it is dropped.
+pub struct Binary {
+    child: Child,
+    url: String,
+}
+
+impl Binary {
+    /// Starts it on `data`, which needs a neighbour of its own for the configuration.
+    pub fn start(data: &Path) -> Self {
+        let mut child = command(data).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let url = said.by_ref().find_map(|line| {
+            let url = line.split_whitespace().find(|word| word.starts_with("ws://"))?;
+            Some(url.to_owned())
+        });
+        let Some(url) = url else { panic!("the server ended: {}", child.wait().unwrap()) };
+        // Whatever it prints later must find a reader.
+        std::thread::spawn(move || said.count());
+        Self { child, url }
+    }
+
+    /// Starts it where it cannot, and returns what it said.
+    pub fn refuses(data: &Path) -> Output {
+        let output = command(data).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        output
+    }
+
+    /// Starts it and kills it at once, wherever it is then.
+    pub fn nips(data: &Path) {
+        let mut child = command(data).stdout(Stdio::null()).spawn().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn mediator(&self) -> Mediator {
+        Mediator::new(&self.url, &Trust::System).unwrap()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> ExitStatus {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap()
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
+        self.child.wait().unwrap()
+    }
+
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Binary {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
