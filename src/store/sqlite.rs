@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
+use rusqlite::config::DbConfig;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, Transaction, TransactionBehavior, params,
 };
@@ -306,6 +307,9 @@ fn prepare(path: &Path, durability: Durability) -> Result<Connection, OpenError>
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(engine(path))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // What is refused is left as it is: a write-ahead log that somebody else left is not folded in.
+    let crashed = std::fs::metadata(wal_of(path)).is_ok_and(|wal| wal.len() > 0);
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, crashed).map_err(engine(path))?;
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(not_a_database);
     let found = number("PRAGMA user_version")?;
     let is_new = found == 0 && number("SELECT count(*) FROM sqlite_schema")? == 0;
@@ -315,6 +319,10 @@ fn prepare(path: &Path, durability: Durability) -> Result<Connection, OpenError>
     if found > known {
         return Err(OpenError::Newer { path: path.to_owned(), found, known });
     }
+    if !is_new && found < 1 {
+        return Err(engine(path)(format!("no version of this program writes schema {found}")));
+    }
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(engine(path))?;
     let synchronous = match durability {
         Durability::Fsync => "FULL",
         Durability::Memory => "OFF",
@@ -335,6 +343,12 @@ fn prepare(path: &Path, durability: Durability) -> Result<Connection, OpenError>
     }
     migrate(&mut connection, found).map_err(engine(path))?;
     Ok(connection)
+}
+
+fn wal_of(path: &Path) -> PathBuf {
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    wal.into()
 }
 
 fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
