@@ -495,7 +495,8 @@ async fn whatever_moment_the_server_is_killed_at_nothing_that_was_promised_is_lo
         compared += u64::from(meeting.compared.load(Ordering::Relaxed));
         if meeting.is_last {
             assert!(ends.iter().all(Result::is_ok), "{ends:?}");
-            assert!(meeting.fuse.server.lock().unwrap().stop().success());
+            let mut server = meeting.fuse.server.into_inner().unwrap();
+            assert!(server.stop().await.success());
             break;
         }
         for ended in ends {

@@ -8,12 +8,14 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use heliostat::client::{Mediator, Trust};
 
-fn command(data: &Path) -> Command {
+/// `before` is a program that ends by running what stands behind it.
+fn command(data: &Path, before: &[&str]) -> Command {
     let config = data.with_extension("toml");
     let text = format!("data_dir = {data:?}\nlisten = {{ address = '127.0.0.1:0', plain = true }}\n");
     std::fs::write(&config, text + "admin.listen = '127.0.0.1:0'\n").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
-    command.arg("serve").arg("--config").arg(config).env("HELIOSTAT_LOG", "error").stdin(Stdio::null());
+    let mut words = before.iter().copied().chain([env!("CARGO_BIN_EXE_heliostat"), "serve"]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg("--config").arg(config).env("HELIOSTAT_LOG", "error").stdin(Stdio::null());
     command
 }
 
@@ -26,7 +28,12 @@ pub struct Binary {
 impl Binary {
     /// Starts it on `data`, which needs a neighbour of its own for the configuration.
     pub fn start(data: &Path) -> Self {
-        let mut child = command(data).stdout(Stdio::piped()).spawn().unwrap();
+        Self::start_under(data, &[])
+    }
+
+    /// The same, started by another program that makes its world a worse one.
+    pub fn start_under(data: &Path, before: &[&str]) -> Self {
+        let mut child = command(data, before).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let url = said.by_ref().find_map(|line| {
             let url = line.split_whitespace().find(|word| word.starts_with("ws://"))?;
@@ -40,14 +47,14 @@ impl Binary {
 
     /// Starts it where it cannot, and returns what it said.
     pub fn refuses(data: &Path) -> Output {
-        let output = command(data).output().unwrap();
+        let output = command(data, &[]).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         output
     }
 
     /// Starts it and kills it at once, wherever it is then.
     pub fn nips(data: &Path) {
-        let mut child = command(data).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = command(data, &[]).stdout(Stdio::null()).spawn().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -66,11 +73,16 @@ impl Binary {
         self.child.wait().unwrap()
     }
 
-    /// SIGTERM, and waits for the end.
-    pub fn stop(&mut self) -> ExitStatus {
+    /// SIGTERM, and waits for the end; devices in this process can take part in it.
+    pub async fn stop(&mut self) -> ExitStatus {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
-        self.child.wait().unwrap()
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     pub fn runs(&mut self) -> bool {
