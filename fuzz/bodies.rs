@@ -559,7 +559,8 @@ impl World {
 
     fn wakes(&mut self) {
         let kept = self.store.load(GROUP).now_or_never().unwrap().unwrap();
-        self.group = kept.map_or_else(|| Group::empty(limits()), |snapshot| Group::restore(snapshot, limits()));
+        self.group =
+            kept.map_or_else(|| Group::empty(limits()), |snapshot| Group::restore(self.now, snapshot, limits()));
     }
 
     /// Everybody comes, and takes what there is: then nothing is due any more.
