@@ -511,7 +511,10 @@ fn is_part_of((snapshot, page): &Told, (true_snapshot, true_page): &Told) -> boo
         Ok(None) => true,
         Ok(Some(found)) => {
             let known = |slot: &SlotRecord| truth.slots.iter().any(|true_slot| true_slot.record == *slot);
-            found.group == truth.group && found.slots.iter().all(|slot| known(&slot.record))
+            // The time of the newest entry counts when that entry is sound; a lower one is no untruth.
+            let dated = found.group.last_timestamp_ms.min(truth.group.last_timestamp_ms);
+            let group = GroupRecord { last_timestamp_ms: dated, ..truth.group.clone() };
+            found.group == group && found.slots.iter().all(|slot| known(&slot.record))
         }
     };
     let page_is_true = match page {

@@ -691,13 +691,20 @@ fn load(connection: &mut Connection, id: DeviceGroupId) -> Result<Option<Snapsho
     if let Some(counted) = slots.iter().map(|slot| slot.record.counted_through).min() {
         // The length of a blob is known without reading it.
         let mut statement = tx.prepare_cached(
-            "SELECT key, origin, length(envelope), timestamp_ms FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key",
+            "SELECT key, origin, length(envelope) FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key",
         )?;
         let mut rows = statement.query([key(no, counted), key(no, SEQ_MAX)])?;
+        let mut newest = None;
         while let Some(row) = rows.next()? {
-            let origin = DeviceId(unsigned(row, 1)?);
-            count_entry(&mut slots, seq_of(row.get(0)?), origin, unsigned(row, 2)?);
-            group.last_timestamp_ms = group.last_timestamp_ms.max(unsigned(row, 3)?);
+            let seq = seq_of(row.get(0)?);
+            count_entry(&mut slots, seq, DeviceId(unsigned(row, 1)?), unsigned(row, 2)?);
+            newest = Some(seq);
+        }
+        // Times do not go back, so the newest entry has the highest; it is read whole, since nothing is believed without
+        // its seal. A damaged one is for whoever needs it to find.
+        if let Some(Ok(page)) = newest.map(|seq| page(&tx, id, Seq(seq.0.saturating_sub(1)), seq, 0)) {
+            let times = page.entries.iter().map(|entry| entry.message.timestamp_ms());
+            group.last_timestamp_ms = times.fold(group.last_timestamp_ms, u64::max);
         }
     }
     Ok(Some(Snapshot { group, slots }))
