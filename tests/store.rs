@@ -644,6 +644,16 @@ async fn a_flipped_bit_is_found_on_reading() {
     }
 }
 
+/// Found by flipping every bit: a group that wakes dates what it says by the log, and believed a bit there.
+#[tokio::test]
+async fn a_group_does_not_take_its_time_from_a_flipped_bit() {
+    let Kept(store, dir) = sqlite();
+    store.commit(id(1), vec![group(64), Write::Slot(slot(1)), append(1, 2), append(2, 2)]).await.unwrap();
+    let other = Connection::open(dir.path().join("mediator.sqlite")).unwrap();
+    other.execute("UPDATE log SET timestamp_ms = timestamp_ms | (1 << 50) WHERE key & 255 = 1", []).unwrap();
+    assert_eq!(store.load(id(1)).await.unwrap().unwrap().group.last_timestamp_ms, NOW + 2, "the other entry's");
+}
+
 #[tokio::test]
 async fn a_damaged_slot_does_not_keep_the_store_from_opening() {
     let Kept(store, dir) = sqlite();

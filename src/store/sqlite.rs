@@ -689,18 +689,47 @@ fn load(connection: &mut Connection, id: DeviceGroupId) -> Result<Option<Snapsho
     }
     slots.sort_unstable_by_key(|slot| slot.record.device);
     if let Some(counted) = slots.iter().map(|slot| slot.record.counted_through).min() {
+        let mut latest: Option<(u64, i64)> = None;
+        let through = key(no, SEQ_MAX);
         // The length of a blob is known without reading it.
         let mut statement = tx.prepare_cached(
             "SELECT key, origin, length(envelope), timestamp_ms FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key",
         )?;
-        let mut rows = statement.query([key(no, counted), key(no, SEQ_MAX)])?;
+        let mut rows = statement.query([key(no, counted), through])?;
         while let Some(row) = rows.next()? {
-            let origin = DeviceId(unsigned(row, 1)?);
-            count_entry(&mut slots, seq_of(row.get(0)?), origin, unsigned(row, 2)?);
-            group.last_timestamp_ms = group.last_timestamp_ms.max(unsigned(row, 3)?);
+            let (key, origin) = (row.get(0)?, DeviceId(unsigned(row, 1)?));
+            count_entry(&mut slots, seq_of(key), origin, unsigned(row, 2)?);
+            latest = latest.max(Some((unsigned(row, 3)?, key)));
+        }
+        if let Some((_, at)) = latest.filter(|&(timestamp_ms, _)| timestamp_ms > group.last_timestamp_ms) {
+            // All that the group says from now on is dated by this, so it is not believed without its seal. Where that is
+            // broken, every other entry is asked; the broken one is reported to whoever has to read it.
+            let sound = match latest_sound(&tx, at.saturating_sub(1), at)? {
+                None => latest_sound(&tx, key(no, counted), through)?,
+                sound => sound,
+            };
+            group.last_timestamp_ms = group.last_timestamp_ms.max(sound.unwrap_or_default());
         }
     }
     Ok(Some(Snapshot { group, slots }))
+}
+
+/// The highest timestamp of the entries with a sound seal whose keys are beyond `after`, up to and including `through`.
+fn latest_sound(tx: &Transaction<'_>, after: i64, through: i64) -> Result<Option<u64>, StoreError> {
+    let mut statement = tx.prepare_cached(
+        "SELECT key, origin, timestamp_ms, envelope, seal FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key",
+    )?;
+    let mut rows = statement.query([after, through])?;
+    let mut latest = None;
+    while let Some(row) = rows.next()? {
+        let timestamp_ms = unsigned(row, 2)?;
+        let envelope = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+        let seal = entry_seal(row.get(0)?, DeviceId(unsigned(row, 1)?), timestamp_ms, envelope);
+        if row.get(4).is_ok_and(|kept: Seal| kept == seal) {
+            latest = latest.max(Some(timestamp_ms));
+        }
+    }
+    Ok(latest)
 }
 
 fn read_group(tx: &Transaction<'_>, id: DeviceGroupId) -> Result<Option<(GroupNo, GroupRecord)>, StoreError> {
