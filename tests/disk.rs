@@ -511,7 +511,10 @@ fn is_part_of((snapshot, page): &Told, (true_snapshot, true_page): &Told) -> boo
         Ok(None) => true,
         Ok(Some(found)) => {
             let known = |slot: &SlotRecord| truth.slots.iter().any(|true_slot| true_slot.record == *slot);
-            found.group == truth.group && found.slots.iter().all(|slot| known(&slot.record))
+            // The latest time is the log's: less of it, less of that.
+            let last_timestamp_ms = found.group.last_timestamp_ms.min(truth.group.last_timestamp_ms);
+            found.group == GroupRecord { last_timestamp_ms, ..truth.group.clone() }
+                && found.slots.iter().all(|slot| known(&slot.record))
         }
     };
     let page_is_true = match page {
