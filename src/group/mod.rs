@@ -334,10 +334,11 @@ impl Group {
         step: &mut Step,
     ) {
         let bytes = envelope.len();
-        let (seq, reserved) = self.log.advance();
         if !flags.ephemeral {
-            self.make_room(now, seq, bytes as u64, step);
+            // Before the log moves on: whoever hears of a slot that goes, hears it behind what is in the log already.
+            self.make_room(now, bytes as u64, step);
         }
+        let (seq, reserved) = self.log.advance();
         let for_slot = |slot: &Slot| slot.record.device != origin && (!flags.ephemeral || slot.seat.is_some());
         let receivers = self.slots.values().filter(|slot| for_slot(slot)).count();
         step.notices.push(Notice::Reflected { bytes, ephemeral: flags.ephemeral, receivers });
@@ -371,7 +372,8 @@ impl Group {
     }
 
     /// Drops every slot for which one more message would be too much (A23).
-    fn make_room(&mut self, now: Now, seq: Seq, bytes: u64, step: &mut Step) {
+    fn make_room(&mut self, now: Now, bytes: u64, step: &mut Step) {
+        let seq = self.log.last.next();
         let full = |slot: &&Slot| slot.would_overflow(seq, bytes, &self.limits);
         let victims: Vec<DeviceId> = self.slots.values().filter(full).map(|slot| slot.record.device).collect();
         for victim in victims {

@@ -769,6 +769,20 @@ fn d2m_4_4_a_slot_for_which_too_much_waits_is_gone() {
 }
 
 #[test]
+fn a_message_that_makes_the_leader_go_still_reaches_the_next_leader() {
+    // Found by the simulation: the next leader was told so behind the new message, before that was in the log; the walk
+    // went past it, and nobody ever sent it.
+    let mut w = limited(Limits { max_queue_messages: 1, ..Limits::default() });
+    let (b, c, a) = (w.new_device(B), w.new_device(C), w.new_device(A));
+    w.reflects(a, "1");
+    let ids = w.reflected_ids(c);
+    w.acks(c, ids[0]);
+    w.reflects(a, "2");
+    assert_eq!(w.farewell(b), Some(Farewell::QueueLimit), "which led");
+    assert_eq!(w.hears(c), ["leader", "2"]);
+}
+
+#[test]
 fn a_slot_that_never_acks_cannot_hold_back_more_than_its_limit_by_its_own_messages() {
     let mut w = limited(Limits { max_queue_messages: 10, ..Limits::default() });
     let (a, b) = (w.new_device(A), w.new_device(B));
