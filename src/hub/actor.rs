@@ -116,6 +116,8 @@ impl Actor {
         }
         let deadline = self.group.next_deadline(self.shared.clock.now());
         tokio::select! {
+            // By order, so that a simulated run can be repeated. Deadlines are looked at after every batch anyway.
+            biased;
             _ = self.posts.recv_many(batch, BATCH) => {}
             () = self.shared.clock.sleep_until(deadline) => {}
         }
