@@ -144,108 +144,109 @@ fn the_same_seed_is_the_same_run() {
     }
 }
 
-/// Runs plans with a fault made on purpose until one of them is noticed: nothing else may be noticed before, and it may not
-/// take for ever.
-fn found(rules: &[Rule], plan: impl Fn(Plan) -> Plan) {
-    const SEEDS: u64 = 60;
+/// Runs plans with a fault made on purpose until it is noticed and called by its name. What else it may cause in other
+/// plans is in `also`; nothing but these may be noticed.
+fn found(rule: Rule, also: &[Rule], plan: impl Fn(Plan) -> Plan) {
+    const SEEDS: u64 = 100;
     for seed in 1..=SEEDS {
         // Without the store's own troubles, but with crashes; long enough for something to happen.
         let it = Plan { store_fails: false, stops: false, volatile: false, queue_messages: 100_000, ..Plan::of(seed) };
         let plan = plan(Plan { makes_room: false, max_slots: 10, wild_ms: 8_000, ..it });
         let outcome = run(&plan);
-        if let Some(fault) = outcome.faults.first() {
-            assert!(rules.contains(&fault.rule), "{}", report(&plan, &outcome));
-            return;
+        match outcome.faults.first() {
+            Some(fault) if fault.rule == rule => return,
+            Some(fault) => assert!(also.contains(&fault.rule), "{}", report(&plan, &outcome)),
+            None => {}
         }
     }
     panic!("{SEEDS} seeds, and nothing was noticed");
 }
 
-fn tampered(tamper: Tamper, rules: &[Rule]) {
-    found(rules, |plan| Plan { tamper: Some(tamper), ..plan });
+fn tampered(tamper: Tamper, rule: Rule, also: &[Rule]) {
+    found(rule, also, |plan| Plan { tamper: Some(tamper), ..plan });
 }
 
-fn lied(lie: Lie, rules: &[Rule]) {
-    found(rules, |plan| Plan { lie: Some(lie), troubles: 5, ..plan });
+fn lied(lie: Lie, rule: Rule, also: &[Rule]) {
+    found(rule, also, |plan| Plan { lie: Some(lie), troubles: 5, ..plan });
 }
 
 #[test]
 fn a_store_that_answers_before_it_keeps_is_found() {
-    lied(Lie::OkBeforeKeeping, &[Rule::Lost]);
+    lied(Lie::OkBeforeKeeping, Rule::Lost, &[]);
 }
 
 #[test]
 fn a_lost_cursor_is_found() {
-    lied(Lie::LostCursor, &[Rule::Lost]);
+    lied(Lie::LostCursor, Rule::Lost, &[]);
 }
 
 #[test]
 fn a_commit_that_is_kept_in_part_is_found() {
-    lied(Lie::TornCommit, &[Rule::Lost, Rule::Half, Rule::QueueLength]);
+    lied(Lie::TornCommit, Rule::Half, &[Rule::Lost, Rule::QueueLength]);
 }
 
 #[test]
 fn a_slot_that_is_not_removed_is_found() {
-    lied(Lie::KeptSlot, &[Rule::Mistaken, Rule::Ghost]);
+    lied(Lie::KeptSlot, Rule::Mistaken, &[Rule::Ghost, Rule::Past, Rule::IdsShrank, Rule::Lost]);
 }
 
 #[test]
 fn ids_that_begin_anew_after_a_crash_are_found() {
-    lied(Lie::ForgottenReservation, &[Rule::IdReused, Rule::IdsShrank]);
+    lied(Lie::ForgottenReservation, Rule::IdReused, &[Rule::IdsShrank, Rule::Lost]);
 }
 
 #[test]
 fn a_lost_message_is_found() {
-    tampered(Tamper::LoseReflected, &[Rule::Lost, Rule::Overtaken, Rule::Half, Rule::QueueLength]);
+    tampered(Tamper::LoseReflected, Rule::Lost, &[Rule::Overtaken, Rule::Half, Rule::QueueLength, Rule::IdsShrank]);
 }
 
 #[test]
 fn a_repeated_message_is_found() {
-    tampered(Tamper::RepeatReflected, &[Rule::Twice]);
+    tampered(Tamper::RepeatReflected, Rule::Twice, &[]);
 }
 
 #[test]
 fn swapped_messages_are_found() {
-    tampered(Tamper::SwapReflected, &[Rule::IdsShrank, Rule::Overtaken, Rule::Lost]);
+    tampered(Tamper::SwapReflected, Rule::IdsShrank, &[Rule::Overtaken, Rule::Lost]);
 }
 
 #[test]
 fn an_id_that_comes_again_is_found() {
-    tampered(Tamper::ReuseId, &[Rule::IdsShrank, Rule::IdReused]);
+    tampered(Tamper::ReuseId, Rule::IdsShrank, &[Rule::IdReused]);
 }
 
 #[test]
 fn ended_before_rejected_is_found() {
-    tampered(Tamper::EndedBeforeRejected, &[Rule::EndedBeforeRejected]);
+    tampered(Tamper::EndedBeforeRejected, Rule::EndedBeforeRejected, &[]);
 }
 
 #[test]
 fn two_holders_are_found() {
-    // A device that believes to hold the lock commits without holding it, which the mediator does not take.
-    tampered(Tamper::GrantInsteadOfRejection, &[Rule::TwoHolders]);
+    // What it does under a lock that it does not hold is delivered at once, and its commit breaks the protocol.
+    tampered(Tamper::GrantInsteadOfRejection, Rule::TwoHolders, &[Rule::Leaked, Rule::CloseCode]);
 }
 
 #[test]
 fn two_leaders_are_found() {
-    tampered(Tamper::PromoteAnother, &[Rule::TwoLeaders]);
+    tampered(Tamper::PromoteAnother, Rule::TwoLeaders, &[]);
 }
 
 #[test]
 fn a_leader_that_is_not_dry_is_found() {
-    tampered(Tamper::PromoteBeforeDry, &[Rule::LeaderNotDry]);
+    tampered(Tamper::PromoteBeforeDry, Rule::LeaderNotDry, &[]);
 }
 
 #[test]
 fn a_second_dry_is_found() {
-    tampered(Tamper::DryAgain, &[Rule::DryTwice]);
+    tampered(Tamper::DryAgain, Rule::DryTwice, &[]);
 }
 
 #[test]
 fn an_ephemeral_message_that_was_kept_is_found() {
-    tampered(Tamper::KeepEphemeral, &[Rule::EphemeralKept]);
+    tampered(Tamper::KeepEphemeral, Rule::EphemeralKept, &[]);
 }
 
 #[test]
 fn a_changed_timestamp_is_found() {
-    tampered(Tamper::ChangeTimestamp, &[Rule::Timestamp]);
+    tampered(Tamper::ChangeTimestamp, Rule::Timestamp, &[]);
 }

@@ -229,7 +229,7 @@ impl Member {
     }
 
     async fn session(&mut self, mut line: Line) {
-        let actions = self.rng.u32(1..40);
+        let actions = if self.rng.u8(0..3) == 0 { self.rng.u32(40..200) } else { self.rng.u32(1..40) };
         let left = self.act(&mut line, actions).await;
         match left {
             Left::Over => {}
@@ -278,13 +278,14 @@ impl Member {
     /// Does things, and listens in between.
     async fn act(&mut self, line: &mut Line, actions: u32) -> Left {
         let mut deaf_until = None;
+        let steady = self.rng.bool();
         for _ in 0..actions {
             if self.world.stage() != Stage::Wild {
                 return Left::Vanish;
             }
             let pause = match self.rng.u8(0..10) {
-                0..4 => 0,
-                4..8 => self.rng.u64(1..150),
+                0..5 => 0,
+                5..9 => self.rng.u64(1..150),
                 _ => self.rng.u64(150..1_500),
             };
             let until = now() + Duration::from_millis(pause);
@@ -316,9 +317,9 @@ impl Member {
                     deaf_until = Some(now() + Duration::from_millis(self.rng.u64(500..3_000)));
                     true
                 }
-                89..91 => return Left::Vanish,
-                91..93 => return Left::Close,
-                93..95 => return Left::Replace,
+                89..91 if !steady => return Left::Vanish,
+                91..93 if !steady => return Left::Close,
+                93..95 if !steady => return Left::Replace,
                 _ => true,
             };
             if !sent {

@@ -231,6 +231,10 @@ impl Model {
         }
     }
 
+    pub const fn allowed(&self) -> Allowed {
+        self.allowed
+    }
+
     pub fn fault(&mut self, rule: Rule, detail: impl Into<String>) {
         self.faults.push(Fault { rule, detail: detail.into() });
     }
@@ -363,8 +367,9 @@ impl Model {
                 self.slots.len() - 1
             }
         };
-        // A drop that was asked for and not answered yet may come any time.
-        if self.drops.iter().any(|dropped| dropped.device == device && dropped.acked.is_none()) {
+        // A drop that was not answered when this device said hello may have come later.
+        let pending = |dropped: &Dropped| dropped.acked.is_none_or(|acked| acked > hello_sent);
+        if self.drops.iter().any(|dropped| dropped.device == device && pending(dropped)) {
             self.slots[slot].doubt = Some("somebody asked to drop it");
         }
         if volatile {
