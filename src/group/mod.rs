@@ -225,7 +225,7 @@ impl Group {
         // With nothing waiting there is nothing to walk.
         let walked = if queued == 0 { last } else { slot.record.cursor };
         let new = slot_state == SlotState::New;
-        slot.seat = Some(Seat::new(conn, now.wall_ms, new, walked));
+        slot.seat = Some(Seat::new(conn, now.wall_ms, new, last, walked));
         self.seats.insert(conn, device);
         step.notices.push(Notice::Joined { device, new, queued });
         let info = ServerInfo {

@@ -26,6 +26,8 @@ pub(super) struct Seat {
     pub(super) since_ms: u64,
     /// This connection made the slot.
     pub(super) made_slot: bool,
+    /// Where the log stood when this connection came: ephemeral messages up to here are not for it.
+    pub(super) came: Seq,
     /// The log up to here has been walked for this connection.
     pub(super) walked: Seq,
     /// A page is on its way from the store.
@@ -83,11 +85,12 @@ fn signed(cost: usize) -> i64 {
 }
 
 impl Seat {
-    pub(super) fn new(conn: ConnectionId, since_ms: u64, made_slot: bool, walked: Seq) -> Self {
+    pub(super) fn new(conn: ConnectionId, since_ms: u64, made_slot: bool, came: Seq, walked: Seq) -> Self {
         Self {
             conn,
             since_ms,
             made_slot,
+            came,
             walked,
             reading: false,
             room: signed(OUTBOX_COST),
@@ -161,7 +164,7 @@ impl Slot {
         seat.walked = entry.seq;
         let own = entry.origin == self.record.device;
         if entry.message.flags().ephemeral {
-            return !own;
+            return !own && entry.seq > seat.came;
         }
         let record = &mut self.record;
         if entry.seq <= record.cursor {

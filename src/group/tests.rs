@@ -769,6 +769,25 @@ fn d2m_4_4_a_slot_for_which_too_much_waits_is_gone() {
 }
 
 #[test]
+fn d2m_12_8_an_ephemeral_message_is_not_for_who_comes_later() {
+    // Found by the simulation: while one connection lagged, the message was still in memory when another device returned
+    // and walked its backlog.
+    let mut w = world();
+    let (a, b, _lags) = (w.new_device(A), w.new_device(B), w.new_device(C));
+    w.leaves(b);
+    w.sockets_flow = false;
+    for _ in 0..6 {
+        w.reflects(a, &"x".repeat(60_000));
+    }
+    w.reflects_ephemeral(a, "typing");
+    let b = w.returns(B);
+    w.does(Input::Written(b, 1 << 20));
+    let heard = w.hears(b);
+    assert_eq!(heard.last().map(String::as_str), Some("dry"));
+    assert!(!heard.contains(&"~typing".to_owned()), "it was not there");
+}
+
+#[test]
 fn a_message_that_makes_the_leader_go_still_reaches_the_next_leader() {
     // Found by the simulation: the next leader was told so behind the new message, before that was in the log; the walk
     // went past it, and nobody ever sent it.
