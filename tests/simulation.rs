@@ -39,6 +39,8 @@ mod store;
 #[path = "simulation/world.rs"]
 mod world;
 
+use std::collections::BTreeSet;
+
 use model::Rule;
 use network::Tamper;
 use store::Lie;
@@ -92,10 +94,36 @@ fn report(plan: &Plan, outcome: &Outcome) -> String {
     )
 }
 
+/// What has to happen somewhere in a few hundred seeds, in the story's words: promises about what never happens are cheap.
+const SIGHTS: [&str; 21] = [
+    "-- Crash",
+    "-- Stop",
+    "-- Partition",
+    "-- Hold(",
+    "-- HoldStore",
+    "-- FailCommit",
+    "-- CrashChat",
+    "hears transaction-rejected",
+    "hears transaction-ended",
+    "hears commit-transaction-ack",
+    "hears drop-device-ack",
+    "hears proxy",
+    ", ephemeral",
+    "closed with 1001",
+    "closed with 1011",
+    "closed with 4000",
+    "closed with 4011",
+    "closed with 4111",
+    "closed with 4112",
+    "closed with 4113",
+    "closed with 4114",
+];
+
 #[test]
 fn seeds() {
     let (first, seeds) = (number("SIM_FIRST").unwrap_or(1), number("SIM_SEEDS").unwrap_or(SEEDS));
     let (mut acknowledged, mut arrivals, mut virtual_ms) = (0, 0, 0);
+    let mut seen = [0; SIGHTS.len()];
     for seed in first..first + seeds {
         let plan = planned(seed);
         let outcome = run(&plan);
@@ -107,6 +135,9 @@ fn seeds() {
             }
             panic!("{}", report(&smaller, &again));
         }
+        for (sight, count) in SIGHTS.iter().zip(&mut seen) {
+            *count += outcome.story.iter().filter(|line| line.contains(sight)).count();
+        }
         acknowledged += outcome.acknowledged;
         arrivals += outcome.arrivals;
         virtual_ms += outcome.virtual_ms;
@@ -114,7 +145,10 @@ fn seeds() {
             eprintln!("{} of {seeds} seeds, {acknowledged} acknowledged, {arrivals} arrivals", seed - first + 1);
         }
     }
-    assert!(acknowledged > 0 && arrivals > acknowledged / 2, "the devices did something");
+    for (sight, count) in SIGHTS.iter().zip(seen) {
+        eprintln!("{count:>8} x {sight}");
+        assert!(count > 0 || seeds < SEEDS, "no seed ever saw: {sight}");
+    }
     eprintln!("{seeds} seeds: {acknowledged} acknowledged, {arrivals} arrivals, {} virtual s", virtual_ms / 1_000);
 }
 
@@ -144,109 +178,107 @@ fn the_same_seed_is_the_same_run() {
     }
 }
 
-/// Runs plans with a fault made on purpose until it is noticed and called by its name. What else it may cause in other
-/// plans is in `also`; nothing but these may be noticed.
-fn found(rule: Rule, also: &[Rule], plan: impl Fn(Plan) -> Plan) {
+/// Runs plans with a fault made on purpose until it is noticed and called by this name. What a fault leads to depends on the
+/// plan, so other names may come first in others; without a fault there are none at all, as the seeds show.
+fn found(rule: Rule, plan: impl Fn(Plan) -> Plan) {
     const SEEDS: u64 = 100;
+    let mut others = BTreeSet::new();
     for seed in 1..=SEEDS {
         // Without the store's own troubles, but with crashes; long enough for something to happen.
         let it = Plan { store_fails: false, stops: false, volatile: false, queue_messages: 100_000, ..Plan::of(seed) };
-        let plan = plan(Plan { makes_room: false, max_slots: 10, wild_ms: 8_000, ..it });
-        let outcome = run(&plan);
-        match outcome.faults.first() {
+        let plan = plan(Plan { makes_room: false, max_slots: 10, wild_ms: 8_000, heavy: false, ..it });
+        match run(&plan).faults.first() {
             Some(fault) if fault.rule == rule => return,
-            Some(fault) => assert!(also.contains(&fault.rule), "{}", report(&plan, &outcome)),
-            None => {}
+            fault => others.extend(fault.map(|fault| fault.rule)),
         }
     }
-    panic!("{SEEDS} seeds, and nothing was noticed");
+    panic!("{SEEDS} seeds, and it was only called {others:?}");
 }
 
-fn tampered(tamper: Tamper, rule: Rule, also: &[Rule]) {
-    found(rule, also, |plan| Plan { tamper: Some(tamper), ..plan });
+fn tampered(tamper: Tamper, rule: Rule) {
+    found(rule, |plan| Plan { tamper: Some(tamper), ..plan });
 }
 
-fn lied(lie: Lie, rule: Rule, also: &[Rule]) {
-    found(rule, also, |plan| Plan { lie: Some(lie), troubles: 5, ..plan });
+fn lied(lie: Lie, rule: Rule) {
+    found(rule, |plan| Plan { lie: Some(lie), troubles: 5, ..plan });
 }
 
 #[test]
 fn a_store_that_answers_before_it_keeps_is_found() {
-    lied(Lie::OkBeforeKeeping, Rule::Lost, &[]);
+    lied(Lie::OkBeforeKeeping, Rule::Lost);
 }
 
 #[test]
 fn a_lost_cursor_is_found() {
-    lied(Lie::LostCursor, Rule::Lost, &[]);
+    lied(Lie::LostCursor, Rule::Lost);
 }
 
 #[test]
 fn a_commit_that_is_kept_in_part_is_found() {
-    lied(Lie::TornCommit, Rule::Half, &[Rule::Lost, Rule::QueueLength]);
+    lied(Lie::TornCommit, Rule::Half);
 }
 
 #[test]
 fn a_slot_that_is_not_removed_is_found() {
-    lied(Lie::KeptSlot, Rule::Mistaken, &[Rule::Ghost, Rule::Past, Rule::IdsShrank, Rule::Lost]);
+    lied(Lie::KeptSlot, Rule::Ghost);
 }
 
 #[test]
 fn ids_that_begin_anew_after_a_crash_are_found() {
-    lied(Lie::ForgottenReservation, Rule::IdReused, &[Rule::IdsShrank, Rule::Lost]);
+    lied(Lie::ForgottenReservation, Rule::IdReused);
 }
 
 #[test]
 fn a_lost_message_is_found() {
-    tampered(Tamper::LoseReflected, Rule::Lost, &[Rule::Overtaken, Rule::Half, Rule::QueueLength, Rule::IdsShrank]);
+    tampered(Tamper::LoseReflected, Rule::Overtaken);
 }
 
 #[test]
 fn a_repeated_message_is_found() {
-    tampered(Tamper::RepeatReflected, Rule::Twice, &[]);
+    tampered(Tamper::RepeatReflected, Rule::Twice);
 }
 
 #[test]
 fn swapped_messages_are_found() {
-    tampered(Tamper::SwapReflected, Rule::IdsShrank, &[Rule::Overtaken, Rule::Lost]);
+    tampered(Tamper::SwapReflected, Rule::IdsShrank);
 }
 
 #[test]
 fn an_id_that_comes_again_is_found() {
-    tampered(Tamper::ReuseId, Rule::IdsShrank, &[Rule::IdReused]);
+    tampered(Tamper::ReuseId, Rule::IdsShrank);
 }
 
 #[test]
 fn ended_before_rejected_is_found() {
-    tampered(Tamper::EndedBeforeRejected, Rule::EndedBeforeRejected, &[]);
+    tampered(Tamper::EndedBeforeRejected, Rule::EndedBeforeRejected);
 }
 
 #[test]
 fn two_holders_are_found() {
-    // What it does under a lock that it does not hold is delivered at once, and its commit breaks the protocol.
-    tampered(Tamper::GrantInsteadOfRejection, Rule::TwoHolders, &[Rule::Leaked, Rule::CloseCode]);
+    tampered(Tamper::GrantInsteadOfRejection, Rule::TwoHolders);
 }
 
 #[test]
 fn two_leaders_are_found() {
-    tampered(Tamper::PromoteAnother, Rule::TwoLeaders, &[]);
+    tampered(Tamper::PromoteAnother, Rule::TwoLeaders);
 }
 
 #[test]
 fn a_leader_that_is_not_dry_is_found() {
-    tampered(Tamper::PromoteBeforeDry, Rule::LeaderNotDry, &[]);
+    tampered(Tamper::PromoteBeforeDry, Rule::LeaderNotDry);
 }
 
 #[test]
 fn a_second_dry_is_found() {
-    tampered(Tamper::DryAgain, Rule::DryTwice, &[]);
+    tampered(Tamper::DryAgain, Rule::DryTwice);
 }
 
 #[test]
 fn an_ephemeral_message_that_was_kept_is_found() {
-    tampered(Tamper::KeepEphemeral, Rule::EphemeralKept, &[]);
+    tampered(Tamper::KeepEphemeral, Rule::EphemeralKept);
 }
 
 #[test]
 fn a_changed_timestamp_is_found() {
-    tampered(Tamper::ChangeTimestamp, Rule::Timestamp, &[]);
+    tampered(Tamper::ChangeTimestamp, Rule::Timestamp);
 }

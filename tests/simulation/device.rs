@@ -47,6 +47,8 @@ pub struct Member {
     pub volatile: bool,
     pub makes_room: bool,
     pub chats: bool,
+    /// Its messages are long.
+    pub long: bool,
     belief: Belief,
     /// What was heard and is not acknowledged yet.
     unacked: Vec<u32>,
@@ -100,6 +102,7 @@ impl Member {
             volatile: false,
             makes_room: false,
             chats: false,
+            long: false,
             belief: Belief::Nothing,
             unacked: Vec::new(),
             acked: Vec::new(),
@@ -387,7 +390,8 @@ impl Member {
         }
         let now = self.world.now();
         let message = self.world.model(self.group).reflect(now, line.conn, reflect_id, ephemeral, tx);
-        let filling = if self.rng.u8(0..20) == 0 { self.rng.usize(1_000..60_000) } else { self.rng.usize(0..60) };
+        let filling =
+            if self.long || self.rng.u8(0..20) == 0 { self.rng.usize(1_000..60_000) } else { self.rng.usize(0..60) };
         let mut envelope = MARK.to_vec();
         envelope.extend_from_slice(&u32::try_from(message).unwrap().to_le_bytes());
         envelope.resize(envelope.len() + filling, 7);

@@ -147,6 +147,8 @@ struct Conn {
     coming: Option<TxNo>,
     unsettled: Vec<(Time, MessageNo)>,
     said_acks: bool,
+    /// Something came out of turn that only the end of the connection explains.
+    last_words: bool,
     ephemerals: Vec<MessageNo>,
     rejected: BTreeSet<TxNo>,
     ended: BTreeSet<TxNo>,
@@ -256,6 +258,7 @@ impl Model {
             coming: None,
             unsettled: Vec::new(),
             said_acks: false,
+            last_words: false,
             ephemerals: Vec::new(),
             rejected: BTreeSet::new(),
             ended: BTreeSet::new(),
@@ -482,11 +485,23 @@ impl Model {
         }
     }
 
+    /// A connection that is about to be ended gets the acknowledgements of its drops before anything else that stands in
+    /// its line, because a device that drops itself waits for nothing else. Then nothing may follow.
     pub fn dropped(&mut self, now: Time, conn: ConnNo, device: DeviceNo) {
-        let asked = self.conns[conn].questions.front().map(|q| q.0);
-        self.answer(now, conn, "drop-ack", |q| q == Question::Drop(device));
-        if let Some(dropped) = self.drops.iter_mut().find(|d| d.device == device && Some(d.said) == asked) {
+        let it = &mut self.conns[conn];
+        let Some(at) = it.questions.iter().position(|&(_, question)| question == Question::Drop(device)) else {
+            let detail = format!("device {}: drop-ack {device}", it.device);
+            return self.fault(Rule::Answers, detail);
+        };
+        let asked = it.questions[at].0;
+        if let Some(dropped) = self.drops.iter_mut().find(|d| d.device == device && d.said == asked) {
             dropped.acked = Some(now);
+        }
+        if it.last_words || at > 0 || self.missing(conn, asked).is_some() {
+            self.conns[conn].last_words = true;
+            self.conns[conn].questions.drain(..=at);
+        } else {
+            self.answered(now, conn, asked, "drop-ack");
         }
     }
 
@@ -750,9 +765,16 @@ impl Model {
 
     /// Everything that was acknowledged before `asked` has come, or was acknowledged by the device.
     fn owed(&mut self, conn: ConnNo, asked: Time, rule: Rule, what: &str) {
-        let Some(slot) = self.conns[conn].slot else { return };
+        if let Some(message) = self.missing(conn, asked) {
+            let detail = format!("device {}, {what}: message {message}", self.conns[conn].device);
+            self.fault(rule, detail);
+        }
+    }
+
+    fn missing(&self, conn: ConnNo, asked: Time) -> Option<MessageNo> {
+        let slot = self.conns[conn].slot?;
         let (it, since) = (&self.conns[conn], self.slots[slot].since);
-        let missing = self.messages.iter().enumerate().find(|&(m, message)| {
+        let missing = |&(m, message): &(MessageNo, &Message)| {
             let from = message.tx.map_or(Some(message.sent), |tx| self.txs[tx].commit_sent);
             !message.ephemeral
                 && message.from != it.device
@@ -760,15 +782,16 @@ impl Model {
                 && from.is_some_and(|from| from > since)
                 && !it.got.contains(&m)
                 && !self.slots[slot].acked.contains(&m)
-        });
-        if let Some((m, message)) = missing {
-            let detail = format!("device {}, {what}: message {m} of device {}", it.device, message.from);
-            self.fault(rule, detail);
-        }
+        };
+        self.messages.iter().enumerate().find(missing).map(|(m, _)| m)
     }
 
     /// Something came that is not of the transaction whose messages were coming: then all of it has come.
     fn not_coming(&mut self, conn: ConnNo, tx: Option<TxNo>) {
+        if self.conns[conn].last_words {
+            let detail = format!("device {} hears more after its last words", self.conns[conn].device);
+            self.fault(Rule::Answers, detail);
+        }
         let Some(coming) = self.conns[conn].coming.filter(|&coming| Some(coming) != tx) else { return };
         self.conns[conn].coming = None;
         if let Some(slot) = self.conns[conn].slot {

@@ -51,6 +51,8 @@ pub struct Plan {
     pub makes_room: bool,
     pub chat: bool,
     pub wraps: bool,
+    /// Messages are long and sockets take little: what waits is read by pages.
+    pub heavy: bool,
     pub latency_ms: u64,
     pub troubles: u32,
     pub store_fails: bool,
@@ -75,9 +77,10 @@ impl Plan {
             makes_room: one_in(&mut rng, 3),
             chat: one_in(&mut rng, 2),
             wraps: one_in(&mut rng, 4),
+            heavy: one_in(&mut rng, 5),
             latency_ms: *[1, 20, 150].get(rng.usize(0..3)).unwrap(),
             troubles: rng.u32(0..6),
-            store_fails: one_in(&mut rng, 5),
+            store_fails: one_in(&mut rng, 4),
             stops: one_in(&mut rng, 5),
             tamper: None,
             lie: None,
@@ -180,14 +183,17 @@ fn troubles(plan: &Plan, rng: &mut Rng, members: usize) -> Vec<(u64, Trouble)> {
         let at = rng.u64(200..plan.wild_ms.max(400));
         let end = at + rng.u64(50..3_000);
         let who = rng.usize(0..members);
+        // A disk that fails does so more than once.
+        if plan.store_fails {
+            out.push((rng.u64(200..plan.wild_ms.max(400)), Trouble::FailCommit(rng.u64(1..4))));
+        }
         match rng.u8(0..12) {
             0 | 1 => out.extend([(at, Trouble::Partition(who)), (end, Trouble::Repair(who))]),
             2 | 3 => out.extend([(at, Trouble::Hold(who)), (end, Trouble::Release(who))]),
             4 => out.extend([(at, Trouble::HoldStore), (end.min(at + 900), Trouble::ReleaseStore)]),
             5 if plan.chat => out.extend([(at, Trouble::HoldChat), (end, Trouble::ReleaseChat)]),
             6 if plan.chat => out.extend([(at, Trouble::CrashChat), (end, Trouble::StartChat)]),
-            7 if plan.store_fails => out.push((at, Trouble::FailCommit(rng.u64(1..10)))),
-            8 if plan.stops && at > up_from => {
+            5..9 if plan.stops && at > up_from => {
                 up_from = at + 20_000;
                 out.extend([(at, Trouble::Stop), (at + 17_000, Trouble::Start)]);
             }
@@ -273,7 +279,7 @@ pub fn run(plan: &Plan) -> Outcome {
         .tick_duration(TICK)
         .min_message_latency(Duration::from_millis(1))
         .max_message_latency(Duration::from_millis(plan.latency_ms))
-        .tcp_capacity(256)
+        .tcp_capacity(if plan.heavy { 8 } else { 256 })
         .build();
     let tampering = Tampering::new(plan.tamper);
     let (here, planned) = (Rc::clone(&world), plan.clone());
@@ -306,6 +312,7 @@ pub fn run(plan: &Plan) -> Outcome {
         let mut member = Member::new(Rc::clone(&world), group, device, keys[group].clone(), rng.fork());
         member.volatile = plan.volatile && dice.bool();
         member.makes_room = plan.makes_room && dice.bool();
+        member.long = plan.heavy;
         member.chats = plan.chat && dice.bool();
         let name = format!("g{group}d{device}");
         sim.client(name.as_str(), async move {
