@@ -13,6 +13,11 @@
 //!
 //! `SIM_FIRST` is the first of the seeds; `SIM_MS` and `SIM_DEVICES` make a replayed plan smaller.
 //!
+//! What has to be random to be safe still comes from the operating system: keys, challenges, nonces, WebSocket masks. Nothing
+//! that is decided depends on it, since only the bytes change and never their number, and one test runs seeds twice and
+//! compares their stories. The simulated TCP does not send a lost segment again: a partition leaves behind a connection that
+//! hangs, which both sides have to give up. So a link loses everything for a while or delays it, but no single message.
+//!
 //! The rest of this file shows that the model can be believed: faults are made on purpose, by a store that lies and a
 //! relay that tampers with what the mediator says, and each has to be found and called by its name.
 
