@@ -307,6 +307,26 @@ async fn d2m_12_13_a_self_drop_may_be_pipelined_behind_client_hello() {
     assert_eq!(soon(acked).await.code(), Some(4113));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d2m_12_13_a_self_drop_is_acknowledged_also_to_a_device_that_goes_on_talking() {
+    // Found by the simulation: when the last device dropped itself, its group fell asleep, and what the device said into the
+    // closed mailbox ended the connection with 1011 before the acknowledgement was out.
+    let (_server, family, _dir) = serve(Setup::default()).await;
+    for _ in 0..50 {
+        let mut raw = family.admitted(&family.config(1)).await;
+        raw.send(&FromDevice::DropDevice(DeviceId(1))).await.unwrap();
+        let (mut acked, mut ended) = (false, None);
+        while ended.is_none() {
+            let _may_be_over = raw.send(&FromDevice::GetDevicesInfo).await;
+            match soon(raw.recv()).await {
+                Ok(payload) => acked |= payload == ToDevice::DropDeviceAck(DeviceId(1)),
+                Err(end) => ended = end.code(),
+            }
+        }
+        assert_eq!((acked, ended), (true, Some(4113)));
+    }
+}
+
 #[tokio::test]
 async fn d2m_12_14_dropping_another_or_nobody_is_acknowledged() {
     let (_server, family, _dir) = serve(Setup::default()).await;

@@ -872,6 +872,39 @@ fn the_message_for_which_the_holder_had_to_go_still_arrives_everywhere_else() {
 }
 
 #[test]
+fn d2m_12_8_an_ephemeral_message_is_not_for_who_comes_later() {
+    // Found by the simulation: while one connection lagged, the message was still in memory when another device returned
+    // and walked its backlog.
+    let mut w = world();
+    let (a, b, _lags) = (w.new_device(A), w.new_device(B), w.new_device(C));
+    w.leaves(b);
+    w.sockets_flow = false;
+    for _ in 0..6 {
+        w.reflects(a, &"x".repeat(60_000));
+    }
+    w.reflects_ephemeral(a, "typing");
+    let b = w.returns(B);
+    w.does(Input::Written(b, 1 << 20));
+    let heard = w.hears(b);
+    assert_eq!(heard.last().map(String::as_str), Some("dry"));
+    assert!(!heard.contains(&"~typing".to_owned()), "it was not there");
+}
+
+#[test]
+fn a_message_that_makes_the_leader_go_still_reaches_the_next_leader() {
+    // Found by the simulation: the next leader was told so behind the new message, before that was in the log; the walk
+    // went past it, and nobody ever sent it.
+    let mut w = limited(Limits { max_queue_messages: 1, ..Limits::default() });
+    let (b, c, a) = (w.new_device(B), w.new_device(C), w.new_device(A));
+    w.reflects(a, "1");
+    let ids = w.reflected_ids(c);
+    w.acks(c, ids[0]);
+    w.reflects(a, "2");
+    assert_eq!(w.farewell(b), Some(Farewell::QueueLimit), "which led");
+    assert_eq!(w.hears(c), ["leader", "2"]);
+}
+
+#[test]
 fn a_slot_that_never_acks_cannot_hold_back_more_than_its_limit_by_its_own_messages() {
     let mut w = limited(Limits { max_queue_messages: 10, ..Limits::default() });
     let (a, b) = (w.new_device(A), w.new_device(B));

@@ -4,7 +4,7 @@
 //! fails, nothing is said at all: the actor ends, every session of the group finds its outbox closed and ends with 1011,
 //! and the next join reads the group from the store again. So memory is never ahead of what was promised.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ pub(super) struct Actor {
     own_mailbox: mpsc::WeakSender<Post>,
     posts: mpsc::Receiver<Post>,
     group: Group,
-    lines: HashMap<ConnectionId, Line>,
+    lines: BTreeMap<ConnectionId, Line>,
     /// Stretches of backlog to be read, one per connection at most.
     reads: VecDeque<Read>,
 }
@@ -76,7 +76,7 @@ impl Actor {
                 return;
             }
         };
-        let (lines, reads) = (HashMap::new(), VecDeque::new());
+        let (lines, reads) = (BTreeMap::new(), VecDeque::new());
         let mut actor = Self { id, shared, own_mailbox, posts, group, lines, reads };
         if let Err(error) = actor.live().await {
             // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell.
@@ -120,6 +120,8 @@ impl Actor {
         }
         let deadline = self.group.next_deadline(self.shared.clock.now());
         tokio::select! {
+            // By order, so that a simulated run can be repeated. Deadlines are looked at after every batch anyway.
+            biased;
             _ = self.posts.recv_many(batch, BATCH) => {}
             () = self.shared.clock.sleep_until(deadline) => {}
         }

@@ -5,7 +5,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::ending::Ending;
-use super::socket::{Frame, Stream};
+use super::socket::{CLOSE_TIMEOUT, Frame, Stream};
 use super::{Context, socket};
 use crate::group::Request;
 use crate::hub::seat::Place;
@@ -60,7 +60,12 @@ async fn listen(
             }
             FromDevice::Unknown(unknown) => return Err(Ending::UnknownPayload(unknown.kind)),
         };
-        place.say(request).await.map_err(|_| Ending::GroupFailed)?;
+        if place.say(request).await.is_err() {
+            // The group is gone, maybe asleep because this device was its last and dropped itself. Its last words are for
+            // the other direction to say; a socket that does not take them is not waited for much longer.
+            tokio::time::sleep(CLOSE_TIMEOUT).await;
+            return Err(Ending::GroupFailed);
+        }
     }
 }
 

@@ -138,8 +138,10 @@ async fn established(
         let inbound = inbound::run(stream, &place, url, context, early, hear_introduced, opened);
         let outbound = outbound::run(sink, outbox, &place.cut, context.timeouts, &introduced, hear_opened);
         tokio::select! {
-            ending = inbound => ending,
+            // By order, so that a simulated run can be repeated. Outbound first: it has the group's last words.
+            biased;
             ending = outbound => ending,
+            ending = inbound => ending,
             () = context.stop.cancelled() => Ending::ShuttingDown,
         }
     };

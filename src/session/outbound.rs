@@ -79,6 +79,8 @@ impl Outbound<'_> {
         ping.reset();
         loop {
             let next = tokio::select! {
+                // By order, so that a simulated run can be repeated; the turns are taken below.
+                biased;
                 event = self.from.next() => Next::Event(event),
                 outgoing = self.outbox.next() => Next::Outgoing(outgoing.ok_or(Ending::GroupFailed)?),
                 _ = ping.tick() => Next::Ping,
