@@ -7,8 +7,8 @@
 //! story, and the command that tells all of it again:
 //!
 //! ```text
-//! SIM_SEED=17 cargo test --test simulation replay -- --nocapture          one seed, with its whole story
-//! SIM_SEEDS=10000 cargo test --test simulation seeds -- --nocapture       the long run, with its progress
+//! SIM_SEED=17 cargo test --test simulation replay -- --nocapture                      one seed, with its whole story
+//! SIM_SEEDS=10000 cargo test --profile proof --test simulation seeds -- --nocapture   the long run, with its progress
 //! ```
 //!
 //! `SIM_FIRST` is the first of the seeds; `SIM_MS` and `SIM_DEVICES` make a replayed plan smaller.
@@ -45,14 +45,20 @@ mod store;
 mod world;
 
 use std::collections::BTreeSet;
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use model::Rule;
 use network::Tamper;
 use store::Lie;
 use world::{Outcome, Plan, run};
 
-/// How many seeds a run without options takes: about a minute on one core.
+/// How many seeds a run without options takes: about half a minute on one core.
 const SEEDS: u64 = 200;
+/// How far the seeds are, on a terminal.
+const BAR: &str = "{bar:40} {pos} of {len} seeds, {per_sec}, {eta} to go";
 /// Lines of the story that a failure shows.
 const LAST_LINES: usize = 60;
 
@@ -124,33 +130,72 @@ const SIGHTS: [&str; 21] = [
     "closed with 4114",
 ];
 
+/// What the seeds so far have seen.
+#[derive(Default)]
+struct Tally {
+    acknowledged: usize,
+    arrivals: usize,
+    virtual_ms: u128,
+    sights: [usize; SIGHTS.len()],
+}
+
+impl Tally {
+    fn add(&mut self, outcome: &Outcome) {
+        for (sight, count) in SIGHTS.iter().zip(&mut self.sights) {
+            *count += outcome.story.iter().filter(|line| line.contains(sight)).count();
+        }
+        self.acknowledged += outcome.acknowledged;
+        self.arrivals += outcome.arrivals;
+        self.virtual_ms += outcome.virtual_ms;
+    }
+}
+
+/// Runs one seed; a fault is shrunk and told.
+fn judged(seed: u64) -> Result<Outcome, String> {
+    let plan = planned(seed);
+    let outcome = run(&plan);
+    let Some(fault) = outcome.faults.first() else { return Ok(outcome) };
+    let smaller = shrunk(plan.clone(), fault.rule);
+    let again = run(&smaller);
+    Err(if again.faults.is_empty() { report(&plan, &outcome) } else { report(&smaller, &again) })
+}
+
 #[test]
 fn seeds() {
     let (first, seeds) = (number("SIM_FIRST").unwrap_or(1), number("SIM_SEEDS").unwrap_or(SEEDS));
-    let (mut acknowledged, mut arrivals, mut virtual_ms) = (0, 0, 0);
-    let mut seen = [0; SIGHTS.len()];
-    for seed in first..first + seeds {
-        let plan = planned(seed);
-        let outcome = run(&plan);
-        if let Some(fault) = outcome.faults.first() {
-            let smaller = shrunk(plan.clone(), fault.rule);
-            let again = run(&smaller);
-            if again.faults.is_empty() {
-                panic!("{}", report(&plan, &outcome));
+    let next = AtomicU64::new(first);
+    let tally = Mutex::new(Tally::default());
+    let bar = ProgressBar::new(seeds).with_style(ProgressStyle::with_template(BAR).unwrap());
+    let work = || -> Result<(), String> {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + seeds {
+                return Ok(());
             }
-            panic!("{}", report(&smaller, &again));
+            // The others stop at the first fault, too.
+            let outcome = judged(seed).inspect_err(|_| next.store(first + seeds, Ordering::Relaxed))?;
+            let mut tally = tally.lock().unwrap();
+            tally.add(&outcome);
+            bar.inc(1);
+            if bar.is_hidden() && bar.position().is_multiple_of(100) {
+                eprintln!("{} of {seeds} seeds, {} acknowledged", bar.position(), tally.acknowledged);
+            }
         }
-        for (sight, count) in SIGHTS.iter().zip(&mut seen) {
-            *count += outcome.story.iter().filter(|line| line.contains(sight)).count();
+    };
+    // A world lives on one thread, so there is one at a time for every core.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            if let Err(fault) = worker.join().unwrap() {
+                panic!("{fault}");
+            }
         }
-        acknowledged += outcome.acknowledged;
-        arrivals += outcome.arrivals;
-        virtual_ms += outcome.virtual_ms;
-        if (seed - first + 1).is_multiple_of(100) {
-            eprintln!("{} of {seeds} seeds, {acknowledged} acknowledged, {arrivals} arrivals", seed - first + 1);
-        }
-    }
-    for (sight, count) in SIGHTS.iter().zip(seen) {
+    });
+    bar.finish_and_clear();
+
+    let Tally { acknowledged, arrivals, virtual_ms, sights } = tally.into_inner().unwrap();
+    for (sight, count) in SIGHTS.iter().zip(sights) {
         eprintln!("{count:>8} x {sight}");
         assert!(count > 0 || seeds < SEEDS, "no seed ever saw: {sight}");
     }
