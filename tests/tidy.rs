@@ -7,6 +7,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use heliostat::config::Config;
@@ -491,6 +492,20 @@ fn every_clause_of_the_specifications_is_proved_or_excepted() {
     assert!(tests.len() > 100, "the tests were found");
     let found = index_findings(&index, &tests);
     assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_test_that_the_guarantees_name_exists() {
+    let (page, tests) = (read("docs/guarantees.md"), all_tests());
+    let is_test = |name: &&str| name.contains('_') && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    // Between backticks: every second part of the page, as long as no code block stands in it.
+    let named: BTreeSet<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
+    assert!(named.len() > 50, "the names were found");
+    let missing: Vec<_> = named.into_iter().filter(|&name| !tests.iter().any(|test| test == name)).collect();
+    assert!(missing.is_empty(), "there is no test {missing:?}");
+    let promises = page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(". | "));
+    let bare: Vec<_> = promises.filter(|(_, proof)| !proof.starts_with('`')).collect();
+    assert!(bare.is_empty(), "a promise without a test: {bare:?}");
 }
 
 #[test]
