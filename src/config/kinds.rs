@@ -88,6 +88,11 @@ pub trait Kind<T>: fmt::Debug {
     /// Writes down.
     fn show(&self, value: &T) -> Shown;
 
+    /// For the log: the value, or only how much of it there is.
+    fn sketch(&self, value: &T) -> String {
+        self.show(value).to_string()
+    }
+
     /// Whether nobody may see it.
     fn is_secret(&self) -> bool {
         false
@@ -382,6 +387,10 @@ impl<T, K: Kind<T>> Kind<Option<T>> for Or<K> {
         }
     }
 
+    fn sketch(&self, value: &Option<T>) -> String {
+        value.as_ref().map_or_else(|| self.show(value).to_string(), |value| self.1.sketch(value))
+    }
+
     fn is_secret(&self) -> bool {
         self.1.is_secret()
     }
@@ -424,6 +433,10 @@ impl<T: Ord, K: Kind<T>> Kind<BTreeSet<T>> for List<K> {
     fn show(&self, values: &BTreeSet<T>) -> Shown {
         let values: Vec<String> = values.iter().map(|value| self.0.show(value).to_string()).collect();
         Shown::Value(format!("[{}]", values.join(", ")))
+    }
+
+    fn sketch(&self, values: &BTreeSet<T>) -> String {
+        format!("a list of {}", values.len())
     }
 }
 

@@ -12,11 +12,11 @@
 //!
 //! # To add a key
 //!
-//! Write it into the [`settings!`] below, in its section: its meaning as a comment (that is the text of
+//! Write it into the `settings!` below, in its section: its meaning as a comment (that is the text of
 //! `docs/configuration.md` too), name, type, default, kind ([`kinds`]) and `Reload` or `Restart`. Reading, checking, its
 //! environment variable, `--set`, `config show`, the reference and the comparison at a reload follow from that line. A section
 //! is one more struct in the macro and one line in `sections` of the struct it belongs to. What can be wrong only together with
-//! other keys is one more row in [`RULES`]. Then `cargo run -- config doc > docs/configuration.md`; a test compares.
+//! other keys is one more row in `RULES`. Then `cargo run -- config doc > docs/configuration.md`; a test compares.
 
 pub mod kinds;
 mod pages;
@@ -281,6 +281,13 @@ impl Kind<ServerGroups> for ServerGroupsTable {
 
     fn show(&self, groups: &ServerGroups) -> Shown {
         toml::Value::try_from(&groups.written).map_or(Shown::NotSet, |value| Shown::Value(value.to_string()))
+    }
+
+    fn sketch(&self, groups: &ServerGroups) -> String {
+        let DirectoryConfig { exact, template, default } = &groups.written;
+        let others = [("a template", template.is_some()), ("a default", default.is_some())];
+        let others = others.iter().filter(|(_, there)| *there).map(|(name, _)| format!(", {name}"));
+        others.fold(format!("{} exact", exact.len()), |out, other| out + &other)
     }
 }
 

@@ -15,14 +15,14 @@ pub struct Changes {
     pub waiting: Vec<Changed>,
 }
 
-/// A key whose value changed.
+/// A key whose value changed, fit for the log: no secret, and of lists only how long they are, since they may hold ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {
     /// As in a file: `limits.idle_timeout`.
     pub key: String,
-    /// What it was; secrets hidden.
+    /// What it was.
     pub from: String,
-    /// What it is in the new configuration; secrets hidden.
+    /// What it is in the new configuration.
     pub to: String,
 }
 
@@ -63,7 +63,7 @@ impl Visitor for Changes {
         if mine == new {
             return;
         }
-        let [from, to] = [&*mine, new].map(|value| key.kind.show(value).to_string());
+        let [from, to] = [&*mine, new].map(|value| key.kind.sketch(value));
         let changed = Changed { key: key.path.to_owned(), from, to };
         match key.change {
             Change::Reload => {
@@ -101,12 +101,20 @@ mod tests {
         let changes = old.reload(&config(new)).unwrap();
         assert_eq!(keys(&changes.taken_over), ["server_groups", "limits.idle_timeout"]);
         assert_eq!(keys(&changes.waiting), ["data_dir"]);
-        let timeout = &changes.taken_over[1];
-        assert_eq!((&*timeout.from, &*timeout.to), ("\"2 min\"", "\"5 min\""));
+        let told = changes.taken_over.iter().map(|it| format!("{} -> {}", it.from, it.to)).collect::<Vec<_>>();
+        assert_eq!(told, ["not set -> 0 exact, a default", "\"2 min\" -> \"5 min\""]);
         let expected = config(&new.replace("'b'", "'a'"));
         assert_eq!(changes.config, expected);
         let again = expected.reload(&config(new)).unwrap();
         assert_eq!((keys(&again.taken_over), keys(&again.waiting)), (vec![], vec!["data_dir"]), "it still waits");
+    }
+
+    #[test]
+    fn what_is_told_of_a_change_holds_no_ids() {
+        let id = "2f".repeat(32);
+        let changes = config("").reload(&config(&format!("admission.groups = [{id:?}]"))).unwrap();
+        let [groups] = &changes.taken_over[..] else { panic!("{changes:?}") };
+        assert_eq!((&*groups.from, &*groups.to), ("\"all\"", "a list of 1"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How keys are described: once, and everything else walks over the description.
 //!
-//! [`settings!`] takes a struct's fields with their meaning, type, default, kind and whether a running server can take over a
+//! `settings!` takes a struct's fields with their meaning, type, default, kind and whether a running server can take over a
 //! change. It makes the struct, its `Default`, and one method, [`Section::walk`], which shows every key to a [`Visitor`]
 //! together with two values of it. Reading, the reference page, `config show` and reloading are visitors.
 //!
@@ -40,7 +40,7 @@ pub trait Visitor {
     fn key<T: Clone + PartialEq>(&mut self, key: &Key<'_, T>, mine: &mut T, other: &T);
 }
 
-/// What [`settings!`] makes.
+/// What `settings!` makes.
 pub trait Section: Clone + Default {
     /// Shows every key below `path` to `visitor`: those of this section first, then section by section.
     fn walk(&mut self, other: &Self, path: &str, visitor: &mut impl Visitor);

@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use miette::{Diagnostic, NamedSource, SourceSpan};
-use toml::de::DeTable;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use super::kinds::Given;
 use super::settings::{Key, Section, Visitor, below};
 use super::{Config, RULES, Rule};
 
 /// What the names of environment variables begin with that are keys.
+/// The second underscore keeps those apart that orchestrators make for a service of this name (`HELIOSTAT_PORT`).
 pub const PREFIX: &str = "HELIOSTAT__";
 
 /// Everything a configuration is made from.
@@ -310,6 +312,8 @@ impl<'a> Reader<'a> {
                     }
                 },
                 _ => {
+                    // It may be a secret whose key is misspelt, and only the key is of interest.
+                    leaves(value, &mut self.secrets);
                     let (place, there) = (self.place(name.span()), self.outline.within(section));
                     self.complain(vec![place], format!("unknown key `{}`; there are {there}", name.get_ref()));
                 }
@@ -352,6 +356,9 @@ impl<'a> Reader<'a> {
         self.mistakes.sort_by_key(|(places, _)| {
             places.first().and_then(|place| place.span.as_ref()).map_or(usize::MAX, |span| span.start)
         });
+        let names = self.outline.keys.iter().filter(|(_, secret)| **secret);
+        let names: Vec<&str> = names.map(|(path, _)| path.rsplit('.').next().unwrap_or(path)).collect();
+        self.secrets.extend(behind(self.text, &names));
         let text: Arc<str> = masked(self.text, &self.secrets).into();
         let finished = |(places, reason): (Vec<Place>, String)| {
             let at: Vec<SourceSpan> = places.iter().filter_map(|place| place.span.clone()).map(Into::into).collect();
@@ -395,6 +402,22 @@ impl Visitor for Reader<'_> {
             }
         }
     }
+}
+
+/// Where the values are that `value` consists of.
+fn leaves(value: &Spanned<DeValue<'_>>, out: &mut Vec<Range<usize>>) {
+    match value.get_ref().as_table() {
+        Some(table) => table.values().for_each(|inner| leaves(inner, out)),
+        None => out.push(value.span()),
+    }
+}
+
+/// What stands behind any of the names, up to the end of its line: a file that is no TOML, or has a key in a wrong place,
+/// holds secrets that are no values.
+fn behind(text: &str, names: &[&str]) -> Vec<Range<usize>> {
+    let ends = |name: &&str| text.match_indices(*name).map(|(at, name)| at + name.len()).collect::<Vec<_>>();
+    let line = |at: usize| at..text.get(at..).and_then(|rest| rest.find('\n')).map_or(text.len(), |end| at + end);
+    names.iter().flat_map(ends).map(line).collect()
 }
 
 /// The text with nothing to read where secrets stand; every line and column stays where it was.
@@ -583,13 +606,24 @@ mod tests {
         for told in [format!("{door:?}"), page] {
             assert!(!told.contains("sesame"), "{told}");
         }
-        for text in
-            ["token = \"sesame\"\nopen = 1", "token = \"open sesame\"\nopen = 1", "token = [\"sesame\"]\nopen = ?"]
-        {
+        for text in [
+            "token = \"sesame\"\nopen = 1",
+            "token = \"open sesame\"\nopen = 1",
+            "open = 1\ntoken = [\"sesame\"]",
+            "open = ?\ntoken = \"sesame\"",
+            "tokn = \"sesame\"",
+            "x = { tokn = \"sesame\" }",
+            "[x]\ntoken = \"sesame\"",
+            "token = sesame",
+            "token = \"sesame",
+            "token = \"\"\"\nsesame\n",
+            "token \"sesame\"",
+        ] {
             let error = read(text).unwrap_err();
             let mut told = format!("{error:?}");
             told += &format!("{:?}", miette::Report::new(error));
-            assert!(told.contains("open = ") && told.contains("****"), "{told}");
+            assert!(told.contains("****"), "{told}");
+            assert_eq!(told.contains("1 │ [x]"), text.starts_with("[x]"), "{told}");
             assert!(!told.contains("sesame"), "{told}");
         }
     }
