@@ -327,7 +327,7 @@ struct GroupId;
 
 impl Kind<DeviceGroupId> for GroupId {
     fn name(&self) -> String {
-        "device group ids, 64 hex digits each".into()
+        "device group ids of 64 hex digits".into()
     }
 
     fn read(&self, given: Given<'_>) -> Result<DeviceGroupId, Vec<Fault>> {
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(config, Config::development());
     }
 
-    /// Every key, each with another value than the default.
+    /// A value of each kind, none of them the default.
     pub(super) const FULL: &str = r#"
         data_dir = "/var/lib/heliostat"
         durability = "memory"
@@ -407,7 +407,7 @@ mod tests {
     "#;
 
     #[test]
-    fn every_key_is_understood() {
+    fn every_kind_of_value_is_understood() {
         let config = parse(FULL).unwrap();
         let files = CertFiles { cert: "cert.pem".into(), key: "key.pem".into() };
         assert_eq!(config.listen.security(), Security::Files(files));

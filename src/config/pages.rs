@@ -144,9 +144,16 @@ mod tests {
     #[test]
     fn every_key_is_shown_with_where_it_comes_from() {
         let shown = Sources::text("full.toml", FULL).read().unwrap().show();
-        let keys = reference().lines().filter(|line| line.starts_with("### ")).count();
-        let remarks = shown.lines().filter(|line| line.contains("# full.toml, line ")).count();
-        assert_eq!(remarks + 1, keys, "`plain` does not go with a certificate:\n{shown}");
-        assert!(shown.contains("[chat.csp]\n") && !shown.contains("[chat]"), "{shown}");
+        let reference = reference();
+        for key in reference.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`')) {
+            let (section, name) =
+                key.rsplit_once('.').map_or((String::new(), key), |(s, name)| (format!("\n[{s}]\n"), name));
+            let inside = shown.split_once(&section).unwrap().1.split("\n\n").next().unwrap();
+            let stands = |line: &str| line.starts_with(&format!("{name} = ")) || line == format!("# {name} is not set");
+            assert!(inside.lines().any(stands), "{key}: {shown}");
+        }
+        assert!(shown.contains("plain = false\n") && shown.contains("max_device_slots = 15 "), "{shown}");
+        assert_eq!(shown.lines().filter(|line| line.contains("# full.toml, line ")).count(), 24, "{shown}");
+        assert!(!shown.contains("[chat]"), "a section without keys needs no header: {shown}");
     }
 }
