@@ -17,7 +17,7 @@ use crate::client::csp::{CspClient, CspError, Draft, EndToEnd, Event, Login};
 use crate::crypto::boxes::{self, Public};
 use crate::crypto::{Secret, random};
 use crate::tools::keyfile;
-use crate::wire::d2m::ServerGroup;
+use crate::wire::d2m::{DeviceId, ServerGroup};
 
 /// Messages under way before one has to be acknowledged.
 const WINDOW: usize = 4;
@@ -138,9 +138,9 @@ impl Chat {
     }
 
     /// One connection of a group's leader.
-    pub(super) async fn converse(&self, group: usize, device: u64, stream: ProxyStream) -> Result<(), CspError> {
+    pub(super) async fn converse(&self, group: usize, device: DeviceId, stream: ProxyStream) -> Result<(), CspError> {
         let Some(account) = self.accounts.get(group) else { return Ok(()) };
-        let login = Login::new(account.identity, account.key.clone(), self.server_key).device(CspDeviceId(device));
+        let login = Login::new(account.identity, account.key.clone(), self.server_key).device(CspDeviceId(device.0));
         let client = tokio::time::timeout(LOGIN_PATIENCE, CspClient::login(stream, login));
         let mut client = client.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         client.unblock().await?;
