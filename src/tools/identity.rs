@@ -51,7 +51,7 @@ enum What {
     },
     /// List all identities
     List,
-    /// Let an identity log in no more, and get no messages
+    /// Let an identity log in no more, and get no new messages; it cannot be taken back
     Revoke {
         /// Which one
         identity: String,
@@ -111,7 +111,12 @@ async fn carry_out(directory: &Directory, what: What, data: &Path) -> Result<Exi
             if !directory.revoke(identity).await.into_diagnostic()? {
                 return Err(miette!("there is no identity {identity}"));
             }
-            writeln!(out, "{identity} is revoked").into_diagnostic()?;
+            writeln!(
+                out,
+                "{identity} is revoked, for good: it cannot log in any more, and nothing new is kept for it.\n\
+                 A connection that it has now lasts until it ends; restarting the server ends it at once."
+            )
+            .into_diagnostic()?;
         }
     }
     Ok(ExitCode::SUCCESS)
