@@ -43,7 +43,7 @@ pub struct Args {
     url: String,
     #[command(flatten)]
     trust: TrustArgs,
-    /// The server's data directory: its development CA is trusted, and chat identities are made there
+    /// The server's data directory: its development CA is trusted, and the chat identities of simulations are kept there
     #[arg(long, default_value = "heliostat-data", value_name = "DIR")]
     data: PathBuf,
     /// How many device groups
@@ -255,6 +255,9 @@ fn table(outcome: &Outcome, totals: &Totals) -> String {
         rows.push(("  duplicates", chat.duplicates.to_string()));
         rows.push(("  lost", chat.lost.to_string()));
         rows.push(("  misordered", chat.misordered.to_string()));
+        if chat.foreign > 0 {
+            rows.push(("  fault", format!("{} messages or acknowledgements of what nobody sent", chat.foreign)));
+        }
     }
     rows.extend(tally.faults.iter().map(|(fault, count)| ("  fault", format!("{count} {}", fault.text()))));
     rows.extend(outcome.gave_up.iter().map(|why| ("gave up", why.clone())));
