@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use heliostat::chat::csp::wire::handshake::{AwaitLogin, CLIENT_HELLO, LOGIN_BOX};
+use heliostat::chat::csp::wire::{Frames, FromClient, Identity, LoginAck, Opener};
+use heliostat::client::csp::{CspClient, CspError, Login};
 use heliostat::client::{Begun, ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator, RawConnection, Trust};
 use heliostat::crypto::{Secret, boxes, kdf, random};
 use heliostat::wire::d2m::{
@@ -12,6 +15,7 @@ use heliostat::wire::d2m::{
     ReflectFlags, ReflectId, Reflected, ReflectedId, ServerGroup, ServerHello, ServerInfo, SlotState, ToDevice,
     TransactionHolder,
 };
+use heliostat::wire::delimit::Cutter;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::net::TcpListener;
@@ -376,6 +380,74 @@ async fn a_raw_connection_can_misbehave() {
         assert_eq!(raw.recv().await, Err(ended));
     };
     tokio::join!(script, naughty);
+}
+
+/// A chat server that lets one client in and reads what it says.
+struct CspServer {
+    io: DuplexStream,
+    opener: Opener,
+    cutter: Cutter<Frames>,
+}
+
+impl CspServer {
+    /// A client and its server over a pipe of `len` bytes.
+    async fn pair(len: usize) -> (CspClient<DuplexStream>, Self) {
+        let (ours, mut theirs) = tokio::io::duplex(len);
+        let (server_key, client_key) = (Secret::random(), Secret::random());
+        let client = boxes::public(&client_key);
+        let login = Login::new(Identity::random(), client_key, boxes::public(&server_key));
+        let serve = async {
+            let mut hello = [0; CLIENT_HELLO];
+            theirs.read_exact(&mut hello).await.unwrap();
+            let (wait, answer) = AwaitLogin::answer(&server_key, &hello, Secret::random(), random::bytes()).unwrap();
+            theirs.write_all(&answer).await.unwrap();
+            let mut login = [0; LOGIN_BOX];
+            theirs.read_exact(&mut login).await.unwrap();
+            let data = wait.open(&login).unwrap();
+            let mut extensions = vec![0; data.extensions_len()];
+            theirs.read_exact(&mut extensions).await.unwrap();
+            let verified = data.claim(&extensions).unwrap().verify(&server_key, &client).unwrap();
+            let (session, ack) = verified.accept(LoginAck { time_ms: 1, queued: 0 });
+            theirs.write_all(&ack).await.unwrap();
+            session.opener
+        };
+        let (client, opener) = tokio::join!(CspClient::login(ours, login), serve);
+        (client.unwrap(), Self { io: theirs, opener, cutter: Cutter::new(Frames) })
+    }
+
+    /// The next echo-request's bytes. Fails when a frame does not open, as any does behind one that was cut short.
+    async fn hears(&mut self) -> Bytes {
+        loop {
+            if let Some(frame) = self.cutter.next_unit().unwrap() {
+                let container = self.opener.open_frame(&frame).unwrap();
+                let FromClient::EchoRequest(bytes) = FromClient::decode(&container).unwrap() else { panic!() };
+                return bytes;
+            }
+            assert_ne!(self.io.read_buf(self.cutter.buffer()).await.unwrap(), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_csp_send_that_is_cancelled_half_way_corrupts_nothing() {
+    let (mut client, mut server) = CspServer::pair(64).await;
+    assert!(client.echo(vec![1; 1_000]).now_or_never().is_none(), "the pipe holds 64 bytes");
+    assert!(client.echo("never begun").now_or_never().is_none(), "the first one is still in the way");
+    let (sent, (first, second)) =
+        tokio::join!(client.echo("next"), async { (server.hears().await, server.hears().await) });
+    sent.unwrap();
+    assert_eq!((&first[..], &second[..]), (&[1; 1_000][..], &b"next"[..]));
+
+    assert!(client.echo(vec![2; 1_000]).now_or_never().is_none());
+    let (sent, last) = tokio::join!(client.flush(), server.hears());
+    sent.unwrap();
+    assert_eq!(last, vec![2; 1_000], "nothing has to be said after it");
+
+    assert!(client.echo(vec![3; 1_000]).now_or_never().is_none());
+    let shown = format!("{client:?}");
+    assert!(!shown.contains("\\x") && shown.contains("unsent_bytes"), "{shown}");
+    drop(server);
+    assert!(matches!(client.flush().await, Err(CspError::Closed(_))));
 }
 
 /// A self-signed CA and a certificate of its own, as PEM and as a server configuration.
