@@ -79,7 +79,7 @@ pub struct ServeArgs {
     /// Where the operator connects: a loopback address.
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<SocketAddr>,
-    /// Keep nothing: everything is lost when the server ends.
+    /// Keep device groups and their messages in memory only: they are lost when the server ends.
     #[arg(long)]
     pub memory: bool,
 }

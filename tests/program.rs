@@ -14,6 +14,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::JoinHandle;
 
 fn heliostat(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
@@ -33,6 +34,7 @@ fn said(output: &Output) -> String {
 struct Server {
     child: Child,
     banner: String,
+    rest: Option<JoinHandle<String>>,
 }
 
 impl Server {
@@ -43,7 +45,11 @@ impl Server {
             args.extend(["--csp-listen", "127.0.0.1:0"]);
         }
         args.extend(more);
-        let mut child = heliostat(&args).stdout(Stdio::piped()).spawn().unwrap();
+        Self::wait(heliostat(&args))
+    }
+
+    fn wait(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut banner = String::new();
         // The last line before the closing advice; the pipe ends when the server does.
@@ -54,8 +60,14 @@ impl Server {
             }
         }
         // Whatever it prints later must find a reader.
-        std::thread::spawn(move || lines.count());
-        Self { child, banner }
+        let rest = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
+        Self { child, banner, rest: Some(rest) }
+    }
+
+    /// Ends the server in order, and gives what it printed behind the list of its doors.
+    fn advice(&mut self) -> String {
+        self.signal("TERM");
+        self.rest.take().unwrap().join().unwrap()
     }
 
     fn address(&self, label: &str) -> SocketAddr {
@@ -74,9 +86,7 @@ impl Server {
     }
 
     fn ended(mut self) -> ExitStatus {
-        let status = self.child.wait().unwrap();
-        std::mem::forget(self);
-        status
+        self.child.wait().unwrap()
     }
 }
 
@@ -151,6 +161,56 @@ fn a_second_server_on_the_same_data_is_refused_and_told_why() {
     let second = runs(&["serve", "--data", data.path().to_str().unwrap(), "--listen", "127.0.0.1:0"]);
     assert_eq!(second.status.code(), Some(1));
     assert!(said(&second).contains("another mediator"), "{}", said(&second));
+}
+
+#[test]
+fn in_memory_too_the_data_directory_of_a_chat_server_is_one_servers_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let mut first = Server::start(data.path(), &["--listen", "127.0.0.1:0", "--memory"]);
+    assert!(!data.path().join("mediator.sqlite").exists());
+    for more in [&["--memory"][..], &[]] {
+        let mut args = vec!["serve", "--data", data.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        args.extend(["--csp-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        let second = runs(&[&args, more].concat());
+        assert_eq!(second.status.code(), Some(1));
+        assert!(said(&second).contains("another mediator"), "{}", said(&second));
+    }
+    let advice = first.advice();
+    assert!(advice.contains("in memory only") && advice.contains("chat server's data"), "{advice}");
+}
+
+#[test]
+fn a_server_without_a_chat_server_that_keeps_nothing_uses_no_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, data) = (dir.path().join("heliostat.toml"), dir.path().join("data"));
+    let text = format!(
+        "data_dir = {data:?}\ndurability = \"memory\"\nlisten = {{ address = \"127.0.0.1:0\", plain = true }}\n"
+    );
+    std::fs::write(&file, text + "admin.listen = \"127.0.0.1:0\"\n").unwrap();
+    let mut server = Server::wait(heliostat(&["serve", "--config", file.to_str().unwrap()]));
+    let advice = server.advice();
+    assert!(advice.contains("in memory only") && !advice.contains("Kept all the same"), "{advice}");
+    assert!(!data.exists());
+}
+
+/// A supervisor may ask for the end as soon as it is told that the server is ready.
+#[test]
+fn a_signal_right_behind_the_first_line_of_the_banner_ends_in_order() {
+    for signal in ["TERM", "INT"] {
+        let data = tempfile::tempdir().unwrap();
+        let args = ["--listen", "127.0.0.1:0", "--csp-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+        let mut child = heliostat(&[&["serve", "--data", data.path().to_str().unwrap()], &args[..]].concat())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert!(line.contains("is ready"), "{line}");
+        assert!(Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap().success());
+        std::thread::spawn(move || stdout.lines().count());
+        assert!(child.wait().unwrap().success(), "SIG{signal}");
+    }
 }
 
 #[test]
