@@ -486,6 +486,29 @@ async fn a_csp_send_that_is_cancelled_half_way_corrupts_nothing() {
     assert!(matches!(client.flush().await, Err(CspError::Closed(_))));
 }
 
+#[tokio::test]
+async fn a_script_fails_when_the_mediator_closes_in_order_and_owes_an_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command.args(["device", &format!("ws://{}", listener.local_addr().unwrap())]);
+    command.current_dir(dir.path()).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let script = async {
+        let mut mediator = Scripted::greet(listener.accept().await.unwrap().0).await;
+        mediator.admit().await;
+        assert!(matches!(mediator.hear().await, FromDevice::Reflect(_)));
+        assert!(matches!(mediator.message().await, Some(Message::Close(_))), "it gave up waiting");
+        mediator.message().await;
+    };
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"reflect hello\n").unwrap();
+    let (output, ()) = tokio::join!(tokio::task::spawn_blocking(|| child.wait_with_output()), script);
+    let output = output.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("closed with 1000") && said.contains("-- answers that did not come: 1"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
 /// A self-signed CA and a certificate of its own, as PEM and as a server configuration.
 fn certificate() -> (String, [u8; 32], Arc<rustls::ServerConfig>) {
     let ca_key = rcgen::KeyPair::generate().unwrap();

@@ -241,6 +241,42 @@ fn identities_are_made_and_revoked_while_the_server_runs_and_secrets_are_nobody_
     assert!(listed.lines().any(|line| line.starts_with("WXYZ9876") && line.ends_with("revoked")), "{listed}");
 }
 
+/// What a device said and heard, and its exit status, when it is given these lines.
+fn script(server: &Server, data: &Path, device: &str, lines: &str) -> (Option<i32>, String) {
+    use std::io::Write as _;
+    let key = data.join("script.key");
+    let mut command = heliostat(&["device", &server.url(), "--device-id", device, "--data", data.to_str().unwrap()]);
+    command.arg("--group-key").arg(key).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), said(&output))
+}
+
+#[test]
+fn a_script_tells_by_its_exit_status_whether_it_was_obeyed_and_answered() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--listen", "127.0.0.1:0"]);
+    let (status, said) = script(&server, data.path(), "1", "reflect hi\nbegin x\nreflect y\ncommit\ndevices\n");
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("<- commit-transaction-ack") && said.contains("<- devices-info"), "{said}");
+    for (lines, why) in [
+        ("reflcet hi\ndevices\n", "-- lines that could not be obeyed: 1"),
+        ("login\nsay BOB00001 hi\n", "-- lines that could not be obeyed: 2"),
+        // Nobody holds the lock, so the mediator ends the connection without an answer.
+        ("commit\n", "-- answers that did not come: 1"),
+    ] {
+        let (status, said) = script(&server, data.path(), "1", lines);
+        assert_eq!(status, Some(1), "{said}");
+        assert!(said.contains(why), "{said}");
+    }
+    let (status, said) = script(&server, data.path(), "1", "drop me\n");
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("closed with 4113"), "{said}");
+    let (status, said) = script(&server, data.path(), "1", "");
+    assert_eq!(status, Some(0), "it is a new device again: {said}");
+}
+
 #[test]
 fn a_configuration_with_a_mistake_names_its_line_and_starts_nothing() {
     let dir = tempfile::tempdir().unwrap();
