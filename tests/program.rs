@@ -277,6 +277,43 @@ fn a_script_tells_by_its_exit_status_whether_it_was_obeyed_and_answered() {
     assert_eq!(status, Some(0), "it is a new device again: {said}");
 }
 
+/// What a newcomer runs into first: each says what to do, at once, and leaves nothing behind.
+#[test]
+fn what_cannot_work_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let data = data.to_str().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    // Nobody listens there, now that it is closed.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = format!("wss://localhost:{}", free.port());
+    let any = "127.0.0.1:0";
+    for (args, advice) in [
+        (&["serve", "--data", data, "--listen", &address][..], "--listen ADDR"),
+        (&["serve", "--data", data, "--listen", any, "--admin-listen", &address], "--admin-listen ADDR"),
+        (
+            &["serve", "--data", data, "--listen", any, "--admin-listen", any, "--csp-listen", &address],
+            "--csp-listen ADDR",
+        ),
+    ] {
+        let output = runs(args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains(advice) && said(&output).contains(&address), "{}", said(&output));
+    }
+    std::fs::remove_dir_all(data).unwrap();
+    for (args, advice) in [
+        (&["decode"][..], "nothing to decode"),
+        (&["simulate", "--data", data, "--url", &nobody], "heliostat serve"),
+        (&["identity", "list", "--data", data], "--data DIR"),
+    ] {
+        let output = heliostat(args).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains(advice), "{}", said(&output));
+    }
+    assert!(!Path::new(data).exists());
+}
+
 #[test]
 fn a_configuration_with_a_mistake_names_its_line_and_starts_nothing() {
     let dir = tempfile::tempdir().unwrap();

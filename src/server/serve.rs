@@ -1,12 +1,13 @@
 //! `heliostat serve`: everything the configuration names, in one process.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use miette::{IntoDiagnostic as _, WrapErr as _};
+use miette::{IntoDiagnostic as _, WrapErr as _, miette};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -35,19 +36,20 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     let now_ms = clock.now().wall_ms;
     // Opening may have to repair after a crash; it must not hold up the runtime.
     let kept = Kept::open(&config, now_ms).await?;
+    let public = open_door("devices", config.listen.address, "--listen").await?;
+    let admin = open_door("the operator", config.admin.listen, "--admin-listen").await?;
     let door = Door::open(config.listen.security(), data, now_ms)?;
 
     let stop_chat = CancellationToken::new();
     let csp = if config.chat.csp.enabled {
+        let listener = open_door("the chat server", config.chat.csp.listen, "--csp-listen").await?;
         let mut settings = csp::Config::new(config.chat.csp.listen, data.clone());
         settings.limits.device_cookie_indication = config.chat.csp.device_cookie_indication;
-        Some(csp::start(settings, clock, stop_chat.clone()).await.into_diagnostic()?)
+        Some(csp::start_on(listener, settings, clock, stop_chat.clone()).await.into_diagnostic()?)
     } else {
         None
     };
 
-    let public = bind(config.listen.address).await.into_diagnostic().wrap_err("cannot open the door for devices")?;
-    let admin = bind(config.admin.listen).await.into_diagnostic().wrap_err("cannot open the admin door")?;
     let addresses = Addresses {
         public: public.local_addr().into_diagnostic()?,
         admin: admin.local_addr().into_diagnostic()?,
@@ -80,6 +82,22 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     }
     kept.close().await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A listener, or what to do when there can be none.
+async fn open_door(for_whom: &str, address: SocketAddr, flag: &str) -> miette::Result<TcpListener> {
+    bind(address).await.map_err(|error| {
+        let help = match error.kind() {
+            ErrorKind::AddrInUse => "another program listens there, perhaps another heliostat: stop it, or",
+            ErrorKind::PermissionDenied => "ports below 1024 are not for everybody: run with the right to, or",
+            ErrorKind::AddrNotAvailable => "that address is not one of this machine's:",
+            _ => "",
+        };
+        let help = format!(
+            "{help} choose another address with {flag} ADDR or in the configuration; port 0 takes any that is free"
+        );
+        miette!(help = help.trim_start(), "cannot listen for {for_whom} on {error}")
+    })
 }
 
 /// The store that the configuration asks for. Whatever that is, the data directory is ours alone as long as something is kept

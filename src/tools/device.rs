@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
 use self::chat::{Account, Line};
 use super::describe::{self, Described};
 use super::keyfile::{self, Remembered};
-use super::{TrustArgs, trust_of};
+use super::{TrustArgs, not_connected, trust_of};
 use crate::client::csp::{CspError, Event};
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator};
 use crate::crypto::random;
@@ -138,7 +138,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     terminal.print(&format!("-- device {device_id} connects to {}", mediator.url(&config.url_info())))?;
     let device = match Device::connect(&mediator, &config).await {
         Ok(device) => device,
-        Err(error) => return Err(not_connected(error, &config)),
+        Err(error) => return Err(not_admitted(&error, &config, &mediator)),
     };
     remembered.note(&args.url, device_id, true)?;
     let info = ToDevice::ServerInfo(device.server_info().clone());
@@ -167,13 +167,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn not_connected(error: ConnectError, config: &DeviceConfig) -> miette::Report {
-    let mismatch = matches!(&error, ConnectError::NotAdmitted(ended)
-        if ended.close_code() == Some(CloseCode::DeviceSlotStateMismatch));
-    let text = match &error {
-        ConnectError::NotAdmitted(ended) => format!("not admitted: {}", tell_end(ended)),
-        _ => error.to_string(),
-    };
+fn not_admitted(error: &ConnectError, config: &DeviceConfig, mediator: &Mediator) -> miette::Report {
+    let ConnectError::NotAdmitted(ended) = error else { return not_connected(error, mediator) };
+    let mismatch = ended.close_code() == Some(CloseCode::DeviceSlotStateMismatch);
+    let text = format!("not admitted: {}", tell_end(ended));
     match config.expected_slot_state {
         SlotState::Existing if mismatch => {
             miette!(

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 
 use super::keyfile;
-use crate::chat::csp::store::{AddError, Directory, DirectoryState};
+use crate::chat::csp::store::{AddError, Directory, DirectoryState, FILE};
 use crate::chat::csp::wire::Identity;
 use crate::crypto::Secret;
 use crate::crypto::boxes::{self, Public};
@@ -63,6 +63,13 @@ enum What {
 /// # Errors
 /// What is wrong with the arguments, or why the directory cannot be changed.
 pub async fn run(args: Args) -> Result<ExitCode> {
+    if matches!(args.what, What::List | What::Revoke { .. }) && !args.data.join(FILE).exists() {
+        return Err(miette!(
+            help = "name the server's data directory with --data DIR",
+            "there are no identities in {}",
+            args.data.display()
+        ));
+    }
     files::make_private_dir(&args.data)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot make the data directory {}", args.data.display()))?;

@@ -59,9 +59,14 @@ pub fn load_or_create(path: &Path) -> Result<(GroupKey, bool)> {
 /// # Errors
 /// When the file cannot be written, for instance because it exists.
 pub fn write_identity(path: &Path, identity: Identity, secret: &Secret<32>) -> Result<()> {
-    files::write_new(path, &identity_line(identity, secret), true)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("the identity file {} cannot be written", path.display()))
+    files::write_new(path, &identity_line(identity, secret), true).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => miette!(
+            help = "it may hold the only copy of a key, so it is not replaced: choose another identity, or another file with --out",
+            "there is a file {} already",
+            path.display()
+        ),
+        _ => miette!("the identity file {} cannot be written: {error}", path.display()),
+    })
 }
 
 /// Reads what [`write_identity`] wrote.
@@ -80,9 +85,10 @@ pub fn read_identity(path: &Path) -> Result<(Identity, Secret<32>)> {
 /// # Errors
 /// When the file cannot be read or holds something else.
 pub fn read_identities(path: &Path) -> Result<Vec<(Identity, Secret<32>)>> {
-    let text = std::fs::read_to_string(path)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("the identity file {} cannot be read", path.display()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let path = path.display();
+        miette!(help = "`heliostat identity new` makes one", "the identity file {path} cannot be read: {error}")
+    })?;
     let parse = |line: &str| {
         let (identity, key) = line.trim().split_once(' ')?;
         let mut secret = [0; 32];

@@ -23,7 +23,7 @@ const WINDOW: usize = 4;
 /// Messages of a transaction, at most.
 const TRANSACTION_MESSAGES_MAX: usize = 5;
 /// How long connecting may take before it is tried again.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 /// The longest pause between attempts.
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 /// How long the last words of a broken connection are waited for.
