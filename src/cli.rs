@@ -52,6 +52,9 @@ pub enum Command {
     Device(tools::device::Args),
     /// Let many groups of devices reflect over real sockets, and judge what reached whom
     Simulate(tools::simulate::Args),
+    /// Judge a mediator or a client, clause by clause
+    #[command(subcommand)]
+    Conform(tools::conform::Command),
     /// Name every field of a frame, a URL or a close code
     Decode(tools::decode::Args),
     /// Check, show or explain the configuration
@@ -203,6 +206,7 @@ async fn run(command: Command) -> miette::Result<ExitCode> {
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
+        Command::Conform(command) => tools::conform::run(command).await,
         Command::Decode(args) => tools::decode::run(args).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),

@@ -9,7 +9,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::raw::{BoxedStream, Ended, RawConnection};
+use super::raw::{BoxedStream, Duplex, Ended, RawConnection};
 use super::tls::Trust;
 use crate::wire::d2m::{ClientUrlInfo, DeviceGroupId, Reconnect};
 
@@ -139,10 +139,31 @@ impl Mediator {
 
     async fn open_url(&self, url: &str) -> Result<RawConnection, ConnectError> {
         let uri: Uri = url.parse().map_err(|error| ConnectError::WebSocket(format!("{url}: {error}")))?;
+        RawConnection::over(self.dial(&uri).await?, url).await
+    }
+
+    /// The path under which a device group is asked for: the base path and the group's segment.
+    #[must_use]
+    pub fn path(&self, group: &ClientUrlInfo) -> String {
+        self.url(group).parse::<Uri>().map_or_else(|_| "/".to_owned(), |uri| uri.path().to_owned())
+    }
+
+    /// A stream to the mediator of a device group on which not even HTTP has been spoken: for requests that should be
+    /// refused.
+    ///
+    /// # Errors
+    /// [`ConnectError::Tcp`] or [`ConnectError::Tls`].
+    pub async fn stream(&self, group: &ClientUrlInfo) -> Result<impl Duplex + use<>, ConnectError> {
+        let url = self.url(group);
+        let uri: Uri = url.parse().map_err(|error| ConnectError::WebSocket(format!("{url}: {error}")))?;
+        self.dial(&uri).await
+    }
+
+    async fn dial(&self, uri: &Uri) -> Result<BoxedStream, ConnectError> {
         let host = uri.host().unwrap_or(&self.host).trim_matches(['[', ']']).to_owned();
         let tcp = TcpStream::connect((host.as_str(), self.port)).await.map_err(ConnectError::Tcp)?;
         tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
-        let stream: BoxedStream = match &self.tls {
+        Ok(match &self.tls {
             None => Box::new(tcp),
             Some(config) => {
                 let name =
@@ -150,8 +171,7 @@ impl Mediator {
                 let connector = TlsConnector::from(Arc::clone(config));
                 Box::new(connector.connect(name, tcp).await.map_err(ConnectError::Tls)?)
             }
-        };
-        RawConnection::over(stream, url).await
+        })
     }
 }
 
