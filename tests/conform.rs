@@ -19,8 +19,10 @@ mod faults;
 #[path = "conform/relay.rs"]
 mod relay;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +36,7 @@ use heliostat::session::Timeouts;
 use heliostat::store::memory::MemoryStore;
 use heliostat::time::Clock;
 use heliostat::tools::conform::report::{Report, Verdict};
-use heliostat::tools::conform::server::{Plan, judge};
+use heliostat::tools::conform::server::{Plan, cases, judge};
 use heliostat::upstream::directory::{Directory, DirectoryConfig, Target};
 use heliostat::upstream::framer::Framing;
 use heliostat::upstream::{TcpDial, UpstreamLimits};
@@ -211,4 +213,93 @@ async fn each_fault_turns_exactly_its_cases_red() {
     let wrong: Vec<String> =
         futures_util::stream::iter(runs).buffer_unordered(5).filter_map(async |it| it).collect().await;
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Clauses without a case of their number: seen by a case of another, or not from outside.
+const UNSEEN: [(&str, &str); 10] = [
+    ("D2M-12.21", "nobody outside stops a server"),
+    ("D2M-A18", "D2M-12.6d"),
+    ("D2M-A19", "D2M-12.14b"),
+    ("D2M-A20", "D2M-12.13a"),
+    ("D2M-A25", "D2M-12.18b"),
+    ("D2M-A27", "D2M-12.17c"),
+    ("D2M-A30", "D2M-12.19d"),
+    ("D2M-A33", "it takes a socket that breaks at one moment of the handshake"),
+    ("D2M-A7", "D2M-12.9a"),
+    ("D2M-A8", "D2M-12.3a"),
+];
+
+/// The number without the letter and the way: `D2M-12.7` of `D2M-12.7a`.
+fn clause(id: &str) -> String {
+    let id = id.split('/').next().unwrap();
+    id.trim_end_matches(|c: char| c.is_ascii_lowercase()).to_owned()
+}
+
+#[test]
+fn cases_have_the_numbers_of_the_index_and_leave_out_no_clause_without_a_reason() {
+    let index = include_str!("../docs/spec.md");
+    let listed: BTreeSet<&str> = index
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next())
+        .filter(|id| id.contains('-'))
+        .collect();
+    let ids: Vec<String> = cases().map(|(id, _)| id).collect();
+    let tried: BTreeSet<String> = ids.iter().map(|id| clause(id)).collect();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "no number is given twice");
+    let unknown: Vec<_> = tried.iter().filter(|id| !listed.contains(id.as_str())).collect();
+    assert!(unknown.is_empty(), "not in docs/spec.md: {unknown:?}");
+    let clauses = listed.iter().filter(|id| id.starts_with("D2M-12.") || id.starts_with("D2M-A"));
+    let missing: Vec<_> = clauses.filter(|id| !tried.contains(**id)).collect();
+    assert_eq!(missing, UNSEEN.iter().map(|(id, _)| id).collect::<Vec<_>>());
+    let others = UNSEEN.iter().filter(|(_, by)| by.starts_with("D2M-"));
+    assert!(others.into_iter().all(|(_, by)| ids.iter().any(|id| id == by)));
+}
+
+fn heliostat(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_heliostat")).arg("conform").args(args).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_says_by_its_exit_status_what_it_found() {
+    let Honest { mediator: _mediator, address, .. } = Honest::start(None).await;
+    let relay = Relay::before(address, Fault::AnnouncesVersionOne.make()).await;
+    let (good, bad) = (format!("ws://{address}"), format!("ws://{}", relay.address));
+    let run = move || {
+        let only = ["--only", "D2M-A13", "--only", "D2M-12.1", "--format"];
+        let judged = |url: &str, format| heliostat(&[&["server", url], &only[..], &[format]].concat());
+        for (url, status) in [(&good, 0), (&bad, 1)] {
+            for (format, start) in
+                [("table", "pass  D2M-12.1a"), ("tap", "TAP version 14\n1..3\n"), ("junit", "<?xml"), ("json", "{")]
+            {
+                let output = judged(url, format);
+                let said = String::from_utf8(output.stdout).unwrap();
+                assert_eq!(output.status.code(), Some(status), "{said}");
+                assert!(said.starts_with(start) && !said.contains('\x1b'), "{said}");
+            }
+        }
+        let listed = String::from_utf8(heliostat(&["server", "--list", "--only", "D2M-8"]).stdout).unwrap();
+        assert!(
+            listed.lines().eq(cases().filter(|(id, _)| id.starts_with("D2M-8")).map(|(id, rule)| {
+                let slow = if id == "D2M-8.3a" { " (150 s: --slow)" } else { "" };
+                format!("{id:16}  {rule}{slow}")
+            })),
+            "{listed}"
+        );
+        assert_eq!(heliostat(&["server", &good, "--only", "D2M-99"]).status.code(), Some(1), "no such case");
+        assert_eq!(heliostat(&["server", "ws://127.0.0.1:1"]).status.code(), Some(1), "nobody is there");
+    };
+    tokio::task::spawn_blocking(run).await.unwrap();
+}
+
+#[test]
+fn a_client_is_started_by_a_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = format!(
+        "printf 'wait 30' | {} device \"$HELIOSTAT_JUDGE\" --group-key {}",
+        env!("CARGO_BIN_EXE_heliostat"),
+        dir.path().join("key").display()
+    );
+    let output = heliostat(&["client", "--listen", "127.0.0.1:0", "--only", "CLIENT-3.3a", "--start", &device]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.starts_with("pass  CLIENT-3.3a") && output.status.success(), "{said}");
 }

@@ -28,6 +28,7 @@
 //! | [`tls`] | whom to trust: the system, a CA, or one public key |
 //! | [`raw`] | one WebSocket, one payload after the other, nothing done behind the caller's back: for tests that misbehave |
 //! | [`device`] | a device that has been admitted: two halves for load, one whole for stories |
+//! | [`steady`] | a device that stays connected and does everything right |
 //! | [`csp`] | the chat server's protocol, over [`proxy`] or over TCP |
 //! | [`proxy`] | the chat server's byte stream inside proxy payloads |
 
@@ -37,6 +38,7 @@ pub mod device;
 pub mod keys;
 pub mod proxy;
 pub mod raw;
+pub mod steady;
 pub mod tls;
 
 pub use connect::{BadMediator, ConnectError, Mediator};
@@ -44,4 +46,5 @@ pub use device::{Begun, Device, DeviceConfig, Receiver, Sender};
 pub use keys::GroupKey;
 pub use proxy::ProxyStream;
 pub use raw::{Ended, RawConnection};
+pub use steady::Steady;
 pub use tls::Trust;

@@ -2,6 +2,7 @@
 //! behind it becomes one that is wrong in exactly one way.
 //!
 //! It works on frames, so that everything else (pings, closes, fragments, the upgrade itself) passes as it was said.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -61,6 +62,11 @@ impl Instead {
         Self::default()
     }
 
+    pub fn and_up(mut self, said: Said) -> Self {
+        self.to_mediator.push(said);
+        self
+    }
+
     pub fn and_down(mut self, said: Said) -> Self {
         self.to_device.push(said);
         self
@@ -80,6 +86,11 @@ pub trait Wrong: Send {
 
     fn to_device(&mut self, said: Said) -> Instead {
         Instead::down(said)
+    }
+
+    /// What is said to the mediator before the device says anything.
+    fn begins(&mut self) -> Vec<Said> {
+        Vec::new()
     }
 
     /// The device is gone without a close: what is still said to the mediator.
@@ -148,6 +159,10 @@ async fn carry(mut device: TcpStream, mediator: SocketAddr, make: &Make) -> std:
     let (to_mediator, mediator_queue) = mpsc::channel(64);
     tokio::spawn(write(device_queue, device_writes, false));
     tokio::spawn(write(mediator_queue, mediator_writes, true));
+    let first_words = frames(wrong.lock().unwrap().begins());
+    for frame in first_words {
+        let _gone = to_mediator.send(frame).await;
+    }
     let up = async {
         let lost = pass(
             device_reads,

@@ -3,8 +3,10 @@
 //! | file | holds |
 //! |---|---|
 //! | [`server`] | tries every clause on a mediator |
+//! | [`client`] | plays a mediator by a script and judges the client that comes |
 //! | [`report`] | results as table, TAP, JUnit, JSON |
 
+pub mod client;
 mod finding;
 pub mod report;
 pub mod server;
@@ -21,6 +23,8 @@ use report::{Format, Report};
 pub enum Command {
     /// Try every clause on a mediator
     Server(Box<server::Args>),
+    /// Play a mediator by a script and judge the client that connects
+    Client(Box<client::Args>),
 }
 
 /// Judges.
@@ -30,6 +34,7 @@ pub enum Command {
 pub async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Server(args) => server::run(*args).await,
+        Command::Client(args) => client::run(*args).await,
     }
 }
 

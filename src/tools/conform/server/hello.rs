@@ -62,6 +62,7 @@ pub(super) const CASES: &[Case] = &[
     case!("D2M-A17b", no_demotion, "A returning device does not take the lead back."),
     case!("D2M-A37a", slow 25, handshake_timeout, "A handshake that takes more than 20 s is closed with 4013."),
     case!("D2M-A34a", slow 630, volatile, "A volatile slot is gone 10 minutes after its device, a persistent one stays."),
+    case!("D2M-A31a", slow 160, no_pongs, "A device that answers no ping and says something now and then stays connected."),
     case!("D2M-8.1a", closing_handshake, "A device that closes with 1000 is answered with 1000."),
     case!("D2M-8.3a", slow 150, idle, "A device of which nothing is heard for 120 s is closed with 4013."),
 ];
@@ -430,6 +431,16 @@ async fn volatile(world: &World) -> Done {
 async fn closing_handshake(world: &World) -> Done {
     let ended = world.joins(1).await?.leaves().await?;
     code(&ended, CloseCode::Normal)
+}
+
+async fn no_pongs(world: &World) -> Done {
+    let mut line = world.joins(1).await?;
+    // Pings are answered by whoever reads.
+    for _ in 0..5 {
+        tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+        line.say(&FromDevice::GetDevicesInfo).await?;
+    }
+    line.is_alive().await
 }
 
 async fn idle(world: &World) -> Done {

@@ -48,6 +48,7 @@ pub(super) const CASES: &[Case] = &[
         devices_meanwhile,
         "GetDevicesInfo and DropDevice are answered at once in a transaction, to the holder and to others."
     ),
+    case!("D2M-A22a", slow 620, longest, "A transaction without a ttl ends its holder with 4011 after 600 s, and not before."),
     case!("D2M-A28b", short_scope, "A scope may be as short as it likes, also empty."),
     case!(
         "D2M-A36a",
@@ -266,6 +267,19 @@ async fn ttl_ends(world: &World) -> Done {
     let heard = until_ended(&mut two).await?;
     of_the_holder(&heard)?;
     ensure!(messages(heard).is_empty(), "what was staged was delivered");
+    Ok(())
+}
+
+async fn longest(world: &World) -> Done {
+    let mut one = world.joins(1).await?;
+    one.begins(SCOPE, 0).await?;
+    let before = world.target.clock.now().monotonic;
+    // Reading answers pings, so it is not idle.
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(615), one.raw.wait_ended()).await;
+    let held = world.target.clock.now().monotonic.saturating_sub(before).as_secs();
+    let ended = ended.map_err(|_| format!("after {held} s it still holds the lock"))?;
+    super::world::code(&ended, CloseCode::TransactionTtlReached)?;
+    ensure!(held >= 595, "it was ended after {held} s");
     Ok(())
 }
 
