@@ -203,7 +203,7 @@ async fn each_fault_turns_exactly_its_cases_red() {
         let honest = Honest::start(None).await;
         let relay = Relay::before(honest.address, fault.make()).await;
         let (plan, _mediator) = honest.plan(relay.address);
-        let report = judge(Plan { patience: Duration::from_secs(4), jobs: 16, ..plan }).await.unwrap();
+        let report = judge(Plan { patience: Duration::from_secs(8), jobs: 16, ..plan }).await.unwrap();
         let (mut red, mut expected) = (report.failed(), expected.to_vec());
         red.sort_unstable();
         expected.sort_unstable();
@@ -211,7 +211,7 @@ async fn each_fault_turns_exactly_its_cases_red() {
         (red != expected).then(|| format!("{fault:?} turned {red:?} red:\n  {}", why.join("\n  ")))
     });
     let wrong: Vec<String> =
-        futures_util::stream::iter(runs).buffer_unordered(5).filter_map(async |it| it).collect().await;
+        futures_util::stream::iter(runs).buffer_unordered(6).filter_map(async |it| it).collect().await;
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

@@ -282,7 +282,7 @@ async fn judged(fault: Option<Fault>, only: &[&str], patience: Duration) -> Repo
         chat: Some(ChatPlan { server_key, identity, public_key: boxes::public(&client_key) }),
         patience,
         quiet: Duration::from_millis(1_500),
-        grace: Duration::from_millis(200),
+        grace: Duration::from_millis(400),
         only: only.iter().map(|&only| only.to_owned()).collect(),
     });
     report.await.unwrap()

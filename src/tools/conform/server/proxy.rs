@@ -192,7 +192,7 @@ async fn old_before_new(world: &World) -> Done {
     let (_old, mut visitor) = connected(world, &world.config(1)).await?;
     let (mut new, _) = world.admitted(&world.config(1).existing()).await?;
     // Admitted means that the old one is over.
-    let left = tokio::time::timeout(std::time::Duration::from_millis(100), visitor.is_left()).await;
+    let left = tokio::time::timeout(std::time::Duration::from_secs(1), visitor.is_left()).await;
     ensure!(left.is_ok(), "the new one is admitted, the old one goes on");
     new.is_alive().await
 }
