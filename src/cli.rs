@@ -3,7 +3,8 @@
 //! Each subcommand is one variant and one call. Exit status: 0 when it went well, 1 when it did not, 2 when it was asked the
 //! wrong way. Results go to standard output, logs and complaints to standard error.
 
-use std::io::{self, IsTerminal as _};
+use std::ffi::OsString;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use tokio::net::TcpStream;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::{self, Config, ConfigError, Durability};
+use crate::config::{self, ConfigError, Effective, Flag, Sources};
 use crate::{server, tools};
 
 /// Names what is logged, as in `info,heliostat::upstream=debug`.
@@ -47,6 +48,9 @@ pub enum Command {
     Simulate(tools::simulate::Args),
     /// Name every field of a frame, a URL or a close code
     Decode(tools::decode::Args),
+    /// Check, show or explain the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Ask a running server whether it is alive; the answer is the exit status.
     Healthcheck(HealthcheckArgs),
 }
@@ -57,9 +61,12 @@ pub struct ServeArgs {
     /// Configuration file. Without one, a complete development box is started.
     #[arg(long, value_name = "FILE", env = "HELIOSTAT_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Any key of the configuration, as in `limits.idle_timeout=90 s`; may be given again.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    pub set: Vec<(String, String)>,
     /// Where everything is kept.
     #[arg(long, value_name = "DIR")]
-    pub data: Option<PathBuf>,
+    pub data: Option<String>,
     /// Where devices connect.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
@@ -70,17 +77,17 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDR")]
     pub csp_listen: Option<SocketAddr>,
     /// Where the operator connects: a loopback address.
-    #[arg(long, value_name = "ADDR", value_parser = admin_address)]
+    #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<SocketAddr>,
     /// Keep nothing: everything is lost when the server ends.
     #[arg(long)]
     pub memory: bool,
 }
 
-/// Why the flags and the file together make no configuration.
+/// Why the file, the environment and the flags together make no configuration.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum BadServeArgs {
-    /// The file alone is wrong.
+    /// Something in one of them is wrong.
     #[error(transparent)]
     #[diagnostic(transparent)]
     Config(#[from] ConfigError),
@@ -91,40 +98,71 @@ pub enum BadServeArgs {
 }
 
 impl ServeArgs {
-    /// The configuration file, or the development box, with the flags laid over it.
+    /// The configuration file, or the development box, with the environment and the flags laid over it.
     ///
     /// # Errors
     /// [`BadServeArgs`] says what is wrong and where.
-    pub fn config(&self) -> Result<Config, BadServeArgs> {
-        let mut config = self.config.as_deref().map_or_else(|| Ok(Config::development()), Config::load)?;
-        if let Some(data) = &self.data {
-            config.data_dir.clone_from(data);
+    pub fn config(
+        &self,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Effective, BadServeArgs> {
+        let effective = Sources::gather(self.config.as_deref(), environment, self.flags())?.read()?;
+        let listen = effective.config.listen.address;
+        if self.plain && !listen.ip().is_loopback() {
+            return Err(BadServeArgs::PlainInPublic(listen));
         }
-        if let Some(listen) = self.listen {
-            config.listen.address = listen;
-        }
-        if self.plain {
-            if !config.listen.address.ip().is_loopback() {
-                return Err(BadServeArgs::PlainInPublic(config.listen.address));
-            }
-            config.listen.plain = true;
-        }
-        if let Some(listen) = self.csp_listen {
-            config.chat.csp.enabled = true;
-            config.chat.csp.listen = listen;
-        }
-        if let Some(listen) = self.admin_listen {
-            config.admin.listen = listen;
-        }
-        if self.memory {
-            config.durability = Durability::Memory;
-        }
-        Ok(config)
+        Ok(effective)
+    }
+
+    /// The keys that were set, the weakest first: a flag of its own says more than `--set`.
+    fn flags(&self) -> Vec<Flag> {
+        let any = self.set.iter().map(|(key, value)| (format!("--set {key}"), key.as_str(), Some(value.clone())));
+        let address = |address: Option<SocketAddr>| address.map(|address| address.to_string());
+        let word = |given: bool, word: &str| given.then(|| word.to_owned());
+        let own = [
+            ("--data", "data_dir", self.data.clone()),
+            ("--listen", "listen.address", address(self.listen)),
+            ("--plain", "listen.plain", word(self.plain, "true")),
+            ("--csp-listen", "chat.csp.enabled", word(self.csp_listen.is_some(), "true")),
+            ("--csp-listen", "chat.csp.listen", address(self.csp_listen)),
+            ("--admin-listen", "admin.listen", address(self.admin_listen)),
+            ("--memory", "durability", word(self.memory, "memory")),
+        ];
+        any.chain(own.map(|(name, key, value)| (name.to_owned(), key, value)))
+            .filter_map(|(name, key, value)| Some(Flag { name, key: key.to_owned(), value: value? }))
+            .collect()
     }
 }
 
-fn admin_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|error| format!("{error}")).and_then(config::loopback_only)
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected a key, `=` and its value")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// `config`; what `serve` would make of the same flags.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigCommand {
+    /// Say everything that is wrong; the exit status is 1 then
+    Check(ServeArgs),
+    /// Print what holds, as a file, and where each value comes from
+    Show(ServeArgs),
+    /// Print the reference of all keys, in Markdown
+    Doc,
+}
+
+impl ConfigCommand {
+    fn run(&self) -> miette::Result<()> {
+        let text = match self {
+            Self::Check(args) => {
+                let effective = args.config(std::env::vars_os())?;
+                let file = effective.file.as_deref().unwrap_or("no file, so the development box");
+                format!("The configuration is in order: {file}.\n")
+            }
+            Self::Show(args) => args.config(std::env::vars_os())?.show(),
+            Self::Doc => config::reference(),
+        };
+        io::stdout().write_all(text.as_bytes()).into_diagnostic()
+    }
 }
 
 /// `healthcheck`
@@ -151,11 +189,12 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command) -> miette::Result<ExitCode> {
     match command {
-        Command::Serve(args) => server::serve::run(args.config()?).await,
+        Command::Serve(args) => server::serve::run(args.config(std::env::vars_os())?.config).await,
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Decode(args) => tools::decode::run(args).await,
+        Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }
 }
@@ -207,6 +246,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -220,33 +260,56 @@ mod tests {
         ServeArgs::from_arg_matches(&command.try_get_matches_from([&["serve"], args].concat())?)
     }
 
-    #[test]
-    fn without_flags_it_is_the_development_box() {
-        assert_eq!(serve(&[]).unwrap().config().unwrap(), Config::development());
+    fn configured(args: &[&str], environment: &[(&str, &str)]) -> Result<Effective, BadServeArgs> {
+        let environment = environment.iter().map(|&(name, value)| (name.into(), value.into()));
+        serve(args).unwrap().config(environment)
     }
 
     #[test]
-    fn flags_lie_over_the_file() {
+    fn without_flags_it_is_the_development_box() {
+        assert_eq!(configured(&[], &[("HOME", "/root")]).unwrap().config, Config::development());
+    }
+
+    #[test]
+    fn the_environment_lies_over_the_file_and_flags_over_both() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("heliostat.toml");
         std::fs::write(&file, "data_dir = \"kept\"\n[listen]\naddress = \"0.0.0.0:443\"\n").unwrap();
         let file = file.to_str().unwrap();
-        let config = serve(&["--config", file, "--listen", "127.0.0.1:1", "--csp-listen", "127.0.0.1:2", "--plain"])
-            .unwrap()
-            .config()
-            .unwrap();
+        let environment = [
+            ("HELIOSTAT__LISTEN__ADDRESS", "0.0.0.0:444"),
+            ("HELIOSTAT__LIMITS__IDLE_TIMEOUT", "5 min"),
+            ("HELIOSTAT__LIMITS__PING_INTERVAL", "1 min"),
+        ];
+        let own = ["--listen", "127.0.0.1:1", "--csp-listen", "127.0.0.1:2", "--plain"];
+        let set = ["--set", "limits.ping_interval = 7 s", "--set", "chat.csp.listen=127.0.0.1:3"];
+        let args = [&["--config", file], &own[..], &set[..]].concat();
+        let config = configured(&args, &environment).unwrap().config;
         assert_eq!(config.data_dir, PathBuf::from("kept"));
         assert_eq!(config.listen.address.to_string(), "127.0.0.1:1");
         assert_eq!(config.listen.security(), config::Security::Plain);
         assert_eq!((config.chat.csp.enabled, config.chat.csp.listen.port()), (true, 2));
+        let limits = config.limits;
+        assert_eq!((limits.idle_timeout, limits.ping_interval), (Duration::from_secs(300), Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn every_flag_sets_a_key_that_exists() {
+        let addresses = ["--listen", "--csp-listen", "--admin-listen"].map(|flag| [flag, "127.0.0.1:7"]).concat();
+        let args = [&["--data", "d", "--plain", "--memory"], &addresses[..]].concat();
+        let effective = configured(&args, &[]).unwrap();
+        for flag in serve(&args).unwrap().flags() {
+            assert_eq!(*effective.origin(&flag.key), config::Origin::Flag(flag.name));
+        }
+        assert_eq!(effective.config.durability, config::Durability::Memory);
     }
 
     #[test]
     fn what_would_be_open_to_others_is_refused() {
-        let error = serve(&["--plain", "--listen", "0.0.0.0:80"]).unwrap().config().unwrap_err();
+        let error = configured(&["--plain", "--listen", "0.0.0.0:80"], &[]).unwrap_err();
         assert!(matches!(error, BadServeArgs::PlainInPublic(_)), "{error}");
-        let error = serve(&["--admin-listen", "0.0.0.0:9090"]).unwrap_err().to_string();
-        assert!(error.contains("has to be on a loopback address"), "{error}");
+        let error = configured(&["--admin-listen", "0.0.0.0:9090"], &[]).unwrap_err().to_string();
+        assert!(error.contains("--admin-listen: ") && error.contains("has to be on a loopback address"), "{error}");
     }
 
     /// Answers one connection.

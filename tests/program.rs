@@ -193,6 +193,43 @@ fn a_configuration_with_a_mistake_names_its_line_and_starts_nothing() {
 }
 
 #[test]
+fn a_configuration_is_checked_shown_and_explained_without_starting_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("heliostat.toml");
+    let name = file.to_str().unwrap();
+    std::fs::write(&file, "[limits]\nidle_timeout = \"3 min\"\n").unwrap();
+    let check = runs(&["config", "check", "--config", name]);
+    assert!(check.status.success(), "{}", said(&check));
+    // The file may be named by the environment, too, and other variables lie over it.
+    let mut show = heliostat(&["config", "show", "--data", "kept"]);
+    let show = show.env("HELIOSTAT_CONFIG", name).env("HELIOSTAT__LIMITS__PING_INTERVAL", "1 min").output().unwrap();
+    let shown = said(&show);
+    for (key, value, origin) in [
+        ("data_dir", "\"kept\"", "--data".to_owned()),
+        ("idle_timeout", "\"3 min\"", format!("{name}, line 2")),
+        ("ping_interval", "\"1 min\"", "HELIOSTAT__LIMITS__PING_INTERVAL".to_owned()),
+        ("enabled", "false", String::new()),
+    ] {
+        let line = shown.lines().find_map(|line| line.strip_prefix(&format!("{key} = "))).unwrap();
+        let (shown, from) = line.split_once('#').unwrap_or((line, ""));
+        assert_eq!((shown.trim(), from.trim()), (value, &*origin), "{key}");
+    }
+    assert!(said(&runs(&["config", "doc"])).starts_with("# Configuration\n"));
+
+    std::fs::write(&file, "datadir = \"x\"\n\n[limits]\nmax_device_slots = 0\n").unwrap();
+    for command in ["check", "show"] {
+        let output = runs(&["config", command, "--config", name, "--set", "listen.plain=maybe"]);
+        assert_eq!(output.status.code(), Some(1));
+        // As it was before it was broken into lines.
+        let told = said(&output).replace('│', "").split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in ["3 mistakes", "line 1: unknown key", "line 4: ", "max_device_slots = 0", "--set listen.plain: "] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was started");
+}
+
+#[test]
 fn frames_urls_and_close_codes_are_named() {
     let output = runs(&["decode", "830000000000000007000000"]);
     assert!(said(&output).contains("reflected-ack"), "{}", said(&output));

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::framer::Framing;
 use crate::wire::d2m::ServerGroup;
@@ -14,7 +14,7 @@ use crate::wire::d2m::ServerGroup;
 pub const PLACEHOLDER: &str = "{serverGroup}";
 
 /// Where a chat server is and how its stream is cut.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// `host:port`, to be tried in this order.
@@ -25,7 +25,7 @@ pub struct Target {
 }
 
 /// The directory as the configuration spells it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DirectoryConfig {
     /// Chat servers of single server groups, by name.

@@ -12,7 +12,7 @@ pub const CSP_FRAME_MAX: usize = PAYLOAD_MAX - csp::FRAME_PREFIX;
 const _: () = assert!(CSP_FRAME_MAX == 65_530, "the number D2M spec 9.2 names");
 
 /// How a chat server's byte stream is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Framing {
     /// The Chat Server Protocol: 80 bytes, 32 bytes, then length-prefixed frames.

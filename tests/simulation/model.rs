@@ -125,6 +125,8 @@ struct Slot {
     last_id: Option<u32>,
     /// The device said that it has them.
     acked: BTreeSet<MessageNo>,
+    /// And said so on a connection on which they had not come.
+    acked_early: BTreeSet<MessageNo>,
     /// And that has arrived.
     settled: BTreeSet<MessageNo>,
     latest: ConnNo,
@@ -146,7 +148,6 @@ struct Conn {
     /// A transaction of which something came, and nothing else since.
     coming: Option<TxNo>,
     unsettled: Vec<(Time, MessageNo)>,
-    said_acks: bool,
     /// Something came out of turn that only the end of the connection explains.
     last_words: bool,
     ephemerals: Vec<MessageNo>,
@@ -257,7 +258,6 @@ impl Model {
             last_id: None,
             coming: None,
             unsettled: Vec::new(),
-            said_acks: false,
             last_words: false,
             ephemerals: Vec::new(),
             rejected: BTreeSet::new(),
@@ -333,8 +333,10 @@ impl Model {
         let Some(slot) = self.conns[conn].slot else { return };
         let Some(&message) = self.slots[slot].ids.get(&id) else { return };
         self.slots[slot].acked.insert(message);
+        if !self.conns[conn].got.contains(&message) {
+            self.slots[slot].acked_early.insert(message);
+        }
         self.conns[conn].unsettled.push((now, message));
-        self.conns[conn].said_acks = true;
     }
 
     fn ask(&mut self, now: Time, conn: ConnNo, question: Question) {
@@ -363,6 +365,7 @@ impl Model {
                     seen: BTreeMap::new(),
                     last_id: None,
                     acked: BTreeSet::new(),
+                    acked_early: BTreeSet::new(),
                     settled: BTreeSet::new(),
                     latest: conn,
                     doubt: None,
@@ -385,12 +388,14 @@ impl Model {
     }
 
     pub fn dry(&mut self, conn: ConnNo) {
-        let Conn { device, hello_sent, dry, announced, before_dry, said_acks, .. } = self.conns[conn];
+        let Conn { device, hello_sent, dry, announced, before_dry, slot, .. } = self.conns[conn];
         if dry {
             self.fault(Rule::DryTwice, format!("device {device}"));
         }
-        if before_dry < announced && !said_acks {
-            self.fault(Rule::QueueLength, format!("device {device}: {before_dry} of {announced}"));
+        // What was acknowledged ahead of its coming is announced until the mediator comes to it.
+        let early = slot.map_or(0, |slot| self.slots[slot].acked_early.len());
+        if before_dry as usize + early < announced as usize {
+            self.fault(Rule::QueueLength, format!("device {device}: {before_dry} of {announced}, {early} early"));
         }
         self.conns[conn].dry = true;
         self.not_coming(conn, None);

@@ -1,0 +1,458 @@
+//! The configuration: read once, checked whole, handed down as finished values.
+//!
+//! TOML, then environment variables (`HELIOSTAT__LIMITS__IDLE_TIMEOUT`), then flags; the later one wins. Every complaint names
+//! the line, the variable or the flag it is about. Durations and sizes carry units (`"90 s"`, `"32 MiB"`). Zero never means
+//! unlimited: `"unlimited"` does, and a limit of zero is refused like any other value out of range. Relative paths are
+//! relative to the working directory.
+//!
+//! A file is read when one is named, by `--config` or `HELIOSTAT_CONFIG`; none is looked for, so that a server does not become
+//! another one by being started in another directory. Without a file, [`Config::development`] is a complete development box:
+//! mediator, chat server and certificates. A file starts from the same values except that no chat server runs unless it says
+//! so. The environment and flags lie over either.
+//!
+//! # To add a key
+//!
+//! Write it into the `settings!` below, in its section: its meaning as a comment (that is the text of
+//! `docs/configuration.md` too), name, type, default, kind ([`kinds`]) and `Reload` or `Restart`. Reading, checking, its
+//! environment variable, `--set`, `config show`, the reference and the comparison at a reload follow from that line. A section
+//! is one more struct in the macro and one line in `sections` of the struct it belongs to. What can be wrong only together with
+//! other keys is one more row in `RULES`. Then `cargo run -- config doc > docs/configuration.md`; a test compares.
+
+pub mod kinds;
+mod pages;
+mod reload;
+pub mod settings;
+mod sources;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use self::kinds::{Fault, File, Given, Kind, List, Number, OneOf, Or, Parsed, Shown, Size, Switch, Time, unlimited};
+use self::settings::{settings, words};
+use crate::net::tls::CertFiles;
+use crate::upstream::directory::{Directory, DirectoryConfig, Target};
+use crate::upstream::framer::Framing;
+use crate::wire::d2m::{CONTAINER_MAX, DeviceGroupId};
+
+pub use self::kinds::Secret;
+pub use self::pages::reference;
+pub use self::reload::{Changed, Changes, NeedsRestart};
+pub use self::sources::{ConfigError, Effective, Flag, Mistake, Origin, PREFIX, Sources};
+
+const CONTAINER: u64 = CONTAINER_MAX as u64;
+const MIB: u64 = 1_024 * 1_024;
+const GIB: u64 = 1_024 * MIB;
+const TIB: u64 = 1_024 * GIB;
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(86_400);
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+/// What takes an address.
+const ADDRESS: Parsed = Parsed("an address", "127.0.0.1:8443");
+/// More connections than any machine has.
+const CONNECTIONS: Number = Number(1..=100_000_000);
+
+words! {
+    /// What an acknowledgement promises.
+    pub enum Durability {
+        /// it is on disk: synced before it is acknowledged
+        Fsync = "fsync",
+        /// nothing: everything is lost when the process ends; for tests
+        Memory = "memory",
+    }
+}
+
+settings! {
+    /// Everything that can be configured.
+    pub struct Config {
+        keys {
+            /// Where everything is kept that has to be kept.
+            data_dir: PathBuf = "heliostat-data".into(), File, Restart;
+            /// What an acknowledgement promises.
+            durability: Durability = Durability::Fsync, OneOf, Restart;
+            /// The chat servers behind the mediator, by the server group in a device's URL: `exact.NAME`, else `template`,
+            /// whose addresses contain `{serverGroup}`, else `default`. Each has `addresses`, a list of `"host:port"` that
+            /// are tried in this order, and `framing`, `"csp"` (the default) or `"raw"` for what is not CSP. When not set,
+            /// all lead to the embedded CSP chat server, if it is enabled.
+            server_groups: Option<ServerGroups> = None, Or(None, ServerGroupsTable), Reload;
+        }
+        sections {
+            listen: ListenConfig,
+            admission: AdmissionConfig,
+            admin: AdminConfig,
+            chat: ChatConfig,
+            limits: LimitsConfig,
+        }
+    }
+
+    /// The public door: WebSocket only.
+    pub struct ListenConfig {
+        keys {
+            /// Where to listen.
+            address: SocketAddr = local(8443), ADDRESS, Restart;
+            /// WebSocket without TLS: behind a proxy that does TLS, and in tests.
+            plain: bool = false, Switch, Restart;
+            /// The server's certificate chain, PEM. Without certificate and key, development ones are made.
+            cert: Option<PathBuf> = None, Or(None, File), Restart;
+            /// The private key of that certificate, PEM.
+            key: Option<PathBuf> = None, Or(None, File), Restart;
+        }
+    }
+
+    /// Who may come in by the public door.
+    pub struct AdmissionConfig {
+        keys {
+            /// Connections at once; one more is answered with 503.
+            max_connections: Option<usize> = None, unlimited(CONNECTIONS), Reload;
+            /// Connections at once from one address; one more is answered with 429. Behind a proxy, all devices come from
+            /// the proxy's address.
+            max_connections_per_address: Option<usize> = None, unlimited(CONNECTIONS), Reload;
+            /// The only device groups that are served, by their ids; all others are answered with 403.
+            groups: Option<BTreeSet<DeviceGroupId>> = None, Or(Some("all"), List(GroupId)), Reload;
+        }
+    }
+
+    /// The operator's door: plain HTTP on loopback.
+    pub struct AdminConfig {
+        keys {
+            /// Where to listen.
+            listen: SocketAddr = local(9090), ADDRESS, Restart;
+        }
+    }
+
+    /// The chat servers in this process.
+    pub struct ChatConfig {
+        keys {}
+        sections {
+            csp: CspConfig,
+        }
+    }
+
+    /// The embedded CSP chat server.
+    pub struct CspConfig {
+        keys {
+            /// Whether it runs.
+            enabled: bool = false, Switch, Restart;
+            /// Where it listens.
+            listen: SocketAddr = local(5222), ADDRESS, Restart;
+            /// Whether devices are told that the account's device cookie changed. Desktop clients end the connection then.
+            device_cookie_indication: bool = true, Switch, Restart;
+        }
+    }
+
+    /// How much of everything a device group may take.
+    pub struct LimitsConfig {
+        keys {
+            /// Devices per group. More than 15 do not fit one `DevicesInfo`.
+            max_device_slots: u32 = 10, Number(1..=15), Reload;
+            /// Reflected messages that wait for one device.
+            max_queue_messages: u64 = 100_000, Number(1..=100_000_000), Reload;
+            /// Bytes that wait for one device; at least one container.
+            max_queue_bytes: u64 = 256 * MIB, Size(CONTAINER..=TIB), Reload;
+            /// Longest transaction.
+            transaction_ttl: Duration = 10 * MINUTE, Time(SECOND..=DAY), Reload;
+            /// Messages staged in one transaction.
+            max_staged_messages: u64 = 4_096, Number(1..=1_000_000), Reload;
+            /// Bytes staged in one transaction; at least one container.
+            max_staged_bytes: u64 = 32 * MIB, Size(CONTAINER..=GIB), Reload;
+            /// How long the slot of a disconnected device is kept that asked for a volatile one.
+            volatile_slot_ttl: Duration = 10 * MINUTE, Time(SECOND..=YEAR), Reload;
+            /// How long the slot of a disconnected device is kept that asked for a persistent one.
+            persistent_slot_ttl: Option<Duration> = None, unlimited(Time(DAY..=100 * YEAR)), Reload;
+            /// Time from the WebSocket's opening to a valid ClientHello.
+            handshake_timeout: Duration = 20 * SECOND, Time(SECOND..=5 * MINUTE), Reload;
+            /// How long a device may say nothing at all. Real ones are silent for up to 30 s.
+            idle_timeout: Duration = 2 * MINUTE, Time(45 * SECOND..=DAY), Reload;
+            /// How often a device is pinged, to keep what lies between open. No answer is required.
+            ping_interval: Duration = 30 * SECOND, Time(5 * SECOND..=DAY), Reload;
+        }
+    }
+}
+
+/// Values that are right alone and cannot be together.
+#[derive(Debug)]
+struct Rule<S> {
+    /// The keys it is about; those that were set are pointed at.
+    keys: &'static [&'static str],
+    broken: fn(&S) -> bool,
+    reason: &'static str,
+}
+
+const RULES: &[Rule<Config>] = &[
+    Rule {
+        keys: &["listen.plain", "listen.cert", "listen.key"],
+        broken: |config| config.listen.plain && (config.listen.cert.is_some() || config.listen.key.is_some()),
+        reason: "`plain` means no TLS, so there can be neither `cert` nor `key`",
+    },
+    Rule {
+        keys: &["listen.cert", "listen.key"],
+        broken: |config| config.listen.cert.is_some() != config.listen.key.is_some(),
+        reason: "`cert` and `key` need each other",
+    },
+    Rule {
+        keys: &["admin.listen"],
+        broken: |config| !config.admin.listen.ip().is_loopback(),
+        reason: "the admin door asks nobody who they are, so it has to be on a loopback address",
+    },
+    Rule {
+        keys: &["limits.ping_interval", "limits.idle_timeout"],
+        broken: |config| config.limits.ping_interval >= config.limits.idle_timeout,
+        reason: "`ping_interval` has to be shorter than `idle_timeout`",
+    },
+];
+
+/// How the public door is secured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Security {
+    /// Not at all.
+    Plain,
+    /// By a certificate of the operator's.
+    Files(CertFiles),
+    /// By a certificate made at start.
+    Development,
+}
+
+impl Config {
+    /// What runs when nothing is configured.
+    #[must_use]
+    pub fn development() -> Self {
+        let mut config = Self::default();
+        config.chat.csp.enabled = true;
+        config
+    }
+
+    /// Checks the text of a file called `name`, without environment and flags.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the lines and what is wrong.
+    pub fn parse(name: &str, text: &str) -> Result<Self, ConfigError> {
+        Sources::text(name, text).read().map(|effective| effective.config)
+    }
+
+    /// The directory to use: the configured one; else everything goes to the embedded chat server, if there is one, at the
+    /// address where it really listens.
+    #[must_use]
+    pub fn directory(&self, embedded_csp: Option<SocketAddr>) -> Directory {
+        let embedded = || {
+            let default =
+                embedded_csp.map(|address| Target { addresses: vec![address.to_string()], framing: Framing::Csp });
+            Directory::new(DirectoryConfig { default, ..DirectoryConfig::default() }).unwrap_or_default()
+        };
+        self.server_groups.as_ref().map_or_else(embedded, |groups| groups.directory.clone())
+    }
+}
+
+impl ListenConfig {
+    /// How this door is secured.
+    #[must_use]
+    pub fn security(&self) -> Security {
+        match (self.plain, &self.cert, &self.key) {
+            (true, ..) => Security::Plain,
+            (false, Some(cert), Some(key)) => Security::Files(CertFiles { cert: cert.clone(), key: key.clone() }),
+            (false, ..) => Security::Development,
+        }
+    }
+}
+
+/// The configured chat servers: a directory that was checked, and how it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerGroups {
+    directory: Directory,
+    written: DirectoryConfig,
+}
+
+#[derive(Debug)]
+struct ServerGroupsTable;
+
+impl Kind<ServerGroups> for ServerGroupsTable {
+    fn name(&self) -> String {
+        "table".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<ServerGroups, Vec<Fault>> {
+        let written: DirectoryConfig = kinds::table(given)?;
+        match Directory::new(written.clone()) {
+            Ok(directory) => Ok(ServerGroups { directory, written }),
+            Err(first) => Err(entry_faults(given, written, &first.to_string())),
+        }
+    }
+
+    fn show(&self, groups: &ServerGroups) -> Shown {
+        toml::Value::try_from(&groups.written).map_or(Shown::NotSet, |value| Shown::Value(value.to_string()))
+    }
+
+    fn sketch(&self, groups: &ServerGroups) -> String {
+        let DirectoryConfig { exact, template, default } = &groups.written;
+        let others = [("a template", template.is_some()), ("a default", default.is_some())];
+        let others = others.iter().filter(|(_, there)| *there).map(|(name, _)| format!(", {name}"));
+        others.fold(format!("{} exact", exact.len()), |out, other| out + &other)
+    }
+}
+
+/// Every entry that cannot work, each with its place.
+fn entry_faults(given: Given<'_>, written: DirectoryConfig, otherwise: &str) -> Vec<Fault> {
+    let place = |path: &[&str]| match given {
+        Given::File(value) => {
+            let mut at = (value.span(), value.get_ref());
+            for name in path {
+                let (name, inner) = at.1.as_table()?.get_key_value(*name)?;
+                at = (name.span(), inner.get_ref());
+            }
+            Some(at.0)
+        }
+        Given::Text(_) => None,
+    };
+    let DirectoryConfig { exact, template, default } = written;
+    let alone = |path: &[&str], entry: DirectoryConfig| {
+        Directory::new(entry).err().map(|bad| Fault { at: place(path), reason: bad.to_string() })
+    };
+    let mut faults: Vec<Fault> = Vec::new();
+    for (name, target) in exact {
+        let exact = HashMap::from([(name.clone(), target)]);
+        faults.extend(alone(&["exact", &name], DirectoryConfig { exact, ..DirectoryConfig::default() }));
+    }
+    faults.extend(alone(&["template"], DirectoryConfig { template, ..DirectoryConfig::default() }));
+    faults.extend(alone(&["default"], DirectoryConfig { default, ..DirectoryConfig::default() }));
+    if faults.is_empty() {
+        faults.push(Fault { at: None, reason: otherwise.to_owned() });
+    }
+    faults
+}
+
+/// A device group's id in hex.
+#[derive(Debug)]
+struct GroupId;
+
+impl Kind<DeviceGroupId> for GroupId {
+    fn name(&self) -> String {
+        "device group ids of 64 hex digits".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<DeviceGroupId, Vec<Fault>> {
+        const EXPECTED: &str = "a device group id of 64 hex digits";
+        let mut id = [0; DeviceGroupId::LEN];
+        hex::decode_to_slice(given.text(EXPECTED)?, &mut id).map_err(|_| given.is_no(EXPECTED))?;
+        Ok(DeviceGroupId::new(id))
+    }
+
+    fn show(&self, id: &DeviceGroupId) -> Shown {
+        Shown::text(&hex::encode(id.as_bytes()))
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::wire::d2m::ServerGroup;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse("test.toml", text)
+    }
+
+    #[test]
+    fn an_empty_file_is_the_development_box_without_its_chat_server() {
+        let mut config = parse("").unwrap();
+        assert_eq!(config.listen.address.to_string(), "127.0.0.1:8443");
+        assert_eq!(config.listen.security(), Security::Development);
+        assert!(!config.chat.csp.enabled);
+        config.chat.csp.enabled = true;
+        assert_eq!(config, Config::development());
+    }
+
+    /// A value of each kind, none of them the default.
+    pub(super) const FULL: &str = r#"
+        data_dir = "/var/lib/heliostat"
+        durability = "memory"
+        [listen]
+        address = "[::]:443"
+        cert = "cert.pem"
+        key = "key.pem"
+        [admission]
+        max_connections = 10000
+        max_connections_per_address = 100
+        groups = ["2fd17ba2f9c2c31e52f0acbba8ff741ac89b3b58a8c208a25ad4a625ea138723"]
+        [admin]
+        listen = "127.0.0.1:0"
+        [server_groups.exact.a0]
+        addresses = ["10.0.0.1:5222"]
+        framing = "raw"
+        [server_groups.template]
+        addresses = ["{serverGroup}.chat.example.org:5222"]
+        [server_groups.default]
+        addresses = ["chat.example.org:5222"]
+        [chat.csp]
+        enabled = true
+        listen = "127.0.0.1:0"
+        device_cookie_indication = false
+        [limits]
+        max_device_slots = 15
+        max_queue_messages = 1
+        max_queue_bytes = "64 KiB"
+        transaction_ttl = "1 s"
+        max_staged_messages = 7
+        max_staged_bytes = "1 MiB"
+        volatile_slot_ttl = "5 min"
+        persistent_slot_ttl = "90 days"
+        handshake_timeout = "5 s"
+        idle_timeout = "45 s"
+        ping_interval = "20 s"
+    "#;
+
+    #[test]
+    fn every_kind_of_value_is_understood() {
+        let config = parse(FULL).unwrap();
+        let files = CertFiles { cert: "cert.pem".into(), key: "key.pem".into() };
+        assert_eq!(config.listen.security(), Security::Files(files));
+        assert_eq!(config.durability, Durability::Memory);
+        assert_eq!(config.admission.max_connections, Some(10_000));
+        assert_eq!(config.admission.groups.map(|groups| groups.len()), Some(1));
+        assert!(!config.chat.csp.device_cookie_indication);
+        assert_eq!(config.limits.max_device_slots, 15);
+        assert_eq!(config.limits.max_queue_bytes, 65_536);
+        assert_eq!(config.limits.persistent_slot_ttl, Some(90 * DAY));
+        assert_eq!(config.limits.idle_timeout, Duration::from_secs(45));
+    }
+
+    #[test]
+    fn the_file_for_compose_is_understood() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose.toml");
+        let config = Sources::gather(Some(&file), [], Vec::new()).unwrap().read().unwrap().config;
+        assert_eq!(config.data_dir, Path::new("/data"));
+        assert!(matches!(config.listen.security(), Security::Files(_)));
+        assert!(config.chat.csp.enabled);
+    }
+
+    #[test]
+    fn every_rule_is_about_keys_that_exist() {
+        let effective = Sources::default().read().unwrap().show();
+        for rule in RULES {
+            for key in rule.keys {
+                let (section, name) = key.rsplit_once('.').unwrap();
+                let inside = effective.split(&format!("[{section}]\n")).nth(1).unwrap().split('[').next().unwrap();
+                assert!(
+                    inside.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{name} "))),
+                    "{key}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_embedded_chat_server_takes_everything_unless_the_file_says_otherwise() {
+        let group = ServerGroup::new("a0").unwrap();
+        let embedded = Some("127.0.0.1:4711".parse().unwrap());
+        let config = Config::development();
+        assert_eq!(config.directory(embedded).find(&group).unwrap().addresses, ["127.0.0.1:4711"]);
+        assert_eq!(config.directory(None).find(&group), None);
+        let config = parse("server_groups.exact.b1.addresses = [\"h:1\"]").unwrap();
+        assert_eq!(config.directory(embedded).find(&group), None, "the file's word is the last");
+    }
+}
