@@ -36,6 +36,7 @@ use tokio_rustls::TlsConnector;
 use super::tls::{self, CertFiles, Certificate, Identity, Tls, TlsError};
 use super::watch;
 use crate::files;
+use crate::metrics::{self, Outcome};
 use crate::time::Clock;
 
 /// Time for one exchange with the authority, connecting included.
@@ -160,8 +161,12 @@ impl Acme {
                 continue;
             }
             match self.renew().await {
-                Ok(()) => pause = PAUSE,
+                Ok(()) => {
+                    metrics::get().reloads.of(Outcome::Done).increment(1);
+                    pause = PAUSE;
+                }
                 Err(error) => {
+                    metrics::get().reloads.of(Outcome::Failed).increment(1);
                     let (domains, again_in) = (&self.settings.domains, humantime::format_duration(pause));
                     tracing::warn!(%error, ?domains, %again_in, "no certificate could be ordered");
                     tokio::time::sleep(pause).await;

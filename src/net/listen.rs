@@ -18,6 +18,7 @@ use tokio_rustls::server::TlsStream;
 use super::proxies::Proxies;
 use super::tasks::Tasks;
 use super::tls::{ACME_TLS_1, Tls};
+use crate::metrics;
 
 /// Time for a TLS handshake.
 pub const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
@@ -106,25 +107,18 @@ impl Door {
         Io: AsyncRead + AsyncWrite + Unpin,
     {
         // The proxy's header comes before TLS: a proxy that speaks it does not look inside.
-        let origin = match self.proxies.origin(&mut io, peer).await {
-            Ok(origin) => origin,
-            Err(error) => {
-                tracing::debug!(%peer, %error, "turned away before TLS");
-                return None;
-            }
-        };
+        let origin = self.proxies.origin(&mut io, peer).await?;
         let Some(tls) = &self.tls else { return Some((Stream::Plain(io), origin)) };
-        match secure(tls, io).await {
-            Ok(Some(stream)) => Some((stream, origin)),
-            Ok(None) => {
-                tracing::debug!(peer = %origin, "showed that a domain is ours");
-                None
-            }
+        let (ended, stream) = match secure(tls, io).await {
+            Ok(stream) => (metrics::Tls::Done, stream),
             Err(error) => {
                 tracing::debug!(peer = %origin, %error, "no TLS handshake");
-                None
+                let timed_out = error.kind() == io::ErrorKind::TimedOut;
+                (if timed_out { metrics::Tls::TimedOut } else { metrics::Tls::Failed }, None)
             }
-        }
+        };
+        metrics::get().tls_handshakes.of(ended).increment(1);
+        stream.map(|stream| (stream, origin))
     }
 }
 
@@ -135,6 +129,7 @@ async fn secure<Io: AsyncRead + AsyncWrite + Unpin>(tls: &Tls, io: Io) -> io::Re
         if stream.get_ref().1.alpn_protocol() != Some(ACME_TLS_1) {
             return Ok(Some(Stream::Tls(Box::new(stream))));
         }
+        tracing::debug!("showed an authority that a domain is ours");
         tokio::io::AsyncWriteExt::shutdown(&mut stream).await?;
         Ok(None)
     };

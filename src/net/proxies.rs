@@ -7,12 +7,14 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use crate::log::Occasionally;
+use crate::metrics::{self, Refused};
+use crate::time::Clock;
 use crate::wire::haproxy::{self, BadHeader, Said, Step};
 
 /// Time for a PROXY header: the proxy writes it with its first packet.
@@ -56,20 +58,25 @@ pub enum SaidBy {
 }
 
 /// Who is believed, and how.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Proxies {
     /// Whose word is taken. Nobody's by default.
     pub trusted: Networks,
     /// What is taken for it.
     pub said_by: SaidBy,
-    /// Whether it was told that somebody else came to a listener for proxies.
-    told: AtomicBool,
+    said: Occasionally<Refused>,
+}
+
+impl Default for Proxies {
+    fn default() -> Self {
+        Self::new(Networks::default(), SaidBy::default())
+    }
 }
 
 /// Why a connection to a listener for proxies is not served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoProxy {
-    #[error("not a trusted proxy")]
+enum NoProxy {
+    #[error("not among `trusted_proxies`")]
     Stranger,
     #[error("bad PROXY header: {0}")]
     Header(#[from] BadHeader),
@@ -81,35 +88,34 @@ impl Proxies {
     /// Takes these at their word.
     #[must_use]
     pub fn new(trusted: Networks, said_by: SaidBy) -> Self {
-        Self { trusted, said_by, told: AtomicBool::new(false) }
+        Self { trusted, said_by, said: Occasionally::new(Clock::system()) }
     }
 
-    /// Where a new connection comes from, which came to us from `peer`. Reads the PROXY header, where there has to be one,
-    /// and nothing behind it.
-    pub(super) async fn origin<Io: AsyncRead + Unpin>(
-        &self,
-        io: &mut Io,
-        peer: SocketAddr,
-    ) -> Result<SocketAddr, NoProxy> {
-        match self.said_by {
-            SaidBy::XForwardedFor | SaidBy::Forwarded => Ok(canonical(peer)),
-            SaidBy::ProxyProtocol if self.trusted.contains(peer.ip()) => {
-                let said = tokio::time::timeout(PROXY_HEADER, read_header(io));
-                match said.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
-                    Said::From(source) => Ok(canonical(source)),
-                    Said::Nothing => Ok(canonical(peer)),
-                }
-            }
-            SaidBy::ProxyProtocol => {
-                if !self.told.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        "somebody who is not among `trusted_proxies` connected to a listener with `proxy_protocol` and \
-                         was turned away; the log names each at level debug"
-                    );
-                }
-                Err(NoProxy::Stranger)
-            }
+    /// Where a new connection comes from, which came to us from `peer`; `None` when it is not served. Reads the PROXY header,
+    /// where there has to be one, and nothing behind it.
+    pub(super) async fn origin<Io: AsyncRead + Unpin>(&self, io: &mut Io, peer: SocketAddr) -> Option<SocketAddr> {
+        if self.said_by != SaidBy::ProxyProtocol {
+            return Some(canonical(peer));
         }
+        let error = match self.header(io, peer.ip()).await {
+            Ok(Said::From(source)) => return Some(canonical(source)),
+            Ok(Said::Nothing) => return Some(canonical(peer)),
+            Err(error) => error,
+        };
+        metrics::get().refused.of(Refused::ProxyHeader).increment(1);
+        tracing::debug!(%peer, %error, "turned away before TLS");
+        if let Some(others) = self.said.may_say(Refused::ProxyHeader) {
+            tracing::info!(%error, others, "turned away at a listener with `proxy_protocol`");
+        }
+        None
+    }
+
+    async fn header<Io: AsyncRead + Unpin>(&self, io: &mut Io, peer: IpAddr) -> Result<Said, NoProxy> {
+        if !self.trusted.contains(peer) {
+            return Err(NoProxy::Stranger);
+        }
+        let read = tokio::time::timeout(PROXY_HEADER, read_header(io));
+        read.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
     /// The last address in a chain that somebody trusted vouches for. `hops` are what a header lists, in its order: each was
@@ -190,8 +196,7 @@ mod tests {
         let clock = crate::time::Clock::following(0);
         let proxies = Proxies::new(["10.0.0.0/8".parse().unwrap()].into_iter().collect(), SaidBy::ProxyProtocol);
         let (_silent, mut io) = tokio::io::duplex(64);
-        let error = proxies.origin(&mut io, at("10.0.0.1:7")).await.unwrap_err();
-        assert!(matches!(error, NoProxy::Io(error) if error.kind() == io::ErrorKind::TimedOut));
+        assert_eq!(proxies.origin(&mut io, at("10.0.0.1:7")).await, None);
         assert_eq!(clock.now().monotonic, PROXY_HEADER);
     }
 }

@@ -24,6 +24,8 @@ use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
+use crate::metrics;
+
 /// The application protocol inside: WebSocket begins as HTTP/1.1.
 const HTTP_1_1: &[u8] = b"http/1.1";
 /// The application protocol of those who only want to see that a domain is ours (RFC 8737).
@@ -253,6 +255,7 @@ impl Tls {
 
     /// From now on every full handshake sees this certificate. Returns who was presented before.
     pub fn present(&self, certificate: Certificate) -> Option<Arc<Identity>> {
+        metrics::get().certificate_expires.set(certificate.identity.not_after_s as f64);
         let before = self.presented.current.swap(Some(Arc::new(certificate)));
         before.map(|before| Arc::clone(&before.identity))
     }

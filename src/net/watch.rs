@@ -15,6 +15,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use super::tls::{self, CertFiles, Certificate, Identity, Tls, TlsError};
+use crate::metrics::{self, Outcome};
 use crate::time::Clock;
 
 /// How often the files are looked at.
@@ -129,12 +130,16 @@ impl Watch {
             Ok(certificate) => {
                 let identity = Arc::clone(certificate.identity());
                 let before = tls.present(certificate);
+                metrics::get().reloads.of(Outcome::Done).increment(1);
                 *seen = Seen { presented: contents, reported: None };
                 let new_pin = before.is_none_or(|before| before.pin != identity.pin);
                 Ok(Looked::Replaced { identity, new_pin })
             }
             Err(error) => {
                 let known = if seen.reported == Some(contents) { Known::Already } else { Known::New };
+                if known == Known::New {
+                    metrics::get().reloads.of(Outcome::Failed).increment(1);
+                }
                 seen.reported = Some(contents);
                 Err((error, known))
             }
