@@ -618,7 +618,7 @@ async fn a_failed_write_ends_connections_without_an_ack_and_loses_nothing_that_w
     let (a, b) = (room.person().await, room.person().await);
     let mut sender = room.alone(&a).await;
     sent(&mut sender, a.message(&b, 1), b.ack_of(1)).await;
-    let file = sqlx::SqlitePool::connect(&format!("sqlite:{}", dir.path().join("csp.sqlite").display())).await.unwrap();
+    let file = file_of(dir.path()).await;
     sqlx::query("CREATE TRIGGER full BEFORE INSERT ON queue BEGIN SELECT RAISE(ABORT, 'disk full'); END")
         .execute(&file)
         .await
@@ -897,4 +897,39 @@ async fn the_servers_key_is_made_once_kept_private_and_never_guessed_at() {
     let config = Config::new(([127, 0, 0, 1], 0).into(), dir.path().to_owned());
     let refused = csp::start(config, Clock::system(), CancellationToken::new()).await;
     assert!(matches!(refused, Err(StartError::Key(_))), "a damaged key is not replaced by another one");
+}
+
+/// The file beside the running server.
+async fn file_of(dir: &Path) -> sqlx::SqlitePool {
+    sqlx::SqlitePool::connect(&format!("sqlite:{}", dir.join("csp.sqlite").display())).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_damaged_row_of_one_receiver_is_skipped_and_ends_nobody() {
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let (a, b, c) = (room.person().await, room.person().await, room.person().await);
+    let mut sender = room.alone(&a).await;
+    for id in 1..=3 {
+        sent(&mut sender, a.message(&b, id), b.ack_of(id)).await;
+    }
+    let file = file_of(dir.path()).await;
+    sqlx::query("UPDATE queue SET message = x'00' WHERE seq = 2").execute(&file).await.unwrap();
+    sqlx::query("INSERT INTO device_cookie (identity, cookie, changed) VALUES ($1, x'00', 0)")
+        .bind(b.identity.as_str())
+        .execute(&file)
+        .await
+        .unwrap();
+    room.close().await;
+
+    // Now the receiver's mailbox sleeps, and is woken by a message, with the damage in it.
+    let room = Room::open(dir.path()).await;
+    let (mut bystander, mut sender) = (room.alone(&c).await, room.alone(&a).await);
+    sent(&mut sender, a.message(&b, 4), b.ack_of(4)).await;
+    let mut receiver = room.login(room.login_of(&b)).await;
+    assert_eq!(events_until_complete(&mut receiver).await, [1, 3, 4]);
+    echoes(&mut bystander, b"undisturbed").await;
+    echoes(&mut sender, b"undisturbed").await;
+    file.close().await;
+    room.close().await;
 }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use super::actor::Mail;
 use super::gate::Gate;
@@ -55,8 +55,8 @@ enum Refused {
     TimedOut,
     #[error("{0}")]
     Socket(#[from] std::io::Error),
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    #[error("{0} cannot be looked up: {1}")]
+    Store(Identity, #[source] StoreError),
     #[error("{0}")]
     Ended(Ending),
     #[error("the server stops")]
@@ -68,7 +68,7 @@ impl Refused {
     const fn is_suspicious(&self) -> bool {
         match self {
             Self::Handshake(_) | Self::Unknown(_) | Self::TimedOut => true,
-            Self::Socket(_) | Self::Store(_) | Self::Ended(_) | Self::ShuttingDown => false,
+            Self::Socket(_) | Self::Store(..) | Self::Ended(_) | Self::ShuttingDown => false,
         }
     }
 }
@@ -88,7 +88,10 @@ pub(super) async fn run(
     match ending {
         Ok((identity, ending)) => info!(%identity, %ending, "connection ended"),
         Err(refused) => {
-            debug!(%refused, "not let in");
+            match &refused {
+                Refused::Store(..) => error!(%refused, "not let in"),
+                _ => debug!(%refused, "not let in"),
+            }
             if refused.is_suspicious() {
                 shared.gate_failed(from.ip());
             }
@@ -171,8 +174,8 @@ async fn handshake(shared: &Shared, socket: &mut TcpStream) -> Result<Verified, 
     socket.read_exact(&mut extensions).await?;
     let claim = data.claim(&extensions)?;
     let identity = claim.identity();
-    let entry = shared.directory.lookup(identity).await?.filter(|entry| entry.state == DirectoryState::Active);
-    let entry = entry.ok_or(Refused::Unknown(identity))?;
+    let entry = shared.directory.lookup(identity).await.map_err(|error| Refused::Store(identity, error))?;
+    let entry = entry.filter(|entry| entry.state == DirectoryState::Active).ok_or(Refused::Unknown(identity))?;
     Ok(claim.verify(&shared.server_key, &entry.public_key)?)
 }
 

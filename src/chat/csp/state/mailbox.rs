@@ -120,7 +120,11 @@ impl Mailbox {
 
     pub(super) fn remove(&mut self, seq: Seq) -> Option<Entry> {
         let entry = self.entries.remove(&seq)?;
-        self.by_name.remove(&(entry.sender, entry.id));
+        // A damaged message stays in the store, and may have been sent anew: then the name is the new one's.
+        let name = (entry.sender, entry.id);
+        if self.by_name.get(&name) == Some(&seq) {
+            self.by_name.remove(&name);
+        }
         self.bytes -= entry.len;
         if let Some(active) = self.active.as_mut().filter(|_| seq < self.next) {
             active.in_flight -= 1;

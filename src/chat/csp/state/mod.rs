@@ -130,7 +130,8 @@ pub enum Input {
         /// For what.
         request: Request,
     },
-    /// What [`Say::Fetch`] asked for. Messages that are missing are gone.
+    /// What [`Say::Fetch`] asked for. Messages that are missing are gone. In the place of one that is there and cannot be
+    /// read stands nothing: it is passed over, and stays where it is.
     Fetched {
         /// Whose queue it is.
         receiver: Identity,
@@ -139,7 +140,7 @@ pub enum Input {
         /// The last one that was asked for.
         through: Seq,
         /// In order.
-        messages: Vec<(Seq, Message)>,
+        messages: Vec<(Seq, Option<Message>)>,
     },
     /// A message with [`Delivery::tell_written`] is on the socket.
     Written {
@@ -534,15 +535,20 @@ impl State {
         receiver: Identity,
         fetch: FetchId,
         through: Seq,
-        messages: Vec<(Seq, Message)>,
+        messages: Vec<(Seq, Option<Message>)>,
         step: &mut Step,
     ) {
         let Some(mailbox) = self.mailboxes.get_mut(&receiver) else { return };
         let Some(active) = mailbox.end_fetch(fetch) else { return };
         let metadata = self.seats.get(&active).is_some_and(|seat| seat.features.has(Features::METADATA));
         let mut gone = mailbox.waiting(through);
+        let mut damaged = Vec::new();
         for (seq, message) in messages {
             let Some(at) = gone.iter().position(|waiting| *waiting == seq) else { continue };
+            let Some(message) = message else {
+                damaged.push(gone.remove(at));
+                continue;
+            };
             // Checked again at transmit time: the deadline may be due in this very moment (spec 4.3).
             let Some(flags) = mailbox.entry(seq).filter(|entry| entry.expires > now.monotonic).map(|entry| entry.flags)
             else {
@@ -561,6 +567,9 @@ impl State {
         for seq in gone {
             self.take(receiver, seq, step);
         }
+        for seq in damaged {
+            self.forget(receiver, seq);
+        }
         self.pump(receiver, step);
     }
 
@@ -571,10 +580,17 @@ impl State {
     }
 
     fn take(&mut self, receiver: Identity, seq: Seq, step: &mut Step) {
-        if let Some(entry) = self.mailboxes.get_mut(&receiver).and_then(|mailbox| mailbox.remove(seq)) {
-            self.timers.remove(&(entry.expires, Timer::Expiry(receiver, seq)));
+        if self.forget(receiver, seq) {
             step.writes.push(Write::Remove(seq));
         }
+    }
+
+    /// Takes a message out of a queue, but not out of the store. Whether it was there.
+    fn forget(&mut self, receiver: Identity, seq: Seq) -> bool {
+        let Some(entry) = self.mailboxes.get_mut(&receiver).and_then(|mailbox| mailbox.remove(seq)) else {
+            return false;
+        };
+        self.timers.remove(&(entry.expires, Timer::Expiry(receiver, seq)))
     }
 
     /// Sends on what may be sent: asks for waiting messages as far as the window allows, then says that the queue is

@@ -10,6 +10,8 @@ use crate::chat::csp::wire::{MessageId, WireIdentity};
 const START_MS: u64 = 1_700_000_000_000;
 const A: &str = "AAAAAAAA";
 const B: &str = "BBBBBBBB";
+/// What cannot be read when it is fetched.
+const DAMAGED: &[u8] = b"damaged";
 
 /// What somebody heard.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,7 +131,11 @@ impl World {
                 Say::End(conn, ending) => self.hear(conn, Heard::Ended(ending)),
                 Say::Fetch { receiver, fetch, seqs } => {
                     let through = *seqs.last().unwrap();
-                    let messages = seqs.iter().filter_map(|seq| Some((*seq, self.kept.get(seq)?.0.clone()))).collect();
+                    let read = |seq: &Seq| {
+                        let message = self.kept.get(seq)?.0.clone();
+                        Some((*seq, Some(message).filter(|message| message.message_box != DAMAGED)))
+                    };
+                    let messages = seqs.iter().filter_map(read).collect();
                     self.input(Input::Fetched { receiver, fetch, through, messages });
                 }
                 Say::Push(request) => self.pushes.push(request),
@@ -587,6 +593,33 @@ fn messages_that_vanished_from_the_store_do_not_hold_up_the_others() {
     assert_eq!(w.heard(b), [Heard::Admitted { queued: 3 }, Heard::Message(2), Heard::Complete]);
     w.ack(b, A, 2);
     assert_eq!(w.state.mailboxes[&id(B)].len(), 0);
+}
+
+#[test]
+fn a_damaged_message_is_passed_over_and_stays_in_the_store() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    for n in 1..=3 {
+        w.send(a, message(A, B, n, 0));
+    }
+    for seq in [1, 3] {
+        w.kept.get_mut(&Seq(seq)).unwrap().0.message_box = Bytes::from_static(DAMAGED);
+    }
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 3 }, Heard::Message(2), Heard::Complete]);
+    w.ack(b, A, 2);
+    assert_eq!((w.state.mailboxes[&id(B)].len(), w.queue(B)), (0, vec![1, 3]));
+    w.send(a, message(A, B, 3, 0));
+    assert_eq!(w.heard(b), [Heard::Message(3)], "its sender may try again");
+
+    // The next time both are there under the same name; the ack is for the one that was sent.
+    w.restart();
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 3 }, Heard::Message(3), Heard::Complete]);
+    w.ack(b, A, 3);
+    assert_eq!(w.queue(B), [1, 3], "of the two named 3 the damaged one is left");
+    w.pass(14 * 86_400);
+    assert!(w.kept.is_empty(), "until its time is over");
 }
 
 #[test]
