@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -126,6 +126,9 @@ pub struct CspConfig {
     pub listen: SocketAddr,
     /// Whether devices are told that the account's device cookie changed. Desktop clients end the connection then.
     pub device_cookie_indication: bool,
+    /// Addresses behind which many clients stand, so that none is shut out for another's failed logins: the mediator's
+    /// above all. Without it, this machine's own.
+    pub exempt: Option<Vec<IpAddr>>,
 }
 
 /// How much of everything a device group may take.
@@ -379,7 +382,7 @@ impl Default for AdminConfig {
 
 impl Default for CspConfig {
     fn default() -> Self {
-        Self { enabled: false, listen: local(5222), device_cookie_indication: true }
+        Self { enabled: false, listen: local(5222), device_cookie_indication: true, exempt: None }
     }
 }
 
@@ -451,6 +454,7 @@ mod tests {
             enabled = true
             listen = "127.0.0.1:0"
             device_cookie_indication = false
+            exempt = ["10.0.0.2", "2001:db8::2"]
             [limits]
             max_device_slots = 15
             max_queue_messages = 1
@@ -472,6 +476,7 @@ mod tests {
         assert_eq!(config.admission.max_connections, Some(10_000));
         assert_eq!(config.admission.groups.map(|groups| groups.len()), Some(1));
         assert!(!config.chat.csp.device_cookie_indication);
+        assert_eq!(config.chat.csp.exempt.map(|addresses| addresses.len()), Some(2));
         assert_eq!(config.limits.max_device_slots, 15);
         assert_eq!(config.limits.max_queue_bytes, 65_536);
         assert_eq!(config.limits.persistent_slot_ttl, Some(Duration::from_secs(90 * DAY_S)));
@@ -484,6 +489,7 @@ mod tests {
             ("\ndata_dirs = \"x\"", 2, "unknown field `data_dirs`"),
             ("[listen]\naddress = \"127.0.0.1:1\"\nport = 3", 3, "unknown field `port`"),
             ("[chat.csp]\nlisten = \"5222\"", 2, "invalid socket address"),
+            ("[chat.csp]\nexempt = [\"localhost\"]", 2, "invalid IP address"),
             ("durability = \"never\"", 1, "unknown variant `never`"),
             ("[limits]\nmax_device_slots = 0", 2, "has to be between 1 and 15, not 0"),
             ("[limits]\nmax_device_slots = 16", 2, "has to be between 1 and 15, not 16"),

@@ -315,6 +315,24 @@ async fn csp_2_7_who_fails_too_often_is_not_heard_for_a_while() {
     room.close().await;
 }
 
+/// On a listener for both families the mediator's address comes as an IPv4 address in IPv6's clothes.
+#[tokio::test]
+async fn csp_2_7_the_mediator_is_exempt_also_on_a_listener_for_both_families() {
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.listen = "[::]:0".parse().unwrap()).await;
+    let person = room.person().await;
+    let address = ("127.0.0.1", room.running.local_addr().port());
+    // A failure is counted after its socket is closed: a few more, so that the gate would be shut by now.
+    for _ in 0..csp::serve::FAILURES_MAX + 5 {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(&[0; 48]).await.unwrap();
+        closes_silently(socket).await;
+    }
+    let socket = TcpStream::connect(address).await.unwrap();
+    soon(CspClient::login(socket, room.login_of(&person))).await.unwrap();
+    room.close().await;
+}
+
 #[tokio::test]
 async fn csp_13_4_every_feature_byte_logs_in_and_13_15_gets_what_it_understands() {
     let dir = temp();

@@ -1,4 +1,7 @@
 //! Slows down who fails to log in again and again from one address (spec 2.7).
+//!
+//! Addresses are compared in their canonical form: on a listener for both families an IPv4 client shows up as
+//! `::ffff:a.b.c.d`, and is still the one that the list of exemptions names `a.b.c.d`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -28,19 +31,20 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(exempt: Vec<IpAddr>) -> Self {
-        Self { exempt, failures: HashMap::new() }
+    pub(super) fn new(exempt: &[IpAddr]) -> Self {
+        Self { exempt: exempt.iter().map(IpAddr::to_canonical).collect(), failures: HashMap::new() }
     }
 
     /// Whether a connection from there is worth a handshake.
     pub(super) fn is_open(&self, now: Now, from: IpAddr) -> bool {
-        self.failures.get(&from).is_none_or(|failures| {
+        self.failures.get(&from.to_canonical()).is_none_or(|failures| {
             failures.count < FAILURES_MAX || now.monotonic.saturating_sub(failures.since) >= WINDOW
         })
     }
 
     /// A handshake from there failed.
     pub(super) fn failed(&mut self, now: Now, from: IpAddr) {
+        let from = from.to_canonical();
         if self.exempt.contains(&from) {
             return;
         }
@@ -67,7 +71,7 @@ mod tests {
     #[test]
     fn csp_2_7_failures_close_the_gate_for_a_minute_but_not_for_the_mediator() {
         let (stranger, mediator) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([127, 0, 0, 1]));
-        let mut gate = Gate::new(vec![mediator]);
+        let mut gate = Gate::new(&[mediator]);
         let now = Now { monotonic: Duration::from_secs(5), wall_ms: 0 };
         for _ in 0..FAILURES_MAX {
             assert!(gate.is_open(now, stranger));
@@ -82,8 +86,22 @@ mod tests {
     }
 
     #[test]
+    fn an_address_is_the_same_in_either_notation() {
+        let now = Now { monotonic: Duration::ZERO, wall_ms: 0 };
+        let [plain, mapped] = ["192.0.2.1", "::ffff:192.0.2.1"].map(|text| text.parse::<IpAddr>().unwrap());
+        for (exempt, from) in [(plain, mapped), (mapped, plain)] {
+            let mut gate = Gate::new(&[exempt]);
+            (0..=FAILURES_MAX).for_each(|_| gate.failed(now, from));
+            assert!(gate.is_open(now, from), "{exempt} is {from}");
+        }
+        let mut gate = Gate::new(&[]);
+        (0..FAILURES_MAX).for_each(|n| gate.failed(now, if n % 2 == 0 { plain } else { mapped }));
+        assert!(!gate.is_open(now, plain) && !gate.is_open(now, mapped));
+    }
+
+    #[test]
     fn the_gate_remembers_a_bounded_number_of_addresses() {
-        let mut gate = Gate::new(Vec::new());
+        let mut gate = Gate::new(&[]);
         let now = Now { monotonic: Duration::ZERO, wall_ms: 0 };
         for n in 0..u32::try_from(ADDRESSES_MAX).unwrap() + 10 {
             gate.failed(now.plus(Duration::from_millis(n.into())), IpAddr::from(n.to_be_bytes()));

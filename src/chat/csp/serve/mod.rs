@@ -72,14 +72,15 @@ pub struct Config {
     pub limits: Limits,
     /// Connections at a time, at most; further ones wait to be accepted.
     pub connections_max: usize,
-    /// Addresses whose failed handshakes are not counted, because many clients stand behind them: the mediator's.
+    /// Addresses that are not held responsible for single clients, because many stand behind them: the mediator's.
     pub failures_exempt: Vec<IpAddr>,
     /// Wakes phones.
     pub push: Arc<dyn PushHook>,
 }
 
 impl Config {
-    /// The defaults, with the mediator on the same machine.
+    /// The defaults, with the mediator on the same machine: what comes from there has a loopback address, or the very
+    /// one that is listened on.
     #[must_use]
     pub fn new(listen: SocketAddr, data_dir: PathBuf) -> Self {
         Self {
@@ -87,7 +88,7 @@ impl Config {
             data_dir,
             limits: Limits::default(),
             connections_max: 10_000,
-            failures_exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            failures_exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), listen.ip()],
             push: Arc::new(LogPush),
         }
     }
@@ -188,7 +189,7 @@ pub async fn start_on(
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
     let actor = tokio::spawn(Actor::new(config.limits, store, next_seq, clock, config.push).run(mail));
-    let gate = Mutex::new(Gate::new(config.failures_exempt));
+    let gate = Mutex::new(Gate::new(&config.failures_exempt));
     let shared = Arc::new(Shared { server_key, directory: directory.clone(), clock, gate, shutdown });
     let listener = tokio::spawn(listen(listener, shared, mailbox, config.connections_max));
     Ok(Running { local_addr, public_key, directory, mailbox: weak, listener, actor })
