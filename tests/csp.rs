@@ -539,6 +539,45 @@ async fn csp_13_10_hand_over_between_two_devices_without_loss() {
 }
 
 #[tokio::test]
+async fn csp_5_a_connection_that_is_blocked_again_gets_no_more_messages() {
+    const COUNT: u64 = 1_000;
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.limits.window = 1_000).await;
+    let (a, b) = (room.person().await, room.person().await);
+    // Nothing is read, and 8 MB are more than the sockets between hold: the rest waits in the server.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let socket = socket.connect(room.running.local_addr()).await.unwrap();
+    let mut one = soon(CspClient::login(socket, room.login_of(&b).device(CspDeviceId(1)))).await.unwrap();
+    one.unblock().await.unwrap();
+    assert_eq!(event(&mut one).await, Event::QueueSendComplete);
+    let mut sender = room.alone(&a).await;
+    for id in 1..=COUNT {
+        let message = Message { message_box: vec![1; 7_900].into(), ..a.message(&b, id) };
+        sender.send_message(message).await.unwrap();
+    }
+    for id in 1..=COUNT {
+        assert_eq!(event(&mut sender).await, b.ack_of(id));
+    }
+    let mut two = room.device(&b, 2).await;
+    two.unblock().await.unwrap();
+    assert_eq!(events_until_complete(&mut two).await, (1..=COUNT).collect::<Vec<_>>());
+
+    // Whatever was on the socket of the first one by now comes ahead of the echo, and nothing behind it.
+    one.echo(&b"blocked"[..]).await.unwrap();
+    let mut before = 0;
+    loop {
+        match event(&mut one).await {
+            Event::Message(_) => before += 1,
+            other => break assert_eq!(other, Event::EchoResponse(b"blocked"[..].into())),
+        }
+    }
+    echoes(&mut one, b"still nothing").await;
+    assert!(before < COUNT, "all of it fitted the sockets: this proves nothing");
+    room.close().await;
+}
+
+#[tokio::test]
 async fn csp_13_11_the_same_device_id_twice_ends_the_older_with_the_text_that_apps_know() {
     let dir = temp();
     let room = Room::open(dir.path()).await;

@@ -31,7 +31,7 @@ pub(super) enum Mail {
     Join { join: Join, outbox: Arc<Outbox> },
     Message { conn: ConnId, message: Message },
     Request { conn: ConnId, request: Request },
-    Written { receiver: Identity, seq: Seq },
+    Written { conn: ConnId, seq: Seq },
     Left(ConnId),
     Alert { identity: Identity, text: String },
 }
@@ -125,7 +125,7 @@ impl Actor {
                 Input::Message { conn, message, receiver }
             }
             Mail::Request { conn, request } => Input::Request { conn, request },
-            Mail::Written { receiver, seq } => Input::Written { receiver, seq },
+            Mail::Written { conn, seq } => Input::Written { conn, seq },
             Mail::Left(conn) => {
                 self.outboxes.remove(&conn);
                 Input::Left(conn)
@@ -149,6 +149,7 @@ impl Actor {
                 Say::QueueSendComplete(conn) => {
                     self.with(conn, |outbox| outbox.send_behind(&ToClient::QueueSendComplete));
                 }
+                Say::Retract(conn) => self.with(conn, Outbox::retract),
                 Say::End(conn, ending) => {
                     self.with(conn, |outbox| outbox.end(ending));
                     self.outboxes.remove(&conn);

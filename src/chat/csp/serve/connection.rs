@@ -40,6 +40,8 @@ pub(super) struct Shared {
     pub(super) server_key: Secret<32>,
     pub(super) directory: Directory,
     pub(super) clock: Clock,
+    /// Messages in flight to a connection, at most.
+    pub(super) window: usize,
     pub(super) gate: Mutex<Gate>,
     pub(super) shutdown: CancellationToken,
 }
@@ -81,7 +83,7 @@ pub(super) async fn run(
     socket: TcpStream,
     from: SocketAddr,
 ) {
-    let outbox = Arc::new(Outbox::default());
+    let outbox = Arc::new(Outbox::new(shared.window));
     let ending = run_inner(&shared, &mailbox, &outbox, conn, socket).await;
     // Sent for those who never joined as well: it names a connection, so it cannot hit anybody else.
     let _ = mailbox.send(Mail::Left(conn)).await;
@@ -133,7 +135,7 @@ async fn run_inner(
 
     let (mut reading, mut writing) = socket.into_split();
     let ending = {
-        let mut write = std::pin::pin!(write(&mut writing, session.sealer, outbox, mailbox, identity));
+        let mut write = std::pin::pin!(write(&mut writing, session.sealer, outbox, mailbox, conn));
         let read = read(&mut reading, session.opener, shared, mailbox, outbox, conn);
         let written = tokio::select! {
             ending = &mut write => Some(ending),
@@ -240,7 +242,7 @@ async fn write(
     mut sealer: Sealer,
     outbox: &Outbox,
     mailbox: &mpsc::Sender<Mail>,
-    identity: Identity,
+    conn: ConnId,
 ) -> Ending {
     let mut buffer = BytesMut::new();
     loop {
@@ -266,7 +268,7 @@ async fn write(
             return ending;
         }
         for seq in written.iter().filter_map(|item| item.written) {
-            if mailbox.send(Mail::Written { receiver: identity, seq }).await.is_err() {
+            if mailbox.send(Mail::Written { conn, seq }).await.is_err() {
                 return Ending::ShuttingDown;
             }
         }

@@ -38,7 +38,7 @@ use gate::Gate;
 
 pub use connection::{HANDSHAKE_MAX, WRITE_STALL_MAX};
 pub use gate::{FAILURES_MAX, WINDOW as FAILURES_WINDOW};
-pub use outbox::OUTBOX_BYTES_MAX;
+pub use outbox::outbox_bytes_max;
 
 /// The file in the data directory that holds the server's permanent key: 64 hexadecimal digits.
 pub const KEY_FILE: &str = "csp-server.key";
@@ -190,7 +190,14 @@ pub async fn start_on(
     let weak = mailbox.downgrade();
     let actor = tokio::spawn(Actor::new(config.limits, store, next_seq, clock, config.push).run(mail));
     let gate = Mutex::new(Gate::new(&config.failures_exempt));
-    let shared = Arc::new(Shared { server_key, directory: directory.clone(), clock, gate, shutdown });
+    let shared = Arc::new(Shared {
+        server_key,
+        directory: directory.clone(),
+        clock,
+        window: config.limits.window,
+        gate,
+        shutdown,
+    });
     let listener = tokio::spawn(listen(listener, shared, mailbox, config.connections_max));
     Ok(Running { local_addr, public_key, directory, mailbox: weak, listener, actor })
 }

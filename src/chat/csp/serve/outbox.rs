@@ -3,6 +3,9 @@
 //! Ahead go acks, echoes, alerts: the very things a client needs to produce its next 0x82. Behind them go messages and
 //! the queue-send-complete. Both count against one limit; whoever exceeds it is not reading, and is disconnected. Nothing
 //! promised is lost by that: messages without a 0x82 are still queued.
+//!
+//! A connection that is blocked again gives back what waits behind, so a window's worth of messages waits at most, also
+//! when the next window comes at once.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,14 +15,21 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::chat::csp::state::{Delivery, Ending, Seq};
-use crate::chat::csp::wire::{DATA_MAX, LoginAck, ToClient};
+use crate::chat::csp::wire::{CONTAINER_HEADER, DATA_MAX, LoginAck, ToClient};
 
-/// What may wait for a connection, in bytes: twice a full window of the longest messages.
-pub const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
+/// What may wait ahead of messages, in bytes: acks and echoes of what a client sent without listening.
+const AHEAD_BYTES_MAX: usize = 512 * 1024;
 /// What one payload costs beyond its bytes.
 const ITEM_OVERHEAD: usize = 64;
+/// What one payload costs at most.
+const ITEM_COST_MAX: usize = CONTAINER_HEADER + DATA_MAX + ITEM_OVERHEAD;
 
-const _: () = assert!(OUTBOX_BYTES_MAX >= 64 * (DATA_MAX + ITEM_OVERHEAD));
+/// What may wait for a connection, in bytes, if at most `window` messages are in flight to it: however long they are, they
+/// fit, and leave room for what goes ahead of them.
+#[must_use]
+pub const fn outbox_bytes_max(window: usize) -> usize {
+    window.saturating_mul(ITEM_COST_MAX).saturating_add(AHEAD_BYTES_MAX)
+}
 
 /// One payload that waits.
 #[derive(Debug)]
@@ -54,14 +64,25 @@ pub(super) enum Batch {
 }
 
 /// See the top of this file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outbox {
+    bytes_max: usize,
     lanes: Mutex<Lanes>,
     changed: Notify,
     ended: CancellationToken,
 }
 
 impl Outbox {
+    /// Of a connection to which at most `window` messages are in flight.
+    pub(super) fn new(window: usize) -> Self {
+        Self {
+            bytes_max: outbox_bytes_max(window),
+            lanes: Mutex::default(),
+            changed: Notify::new(),
+            ended: CancellationToken::new(),
+        }
+    }
+
     /// The client is let in.
     pub(super) fn admit(&self, ack: LoginAck) {
         self.lanes().admission = Some(ack);
@@ -109,7 +130,7 @@ impl Outbox {
             return;
         }
         lanes.bytes += item.cost();
-        if lanes.bytes > OUTBOX_BYTES_MAX {
+        if lanes.bytes > self.bytes_max {
             lanes.ahead.clear();
             lanes.behind.clear();
             lanes.ending = Some(Ending::OutboxFull);
@@ -119,6 +140,13 @@ impl Outbox {
         }
         drop(lanes);
         self.changed.notify_one();
+    }
+
+    /// What waits behind is not to be written any more. What the writer has taken out already counts as written.
+    pub(super) fn retract(&self) {
+        let mut lanes = self.lanes();
+        let retracted: usize = lanes.behind.drain(..).map(|item| item.cost()).sum();
+        lanes.bytes = lanes.bytes.saturating_sub(retracted);
     }
 
     /// The connection ends when what waits ahead is written. The first reason counts.
@@ -174,6 +202,10 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::csp::wire::message::BOXES_MAX;
+    use crate::chat::csp::wire::{Message, MessageFlags, MessageId, WireIdentity};
+
+    const WINDOW: usize = 64;
 
     fn echo(len: usize) -> ToClient {
         ToClient::EchoResponse(vec![0; len].into())
@@ -186,9 +218,24 @@ mod tests {
         }
     }
 
+    fn longest_message() -> Delivery {
+        let message = Message {
+            sender: WireIdentity(*b"AAAAAAAA"),
+            receiver: WireIdentity(*b"BBBBBBBB"),
+            id: MessageId(1),
+            created_at_s: 0,
+            flags: MessageFlags::default(),
+            nickname: [0; 32],
+            metadata_box: Bytes::new(),
+            nonce: [0; 24],
+            message_box: vec![0; BOXES_MAX].into(),
+        };
+        Delivery { message, tell_written: None, now_or_never: false }
+    }
+
     #[test]
     fn csp_6_echo_goes_ahead_of_what_waits_behind() {
-        let outbox = Outbox::default();
+        let outbox = Outbox::new(WINDOW);
         outbox.send_behind(&ToClient::QueueSendComplete);
         outbox.send(&echo(8));
         assert_eq!(kinds(outbox.take(usize::MAX)), [0x80, 0xd0]);
@@ -197,8 +244,9 @@ mod tests {
 
     #[test]
     fn a_full_outbox_ends_the_connection_and_holds_nothing_any_more() {
-        let outbox = Outbox::default();
-        for _ in 0..OUTBOX_BYTES_MAX / DATA_MAX {
+        let outbox = Outbox::new(WINDOW);
+        for _ in 0..=outbox_bytes_max(WINDOW) / ITEM_COST_MAX {
+            assert!(outbox.ending().is_none());
             outbox.send(&echo(DATA_MAX));
         }
         assert!(matches!(outbox.take(1), Some(Batch::End(Ending::OutboxFull))));
@@ -207,8 +255,35 @@ mod tests {
     }
 
     #[test]
+    fn window_after_window_fits_when_the_last_one_was_retracted() {
+        for window in [1, WINDOW, 1_000] {
+            let outbox = Outbox::new(window);
+            for _ in 0..3 {
+                outbox.retract();
+                (0..window).for_each(|_| outbox.deliver(longest_message()));
+                outbox.send_behind(&ToClient::QueueSendComplete);
+            }
+            outbox.send(&echo(DATA_MAX));
+            assert_eq!(outbox.ending(), None, "window {window}");
+            let all = kinds(outbox.take(usize::MAX));
+            assert_eq!((all.len(), all[0], all[1], all[window + 1]), (window + 2, 0x80, 0x02, 0xd0));
+        }
+    }
+
+    #[test]
+    fn csp_5_what_waits_behind_can_be_retracted_and_what_waits_ahead_stays() {
+        let outbox = Outbox::new(WINDOW);
+        outbox.deliver(longest_message());
+        outbox.send_behind(&ToClient::QueueSendComplete);
+        outbox.send(&echo(8));
+        outbox.retract();
+        assert_eq!(kinds(outbox.take(usize::MAX)), [0x80]);
+        assert_eq!(outbox.lanes().bytes, 0);
+    }
+
+    #[test]
     fn an_ending_lets_acks_out_and_keeps_messages_back() {
-        let outbox = Outbox::default();
+        let outbox = Outbox::new(WINDOW);
         outbox.send_behind(&ToClient::QueueSendComplete);
         outbox.send(&echo(8));
         outbox.end(Ending::Replaced);

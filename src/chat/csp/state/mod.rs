@@ -144,8 +144,8 @@ pub enum Input {
     },
     /// A message with [`Delivery::tell_written`] is on the socket.
     Written {
-        /// Whose queue it is from.
-        receiver: Identity,
+        /// Whose socket.
+        conn: ConnId,
         /// The message.
         seq: Seq,
     },
@@ -276,6 +276,8 @@ pub enum Say {
     Deliver(ConnId, Delivery),
     /// The queue has been sent, behind its messages.
     QueueSendComplete(ConnId),
+    /// The connection is blocked again: what it was to be told of messages and is not on its socket is not to get there.
+    Retract(ConnId),
     /// The connection ends.
     End(ConnId, Ending),
     /// Messages are wanted from the store.
@@ -394,7 +396,7 @@ impl State {
             Input::Fetched { receiver, fetch, through, messages } => {
                 self.fetched(now, receiver, fetch, through, messages, &mut step);
             }
-            Input::Written { receiver, seq } => self.remove(receiver, seq, &mut step),
+            Input::Written { conn, seq } => self.written(conn, seq, &mut step),
             Input::Left(conn) => self.leave(now, conn),
             Input::Alert { identity, text } => {
                 for conn in self.mailboxes.get(&identity).into_iter().flat_map(Mailbox::connections) {
@@ -502,6 +504,7 @@ impl State {
             }
             // On the active connection, and without a device id, it means nothing (spec 5).
             Request::Unblock if device.is_some() && mailbox.active() != Some(conn) => {
+                step.says.extend(mailbox.active().map(Say::Retract));
                 mailbox.activate(conn);
                 self.pump(identity, step);
             }
@@ -571,6 +574,15 @@ impl State {
             self.forget(receiver, seq);
         }
         self.pump(receiver, step);
+    }
+
+    /// A message that nobody will ack is done when it is written, but only by the connection that is active now: on its
+    /// way to another one it was taken back, and goes to this one as well.
+    fn written(&mut self, conn: ConnId, seq: Seq, step: &mut Step) {
+        let Some(&Seat { identity, .. }) = self.seats.get(&conn) else { return };
+        if self.mailboxes.get(&identity).is_some_and(|mailbox| mailbox.active() == Some(conn)) {
+            self.remove(identity, seq, step);
+        }
     }
 
     /// Takes a message out of a queue and sends what may follow it.

@@ -21,6 +21,7 @@ enum Heard {
     Message(u64),
     Complete,
     CookieChanged,
+    Retracted,
     Alert(String),
     Ended(Ending),
 }
@@ -36,7 +37,7 @@ struct World {
     pushes: Vec<PushRequest>,
     discards: Vec<Discard>,
     /// A connection that does not get its messages written leaves them here.
-    unwritten: Vec<(Identity, Seq)>,
+    unwritten: Vec<(ConnId, Seq)>,
     next_conn: u64,
 }
 
@@ -123,11 +124,12 @@ impl World {
                 Say::Deliver(conn, delivery) => {
                     self.hear(conn, Heard::Message(delivery.message.id.0));
                     if let Some(seq) = delivery.tell_written {
-                        self.unwritten.push((delivery.message.receiver.valid().unwrap(), seq));
+                        self.unwritten.push((conn, seq));
                     }
                     self.delivered.push(delivery.message);
                 }
                 Say::QueueSendComplete(conn) => self.hear(conn, Heard::Complete),
+                Say::Retract(conn) => self.hear(conn, Heard::Retracted),
                 Say::End(conn, ending) => self.hear(conn, Heard::Ended(ending)),
                 Say::Fetch { receiver, fetch, seqs } => {
                     let through = *seqs.last().unwrap();
@@ -275,8 +277,8 @@ fn csp_13_6_no_queuing_and_no_ack_are_independent() {
             assert_eq!(w.heard(a).len(), usize::from(acked), "{case}");
             assert_eq!(w.heard(b).len(), usize::from(online), "{case}");
             assert_eq!(w.kept.len(), usize::from(kept), "{case}");
-            for (receiver, seq) in std::mem::take(&mut w.unwritten) {
-                w.input(Input::Written { receiver, seq });
+            for (conn, seq) in std::mem::take(&mut w.unwritten) {
+                w.input(Input::Written { conn, seq });
             }
             let no_ack = flags & 0x04 != 0;
             assert_eq!(w.kept.is_empty(), !kept || (online && no_ack), "written means done, {case}");
@@ -385,12 +387,33 @@ fn csp_13_10_hand_over_between_devices_returns_what_was_not_acked_and_late_acks_
     w.ack(old, A, 1);
     assert_eq!(w.queue(B), [2, 3], "the old leader had it");
     w.send(a, message(A, B, 4, 0));
-    assert_eq!((w.heard(old), w.heard(new)), (vec![], messages([4])));
+    assert_eq!((w.heard(old), w.heard(new)), (vec![Heard::Retracted], messages([4])));
     w.unblock(old);
     assert_eq!(w.heard(old), [messages(2..=4), vec![Heard::Complete]].concat(), "last 0x03 wins, both ways");
     w.input(Input::Left(old));
     w.send(a, message(A, B, 5, 0));
-    assert_eq!(w.heard(new), [], "it was blocked again");
+    assert_eq!(w.heard(new), [Heard::Retracted], "it was blocked again");
+}
+
+/// What one connection's writer gets round to late says nothing about the one that gets the messages now.
+#[test]
+fn csp_4_3_a_message_without_ack_is_done_only_when_the_active_connection_wrote_it() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let (old, new) = (w.joined(B, Some(1)), w.joined(B, Some(2)));
+    w.unblock(old);
+    w.send(a, message(A, B, 1, 0x04));
+    w.unblock(new);
+    let written = std::mem::take(&mut w.unwritten);
+    assert_eq!(written, [(old, Seq(1)), (new, Seq(1))]);
+    w.input(Input::Written { conn: old, seq: Seq(1) });
+    assert_eq!(w.queue(B), [1], "the new one may not have got it yet");
+    let newest = w.joined(B, Some(2));
+    w.input(Input::Written { conn: new, seq: Seq(1) });
+    assert_eq!(w.queue(B), [1], "displaced before it was written");
+    w.unblock(newest);
+    w.input(Input::Written { conn: newest, seq: Seq(1) });
+    assert!(w.queue(B).is_empty());
 }
 
 /// The table of spec 5: who goes when somebody comes.
