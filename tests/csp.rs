@@ -456,6 +456,27 @@ async fn csp_13_6_each_flag() {
     room.close().await;
 }
 
+/// The client was told to go and has not gone yet: it does not count as present.
+#[tokio::test]
+async fn csp_5_who_was_told_to_go_is_not_active_any_more() {
+    let dir = temp();
+    let pushes: std::sync::Arc<Pushes> = Default::default();
+    let hook = std::sync::Arc::clone(&pushes);
+    let room = Room::open_with(dir.path(), |config| config.push = hook).await;
+    let (a, b) = (room.person().await, room.person().await);
+    let mut sender = room.alone(&a).await;
+    let mut receiver = room.alone(&b).await;
+    receiver.set_idle_timeout(29).await.unwrap();
+    assert!(matches!(event(&mut receiver).await, Event::CloseError { .. }));
+    sent(&mut sender, a.flagged(&b, 1, MessageFlags::SEND_PUSH), b.ack_of(1)).await;
+    assert_eq!(*pushes.0.lock().unwrap(), [b.identity]);
+    sent(&mut sender, a.flagged(&b, 2, MessageFlags::NO_QUEUING), b.ack_of(2)).await;
+    ends(&mut receiver).await;
+    let mut receiver = room.login(room.login_of(&b)).await;
+    assert_eq!(events_until_complete(&mut receiver).await, [1]);
+    room.close().await;
+}
+
 async fn event_flags(client: &mut Client) -> (u64, MessageFlags) {
     match event(client).await {
         Event::Message(message) => (message.id.0, message.flags),

@@ -18,7 +18,7 @@ use super::outbox::{Batch, Outbox};
 use crate::chat::csp::state::{ConnId, Ending, Join, Line, LineStep};
 use crate::chat::csp::store::{Directory, DirectoryState, StoreError};
 use crate::chat::csp::wire::handshake::{AwaitLogin, CLIENT_HELLO, LOGIN_BOX, Verified};
-use crate::chat::csp::wire::{Frames, FromClient, HandshakeError, Identity, Opener, Sealer};
+use crate::chat::csp::wire::{Frames, FromClient, HandshakeError, Identity, Opener, Sealer, Session};
 use crate::crypto::{Secret, random};
 use crate::time::Clock;
 use crate::wire::delimit::{BadUnit, Cutter};
@@ -84,12 +84,20 @@ pub(super) async fn run(
     from: SocketAddr,
 ) {
     let outbox = Arc::new(Outbox::new(shared.window));
-    let ending = run_inner(&shared, &mailbox, &outbox, conn, socket).await;
-    // Sent for those who never joined as well: it names a connection, so it cannot hit anybody else.
-    let _ = mailbox.send(Mail::Left(conn)).await;
-    match ending {
-        Ok((identity, ending)) => info!(%identity, %ending, "connection ended"),
+    let admitted = tokio::select! {
+        admitted = tokio::time::timeout(HANDSHAKE_MAX, admit(&shared, &mailbox, &outbox, conn, socket)) => {
+            admitted.unwrap_or(Err(Refused::TimedOut))
+        }
+        () = shared.shutdown.cancelled() => Err(Refused::ShuttingDown),
+    };
+    match admitted {
+        Ok(Admitted { identity, session, socket }) => {
+            let ending = serve(&shared, &mailbox, &outbox, conn, session, socket).await;
+            info!(%identity, %ending, "connection ended");
+        }
         Err(refused) => {
+            // Sent for those who never joined as well: it names a connection, so it cannot hit anybody else.
+            let _ = mailbox.send(Mail::Left(conn)).await;
             match &refused {
                 Refused::Store(..) => error!(%refused, "not let in"),
                 _ => debug!(%refused, "not let in"),
@@ -101,48 +109,66 @@ pub(super) async fn run(
     }
 }
 
-async fn run_inner(
+/// Somebody who is logged in, and knows it.
+#[derive(Debug)]
+struct Admitted {
+    identity: Identity,
+    session: Session,
+    socket: TcpStream,
+}
+
+async fn admit(
     shared: &Shared,
     mailbox: &mpsc::Sender<Mail>,
     outbox: &Arc<Outbox>,
     conn: ConnId,
     mut socket: TcpStream,
-) -> Result<(Identity, Ending), Refused> {
-    let admission = async {
-        let verified = handshake(shared, &mut socket).await?;
-        let identity = verified.identity();
-        let introduction = verified.introduction();
-        let info: String = introduction.client_info().chars().take(CLIENT_INFO_MAX).collect();
-        debug!(%identity, client_info = %info.escape_debug(), "vouch verified");
-        let join = Join {
-            conn,
-            identity,
-            device: introduction.device_id(),
-            features: introduction.features(),
-            cookie: introduction.cookie(),
-        };
-        let joined = mailbox.send(Mail::Join { join, outbox: Arc::clone(outbox) }).await;
-        joined.map_err(|_| Refused::ShuttingDown)?;
-        let ack = outbox.admitted().await.map_err(Refused::Ended)?;
-        let (session, ack) = verified.accept(ack);
-        socket.write_all(&ack).await?;
-        Ok((identity, session))
+) -> Result<Admitted, Refused> {
+    let verified = handshake(shared, &mut socket).await?;
+    let identity = verified.identity();
+    let introduction = verified.introduction();
+    let info: String = introduction.client_info().chars().take(CLIENT_INFO_MAX).collect();
+    debug!(%identity, client_info = %info.escape_debug(), "vouch verified");
+    let join = Join {
+        conn,
+        identity,
+        device: introduction.device_id(),
+        features: introduction.features(),
+        cookie: introduction.cookie(),
     };
-    let (identity, session) = tokio::select! {
-        admitted = tokio::time::timeout(HANDSHAKE_MAX, admission) => admitted.unwrap_or(Err(Refused::TimedOut))?,
-        () = shared.shutdown.cancelled() => return Err(Refused::ShuttingDown),
-    };
+    let joined = mailbox.send(Mail::Join { join, outbox: Arc::clone(outbox) }).await;
+    joined.map_err(|_| Refused::ShuttingDown)?;
+    let ack = outbox.admitted().await.map_err(Refused::Ended)?;
+    let (session, ack) = verified.accept(ack);
+    socket.write_all(&ack).await?;
+    Ok(Admitted { identity, session, socket })
+}
 
+/// Serves a client that is logged in. The actor hears that it leaves before the client hears why: from the moment it
+/// is decided nobody is to count on this connection, however long the farewell takes. Else a message with the push
+/// flag would wake nobody, because somebody is there who was just told to go.
+async fn serve(
+    shared: &Shared,
+    mailbox: &mpsc::Sender<Mail>,
+    outbox: &Outbox,
+    conn: ConnId,
+    session: Session,
+    socket: TcpStream,
+) -> Ending {
     let (mut reading, mut writing) = socket.into_split();
     let ending = {
         let mut write = std::pin::pin!(write(&mut writing, session.sealer, outbox, mailbox, conn));
         let read = read(&mut reading, session.opener, shared, mailbox, outbox, conn);
-        let written = tokio::select! {
-            ending = &mut write => Some(ending),
-            ending = read => { outbox.end(ending); None }
-            () = shared.shutdown.cancelled() => { outbox.end(Ending::ShuttingDown); None }
-            () = outbox.ended() => None,
+        let (written, decided) = tokio::select! {
+            ending = &mut write => (Some(ending), None),
+            ending = read => (None, Some(ending)),
+            () = shared.shutdown.cancelled() => (None, Some(Ending::ShuttingDown)),
+            () = outbox.ended() => (None, None),
         };
+        let _ = mailbox.send(Mail::Left(conn)).await;
+        if let Some(ending) = decided {
+            outbox.end(ending);
+        }
         match written {
             Some(ending) => ending,
             // That it reads nothing is known already.
@@ -160,7 +186,7 @@ async fn run_inner(
             () = shared.shutdown.cancelled() => {}
         }
     }
-    Ok((identity, ending))
+    ending
 }
 
 async fn handshake(shared: &Shared, socket: &mut TcpStream) -> Result<Verified, Refused> {
