@@ -624,6 +624,34 @@ async fn csp_13_11_the_same_device_id_twice_ends_the_older_with_the_text_that_ap
     room.close().await;
 }
 
+/// Logins that come together are decided together: all but the last are displaced before they are let in.
+#[tokio::test]
+async fn csp_7_who_is_displaced_while_logging_in_is_let_in_and_told() {
+    const COUNT: usize = 20;
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let person = room.person().await;
+    let logins = (0..COUNT).map(|_| room.login(room.login_of(&person)));
+    let mut told = 0;
+    for mut client in futures_util::future::join_all(logins).await {
+        client.echo(&b"last"[..]).await.unwrap_or_default();
+        let last = loop {
+            match event(&mut client).await {
+                Event::QueueSendComplete => {}
+                other => break other,
+            }
+        };
+        match last {
+            Event::CloseError { can_reconnect: false, message } if message.starts_with("Another connection") => {
+                told += 1
+            }
+            other => assert_eq!(other, Event::EchoResponse(b"last"[..].into())),
+        }
+    }
+    assert_eq!(told, COUNT - 1);
+    room.close().await;
+}
+
 #[tokio::test]
 async fn csp_13_12_idle_timeout_29_is_closed_and_30_accepted() {
     let dir = temp();

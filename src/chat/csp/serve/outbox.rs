@@ -89,16 +89,17 @@ impl Outbox {
         self.changed.notify_one();
     }
 
-    /// Waits for [`Self::admit`], or for the end.
+    /// Waits for [`Self::admit`], or for the end. Who was let in and is to end already is let in all the same: only
+    /// behind its login-ack can it be told why, and who is not told comes back at once.
     pub(super) async fn admitted(&self) -> Result<LoginAck, Ending> {
         loop {
             {
                 let mut lanes = self.lanes();
-                if let Some(ending) = &lanes.ending {
-                    return Err(ending.clone());
-                }
                 if let Some(ack) = lanes.admission.take() {
                     return Ok(ack);
+                }
+                if let Some(ending) = &lanes.ending {
+                    return Err(ending.clone());
                 }
             }
             self.changed.notified().await;
@@ -279,6 +280,18 @@ mod tests {
         outbox.retract();
         assert_eq!(kinds(outbox.take(usize::MAX)), [0x80]);
         assert_eq!(outbox.lanes().bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn an_ending_comes_behind_the_admission() {
+        let (outbox, ack) = (Outbox::new(WINDOW), LoginAck { time_ms: 1, queued: 2 });
+        outbox.admit(ack);
+        outbox.end(Ending::Replaced);
+        assert_eq!(outbox.admitted().await, Ok(ack));
+        assert!(matches!(outbox.take(usize::MAX), Some(Batch::End(Ending::Replaced))));
+        let outbox = Outbox::new(WINDOW);
+        outbox.end(Ending::Store);
+        assert_eq!(outbox.admitted().await, Err(Ending::Store));
     }
 
     #[test]
