@@ -984,6 +984,45 @@ async fn csp_10_the_directory_is_changed_beside_a_running_server() {
     room.close().await;
 }
 
+/// The directory is changed through a connection of its own, as another process does.
+#[tokio::test]
+async fn csp_10_who_is_revoked_while_connected_is_told_and_ended() {
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let (a, b) = (room.person().await, room.person().await);
+    let directory = Directory::open(dir.path()).await.unwrap();
+    let revoke = async |who: &Person| assert!(directory.revoke(who.identity).await.unwrap());
+    let told = async |client: &mut Client| {
+        let farewell = event(client).await;
+        let Event::CloseError { can_reconnect: false, message } = farewell else { panic!("{farewell:?}") };
+        assert!(message.contains("revoked"), "{message}");
+        ends(client).await;
+    };
+
+    // One that speaks is ended by that, unheard.
+    let mut receiver = room.alone(&b).await;
+    let mut sender = room.alone(&a).await;
+    revoke(&a).await;
+    sender.send_message(a.message(&b, 1)).await.unwrap();
+    told(&mut sender).await;
+    echoes(&mut receiver, b"nothing came").await;
+
+    // One that is spoken to is ended by that. Its sender sees no difference to one that never was.
+    let c = room.person().await;
+    let mut sender = room.alone(&c).await;
+    revoke(&b).await;
+    sent(&mut sender, c.message(&b, 2), b.ack_of(2)).await;
+    told(&mut receiver).await;
+
+    // One that says nothing is ended within a minute.
+    let mut silent = sender;
+    revoke(&c).await;
+    pass(60).await;
+    told(&mut silent).await;
+    directory.close().await;
+    room.close().await;
+}
+
 #[tokio::test]
 async fn the_servers_key_is_made_once_kept_private_and_never_guessed_at() {
     let dir = temp();

@@ -36,6 +36,9 @@ pub enum Ending {
     /// The same identity logged in again.
     #[error("replaced by another connection")]
     Replaced,
+    /// The identity was revoked.
+    #[error("the identity is revoked")]
+    Revoked,
     // Ours.
     /// The store failed: nothing that was not acked is promised.
     #[error("the store failed")]
@@ -53,6 +56,8 @@ impl Ending {
             // Apps compare the beginning of this text: with any other, a change of networks would leave a phone
             // disconnected and showing an error (spec 7).
             Self::Replaced => (false, "Another connection for the same identity has been established."),
+            // Coming back would be in vain, for ever.
+            Self::Revoked => (false, "This identity has been revoked."),
             Self::IdleTimeoutOutOfRange(_) => (true, "The connection idle timeout must be between 30 and 600 seconds."),
             Self::Gone
             | Self::BadFrame(_)

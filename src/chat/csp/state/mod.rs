@@ -82,7 +82,8 @@ impl Default for Limits {
 
 /// How long a mailbox without connections stays awake.
 const AWAKE: Duration = Duration::from_secs(60);
-/// How often messages of sleeping mailboxes are looked through for those whose time has passed.
+/// How often messages of sleeping mailboxes are looked through for those whose time has passed, and the connected for
+/// those who were revoked.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Somebody who has proved who they are, and wants in.
@@ -100,20 +101,25 @@ pub struct Join {
     pub cookie: Option<DeviceCookie>,
 }
 
-/// What the directory says of the receiver of a message, at the time the message came.
+/// What the directory says of somebody, at the time of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// There is one, and its mailbox is awake.
+    /// They are in it, and their mailbox is awake.
     Active,
-    /// There is none, or it was revoked.
+    /// They are not, or were revoked.
     Unknown,
 }
 
 /// What can happen.
 #[derive(Debug)]
 pub enum Input {
-    /// A connection has logged in. Its mailbox must be awake.
-    Join(Join),
+    /// A connection has logged in.
+    Join {
+        /// Who.
+        join: Join,
+        /// Somebody may be revoked between the proof and the seat.
+        standing: Standing,
+    },
     /// A connection sends a message.
     Message {
         /// Who sends it.
@@ -149,6 +155,8 @@ pub enum Input {
         /// The message.
         seq: Seq,
     },
+    /// The directory does not know this identity any more, or it was revoked.
+    Revoked(Identity),
     /// A connection is gone.
     Left(ConnId),
     /// The operator has something to say to everybody of an identity.
@@ -289,6 +297,8 @@ pub enum Say {
         /// Which ones, in order; never empty.
         seqs: Vec<Seq>,
     },
+    /// The directory is to be asked for these, who are connected: [`Input::Revoked`] for those it does not let in any more.
+    LookUp(Vec<Identity>),
     /// Wake somebody.
     Push(PushRequest),
     /// Tell the operator.
@@ -369,6 +379,16 @@ impl State {
         self.mailboxes.contains_key(&identity)
     }
 
+    /// As whom a connection is logged in.
+    #[must_use]
+    pub fn identity(&self, conn: ConnId) -> Option<Identity> {
+        self.seats.get(&conn).map(|seat| seat.identity)
+    }
+
+    fn connections(&self, identity: Identity) -> impl Iterator<Item = ConnId> {
+        self.mailboxes.get(&identity).into_iter().flat_map(Mailbox::connections)
+    }
+
     /// Wakes a mailbox with what was kept of it. Does nothing to one that is awake.
     pub fn wake(&mut self, now: Now, identity: Identity, kept: Kept) {
         if self.is_awake(identity) {
@@ -390,16 +410,22 @@ impl State {
     pub fn handle(&mut self, now: Now, input: Input) -> Step {
         let mut step = Step::default();
         match input {
-            Input::Join(join) => self.join(now, &join, &mut step),
+            Input::Join { join, standing: Standing::Active } => self.join(now, &join, &mut step),
+            Input::Join { join, standing: Standing::Unknown } => step.says.push(Say::End(join.conn, Ending::Revoked)),
             Input::Message { conn, message, receiver } => self.message(now, conn, message, receiver, &mut step),
             Input::Request { conn, request } => self.request(conn, request, &mut step),
             Input::Fetched { receiver, fetch, through, messages } => {
                 self.fetched(now, receiver, fetch, through, messages, &mut step);
             }
             Input::Written { conn, seq } => self.written(conn, seq, &mut step),
+            Input::Revoked(identity) => {
+                for conn in self.connections(identity).collect::<Vec<_>>() {
+                    self.end(now, conn, Ending::Revoked, &mut step);
+                }
+            }
             Input::Left(conn) => self.leave(now, conn),
             Input::Alert { identity, text } => {
-                for conn in self.mailboxes.get(&identity).into_iter().flat_map(Mailbox::connections) {
+                for conn in self.connections(identity) {
                     step.send(conn, ToClient::Alert(text.clone()));
                 }
             }
@@ -660,6 +686,12 @@ impl State {
                 }
                 Timer::Sweep => {
                     step.writes.push(Write::Sweep { now_ms: now.wall_ms });
+                    let mut connected: Vec<Identity> = self.seats.values().map(|seat| seat.identity).collect();
+                    connected.sort_unstable();
+                    connected.dedup();
+                    if !connected.is_empty() {
+                        step.says.push(Say::LookUp(connected));
+                    }
                     self.timers.insert((now.monotonic.saturating_add(SWEEP), Timer::Sweep));
                 }
             }

@@ -36,6 +36,8 @@ struct World {
     cookies: HashMap<Identity, (DeviceCookie, bool)>,
     pushes: Vec<PushRequest>,
     discards: Vec<Discard>,
+    /// Who the directory was asked for last.
+    looked_up: Vec<Identity>,
     /// A connection that does not get its messages written leaves them here.
     unwritten: Vec<(ConnId, Seq)>,
     next_conn: u64,
@@ -75,6 +77,7 @@ impl World {
             cookies: HashMap::new(),
             pushes: Vec::new(),
             discards: Vec::new(),
+            looked_up: Vec::new(),
             unwritten: Vec::new(),
             next_conn: 1,
         }
@@ -140,6 +143,7 @@ impl World {
                     let messages = seqs.iter().filter_map(read).collect();
                     self.input(Input::Fetched { receiver, fetch, through, messages });
                 }
+                Say::LookUp(identities) => self.looked_up = identities,
                 Say::Push(request) => self.pushes.push(request),
                 Say::Notice(Notice::Discarded { why, .. }) => self.discards.push(why),
                 Say::Notice(_) => {}
@@ -160,7 +164,8 @@ impl World {
         self.next_conn += 1;
         self.wake(id(who));
         let device = device.map(CspDeviceId);
-        self.input(Input::Join(Join { conn, identity: id(who), device, features: Features(features), cookie }));
+        let join = Join { conn, identity: id(who), device, features: Features(features), cookie };
+        self.input(Input::Join { join, standing: Standing::Active });
         conn
     }
 
@@ -592,6 +597,45 @@ fn csp_9_push_tokens_go_to_the_hook_until_they_are_deleted() {
     assert_eq!(devices(&mut w), [(2, false)], "an empty list: all but the sender's own");
     w.input(Input::Request { conn: one, request: delete(&[2, 9]) });
     assert_eq!(devices(&mut w), []);
+}
+
+#[test]
+fn csp_10_who_is_revoked_is_ended_on_every_connection_and_nothing_more_is_taken() {
+    let mut w = World::new();
+    let (a, one, two) = (w.joined(A, None), w.joined(B, Some(1)), w.joined(B, Some(2)));
+    w.unblock(one);
+    w.send(a, message(A, B, 1, 0));
+    w.heard(one);
+    w.input(Input::Revoked(id(B)));
+    for conn in [one, two] {
+        assert_eq!(w.heard(conn), [Heard::Ended(Ending::Revoked)]);
+        w.send(conn, message(B, A, 9, 0));
+        w.ack(conn, A, 1);
+        assert_eq!(w.heard(conn), []);
+    }
+    assert_eq!((w.queue(A), w.queue(B)), (vec![], vec![1]), "nothing more is taken from it");
+    w.input(Input::Revoked(id(B)));
+
+    // Revoked while it was logging in.
+    let conn = ConnId(900);
+    let join = Join { conn, identity: id(B), device: None, features: Features(3), cookie: None };
+    w.input(Input::Join { join, standing: Standing::Unknown });
+    assert_eq!(w.heard(conn), [Heard::Ended(Ending::Revoked)]);
+    assert!(!w.state.seats.contains_key(&conn));
+}
+
+#[test]
+fn csp_10_the_directory_is_asked_every_minute_for_those_who_say_nothing() {
+    let mut w = World::new();
+    w.pass(60);
+    assert!(w.looked_up.is_empty(), "nobody is there");
+    w.joined(A, None);
+    w.joined(B, Some(2));
+    w.joined(B, Some(1));
+    w.pass(60);
+    assert_eq!(std::mem::take(&mut w.looked_up), [id(A), id(B)]);
+    w.pass(60);
+    assert_eq!(w.looked_up, [id(A), id(B)]);
 }
 
 #[test]
