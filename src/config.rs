@@ -126,7 +126,7 @@ pub struct CspConfig {
     pub listen: SocketAddr,
     /// Whether devices are told that the account's device cookie changed. Desktop clients end the connection then.
     pub device_cookie_indication: bool,
-    /// Addresses behind which many clients stand, so that none is shut out for another's failed logins: the mediator's
+    /// Addresses behind which many clients stand, so that none is shut out for what others do to log in: the mediator's
     /// above all. Without it, this machine's own.
     pub exempt: Option<Vec<IpAddr>>,
 }

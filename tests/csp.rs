@@ -301,7 +301,7 @@ async fn csp_13_3_wrong_server_cookie_and_changed_bytes_end_without_a_word() {
 #[tokio::test]
 async fn csp_2_7_who_fails_too_often_is_not_heard_for_a_while() {
     let dir = temp();
-    let room = Room::open_with(dir.path(), |config| config.failures_exempt.clear()).await;
+    let room = Room::open_with(dir.path(), |config| config.exempt.clear()).await;
     let person = room.person().await;
     for _ in 0..csp::serve::FAILURES_MAX {
         let mut socket = room.socket().await;
@@ -312,6 +312,53 @@ async fn csp_2_7_who_fails_too_often_is_not_heard_for_a_while() {
     // The last failure is counted after its socket closed: wait for the gate to shut.
     let shut = async { while room.try_login(room.login_of(&person)).await.is_ok() {} };
     soon(shut).await;
+    room.close().await;
+}
+
+#[tokio::test]
+async fn csp_2_7_who_leaves_in_the_middle_of_a_handshake_has_failed_and_who_said_nothing_has_not() {
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.exempt.clear()).await;
+    let person = room.person().await;
+    for _ in 0..2 * csp::serve::FAILURES_MAX {
+        let mut socket = room.socket().await;
+        socket.shutdown().await.unwrap();
+        closes_silently(socket).await;
+    }
+    room.alone(&person).await;
+    for _ in 0..csp::serve::FAILURES_MAX {
+        let mut socket = room.socket().await;
+        login_bytes(&room, &mut socket, &room.login_of(&person)).await;
+        socket.shutdown().await.unwrap();
+        closes_silently(socket).await;
+    }
+    // The last failure is counted after its socket closed: wait for the gate to shut.
+    let shut = async { while room.try_login(room.login_of(&person)).await.is_ok() {} };
+    soon(shut).await;
+    room.close().await;
+}
+
+#[tokio::test]
+async fn csp_2_7_handshakes_at_a_time_are_bounded_and_connections_are_not() {
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.exempt.clear()).await;
+    let (person, other) = (room.person().await, room.person().await);
+    let mut trying = Vec::new();
+    for _ in 0..csp::serve::HANDSHAKES_PER_ADDRESS_MAX - 1 {
+        let mut socket = room.socket().await;
+        // It is known to be accepted, because it is answered.
+        login_bytes(&room, &mut socket, &room.login_of(&person)).await;
+        trying.push(socket);
+    }
+    let mut first = room.alone(&person).await;
+    let mut second = room.alone(&other).await;
+    let mut socket = room.socket().await;
+    login_bytes(&room, &mut socket, &room.login_of(&person)).await;
+    trying.push(socket);
+    closes_silently(room.socket().await).await;
+    echoes(&mut first, b"undisturbed").await;
+    echoes(&mut second, b"undisturbed").await;
+    drop(trying);
     room.close().await;
 }
 

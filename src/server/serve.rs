@@ -40,7 +40,7 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         let mut settings = csp::Config::new(config.chat.csp.listen, data.clone());
         settings.limits.device_cookie_indication = config.chat.csp.device_cookie_indication;
         if let Some(exempt) = &config.chat.csp.exempt {
-            settings.failures_exempt.clone_from(exempt);
+            settings.exempt.clone_from(exempt);
         }
         Some(csp::start(settings, clock, stop_chat.clone()).await.into_diagnostic()?)
     } else {

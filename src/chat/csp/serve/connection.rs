@@ -1,7 +1,6 @@
 //! One connection, from the first byte to the last: one task, one way out.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::actor::Mail;
-use super::gate::Gate;
+use super::gate::{Attempt, Gate};
 use super::outbox::{Batch, Outbox};
 use crate::chat::csp::state::{ConnId, Ending, Join, Line, LineStep};
 use crate::chat::csp::store::{Directory, DirectoryState, StoreError};
@@ -42,7 +41,7 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     /// Messages in flight to a connection, at most.
     pub(super) window: usize,
-    pub(super) gate: Mutex<Gate>,
+    pub(super) gate: Gate,
     pub(super) shutdown: CancellationToken,
 }
 
@@ -55,22 +54,34 @@ enum Refused {
     Unknown(Identity),
     #[error("too slow")]
     TimedOut,
-    #[error("{0}")]
-    Socket(#[from] std::io::Error),
+    #[error("closed before it said anything")]
+    Silent,
+    #[error("gone in the middle of its handshake: {0}")]
+    Unfinished(#[source] std::io::Error),
     #[error("{0} cannot be looked up: {1}")]
     Store(Identity, #[source] StoreError),
     #[error("{0}")]
     Ended(Ending),
+    #[error("gone before it heard that it is let in: {0}")]
+    Unheard(#[source] std::io::Error),
+    #[error("proved who it is, but the server took too long to let it in")]
+    KeptWaiting,
     #[error("the server stops")]
     ShuttingDown,
 }
 
 impl Refused {
-    /// Whether it counts against the address it came from.
+    /// Whether it counts against the address it came from. Opening a connection and closing it does not: whoever watches
+    /// a port does that. Whoever made this server calculate and was not let in counts, and so does who kept it waiting.
     const fn is_suspicious(&self) -> bool {
         match self {
-            Self::Handshake(_) | Self::Unknown(_) | Self::TimedOut => true,
-            Self::Socket(_) | Self::Store(..) | Self::Ended(_) | Self::ShuttingDown => false,
+            Self::Handshake(_) | Self::Unknown(_) | Self::TimedOut | Self::Unfinished(_) => true,
+            Self::Silent
+            | Self::Store(..)
+            | Self::Ended(_)
+            | Self::Unheard(_)
+            | Self::KeptWaiting
+            | Self::ShuttingDown => false,
         }
     }
 }
@@ -81,17 +92,16 @@ pub(super) async fn run(
     mailbox: mpsc::Sender<Mail>,
     conn: ConnId,
     socket: TcpStream,
-    from: SocketAddr,
+    attempt: Attempt,
 ) {
     let outbox = Arc::new(Outbox::new(shared.window));
     let admitted = tokio::select! {
-        admitted = tokio::time::timeout(HANDSHAKE_MAX, admit(&shared, &mailbox, &outbox, conn, socket)) => {
-            admitted.unwrap_or(Err(Refused::TimedOut))
-        }
+        admitted = admit(&shared, &mailbox, &outbox, conn, socket) => admitted,
         () = shared.shutdown.cancelled() => Err(Refused::ShuttingDown),
     };
     match admitted {
         Ok(Admitted { identity, session, socket }) => {
+            drop(attempt);
             let ending = serve(&shared, &mailbox, &outbox, conn, session, socket).await;
             info!(%identity, %ending, "connection ended");
         }
@@ -103,7 +113,7 @@ pub(super) async fn run(
                 _ => debug!(%refused, "not let in"),
             }
             if refused.is_suspicious() {
-                shared.gate_failed(from.ip());
+                attempt.failed(shared.clock.now());
             }
         }
     }
@@ -124,7 +134,9 @@ async fn admit(
     conn: ConnId,
     mut socket: TcpStream,
 ) -> Result<Admitted, Refused> {
-    let verified = handshake(shared, &mut socket).await?;
+    let deadline = shared.clock.instant_at(shared.clock.now().monotonic.saturating_add(HANDSHAKE_MAX));
+    let proof = tokio::time::timeout_at(deadline, handshake(shared, &mut socket)).await;
+    let verified = proof.unwrap_or(Err(Refused::TimedOut))?;
     let identity = verified.identity();
     let introduction = verified.introduction();
     let info: String = introduction.client_info().chars().take(CLIENT_INFO_MAX).collect();
@@ -136,11 +148,15 @@ async fn admit(
         features: introduction.features(),
         cookie: introduction.cookie(),
     };
-    let joined = mailbox.send(Mail::Join { join, outbox: Arc::clone(outbox) }).await;
-    joined.map_err(|_| Refused::ShuttingDown)?;
-    let ack = outbox.admitted().await.map_err(Refused::Ended)?;
-    let (session, ack) = verified.accept(ack);
-    socket.write_all(&ack).await?;
+    let seated = async {
+        let joined = mailbox.send(Mail::Join { join, outbox: Arc::clone(outbox) }).await;
+        joined.map_err(|_| Refused::ShuttingDown)?;
+        let ack = outbox.admitted().await.map_err(Refused::Ended)?;
+        let (session, ack) = verified.accept(ack);
+        socket.write_all(&ack).await.map_err(Refused::Unheard)?;
+        Ok(session)
+    };
+    let session = tokio::time::timeout_at(deadline, seated).await.unwrap_or(Err(Refused::KeptWaiting))?;
     Ok(Admitted { identity, session, socket })
 }
 
@@ -191,15 +207,19 @@ async fn serve(
 
 async fn handshake(shared: &Shared, socket: &mut TcpStream) -> Result<Verified, Refused> {
     let mut hello = [0; CLIENT_HELLO];
-    socket.read_exact(&mut hello).await?;
+    let (first, rest) = hello.split_at_mut(1);
+    if !matches!(socket.read(first).await, Ok(1)) {
+        return Err(Refused::Silent);
+    }
+    socket.read_exact(rest).await.map_err(Refused::Unfinished)?;
     let (wait, answer) = AwaitLogin::answer(&shared.server_key, &hello, Secret::random(), random::bytes())?;
-    socket.write_all(&answer).await?;
+    socket.write_all(&answer).await.map_err(Refused::Unfinished)?;
     let mut login = [0; LOGIN_BOX];
-    socket.read_exact(&mut login).await?;
+    socket.read_exact(&mut login).await.map_err(Refused::Unfinished)?;
     let data = wait.open(&login)?;
     // Some clients write the two boxes separately (spec 2.3).
     let mut extensions = vec![0; data.extensions_len()];
-    socket.read_exact(&mut extensions).await?;
+    socket.read_exact(&mut extensions).await.map_err(Refused::Unfinished)?;
     let claim = data.claim(&extensions)?;
     let identity = claim.identity();
     let entry = shared.directory.lookup(identity).await.map_err(|error| Refused::Store(identity, error))?;
@@ -310,14 +330,4 @@ async fn linger(mut reading: OwnedReadHalf, mut writing: OwnedWriteHalf) {
         Ok::<_, std::io::Error>(())
     })
     .await;
-}
-
-impl Shared {
-    pub(super) fn gate_is_open(&self, from: IpAddr) -> bool {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner).is_open(self.clock.now(), from)
-    }
-
-    fn gate_failed(&self, from: IpAddr) {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner).failed(self.clock.now(), from);
-    }
 }

@@ -15,7 +15,7 @@ mod outbox;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -37,7 +37,7 @@ use connection::Shared;
 use gate::Gate;
 
 pub use connection::{HANDSHAKE_MAX, WRITE_STALL_MAX};
-pub use gate::{FAILURES_MAX, WINDOW as FAILURES_WINDOW};
+pub use gate::{FAILURES_MAX, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, WINDOW as FAILURES_WINDOW};
 pub use outbox::outbox_bytes_max;
 
 /// The file in the data directory that holds the server's permanent key: 64 hexadecimal digits.
@@ -73,7 +73,7 @@ pub struct Config {
     /// Connections at a time, at most; further ones wait to be accepted.
     pub connections_max: usize,
     /// Addresses that are not held responsible for single clients, because many stand behind them: the mediator's.
-    pub failures_exempt: Vec<IpAddr>,
+    pub exempt: Vec<IpAddr>,
     /// Wakes phones.
     pub push: Arc<dyn PushHook>,
 }
@@ -88,7 +88,7 @@ impl Config {
             data_dir,
             limits: Limits::default(),
             connections_max: 10_000,
-            failures_exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), listen.ip()],
+            exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), listen.ip()],
             push: Arc::new(LogPush),
         }
     }
@@ -189,7 +189,7 @@ pub async fn start_on(
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
     let actor = tokio::spawn(Actor::new(config.limits, store, next_seq, clock, config.push).run(mail));
-    let gate = Mutex::new(Gate::new(&config.failures_exempt));
+    let gate = Gate::new(&config.exempt);
     let shared = Arc::new(Shared {
         server_key,
         directory: directory.clone(),
@@ -219,16 +219,19 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>, mailbox: mpsc::Sende
                     continue;
                 }
             };
-            if !shared.gate_is_open(from.ip()) {
-                debug!(%from, "too many failed handshakes");
-                continue;
-            }
+            let attempt = match shared.gate.enter(shared.clock.now(), from.ip()) {
+                Ok(attempt) => attempt,
+                Err(shut) => {
+                    debug!(%from, %shut, "turned away");
+                    continue;
+                }
+            };
             // Acks and echoes are small and waited for.
             let _ = socket.set_nodelay(true);
             next_conn += 1;
             let (shared, mailbox) = (Arc::clone(&shared), mailbox.clone());
             connections.spawn(async move {
-                connection::run(shared, mailbox, ConnId(next_conn), socket, from).await;
+                connection::run(shared, mailbox, ConnId(next_conn), socket, attempt).await;
                 drop(place);
             });
         }
