@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::{ConnId, FetchId, Seq};
+use super::{CONNECTIONS_MAX, ConnId, FetchId, PUSH_TOKENS_MAX, Seq};
 use crate::chat::csp::wire::{CspDeviceId, DeviceCookie, Identity, MessageFlags, MessageId, PushToken};
 use crate::time::Now;
 
@@ -146,13 +146,22 @@ impl Mailbox {
     }
 
     /// Makes room for a connection: without a device id it wants to be alone, with one it shares with other devices
-    /// only (spec 5). Whoever has to go is returned, and has gone.
+    /// only (spec 5), and not with any number of them. Whoever has to go is returned, and has gone.
     pub(super) fn displace(&mut self, device: Option<CspDeviceId>) -> Vec<ConnId> {
         let (goes, stays): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.connections)
             .into_iter()
             .partition(|(of, _)| device.is_none() || of.is_none() || *of == device);
         self.connections = stays;
-        let displaced: Vec<ConnId> = goes.into_values().collect();
+        let mut displaced: Vec<ConnId> = goes.into_values().collect();
+        while self.connections.len() >= CONNECTIONS_MAX {
+            let Some((oldest, conn)) =
+                self.connections.iter().map(|(of, conn)| (*of, *conn)).min_by_key(|(_, conn)| *conn)
+            else {
+                break;
+            };
+            self.connections.remove(&oldest);
+            displaced.push(conn);
+        }
         if self.active().is_some_and(|active| displaced.contains(&active)) {
             self.deactivate();
         }
@@ -272,9 +281,23 @@ impl Mailbox {
         &self.tokens
     }
 
-    pub(super) fn set_token(&mut self, device: Option<CspDeviceId>, voip: bool, token: Option<PushToken>) {
+    /// The latest one last. Those that have to make room for it are returned, and gone. What was set before the mailbox
+    /// fell asleep has lost its order, and counts as old.
+    pub(super) fn set_token(
+        &mut self,
+        device: Option<CspDeviceId>,
+        voip: bool,
+        token: Option<PushToken>,
+    ) -> Vec<KeptToken> {
         self.tokens.retain(|kept| kept.device != device || kept.voip != voip);
-        self.tokens.extend(token.map(|token| KeptToken { device, voip, token }));
+        let Some(token) = token else { return Vec::new() };
+        let mut replaced = Vec::new();
+        while self.tokens.len() >= PUSH_TOKENS_MAX {
+            let oldest_absent = self.tokens.iter().position(|kept| !self.connections.contains_key(&kept.device));
+            replaced.push(self.tokens.remove(oldest_absent.unwrap_or(0)));
+        }
+        self.tokens.push(KeptToken { device, voip, token });
+        replaced
     }
 
     pub(super) fn remove_tokens(&mut self, gone: impl Fn(Option<CspDeviceId>) -> bool) -> Vec<KeptToken> {

@@ -80,6 +80,13 @@ impl Default for Limits {
     }
 }
 
+/// Connections of one identity at a time, at most: twice as many as a device group can have devices. One more ends the
+/// one that has been there longest.
+pub const CONNECTIONS_MAX: usize = 32;
+/// Push tokens kept for one identity, at most: two for each of these devices. One more replaces the one that was set
+/// longest ago, devices that are connected last.
+pub const PUSH_TOKENS_MAX: usize = 2 * CONNECTIONS_MAX;
+
 /// How long a mailbox without connections stays awake.
 const AWAKE: Duration = Duration::from_secs(60);
 /// How often messages of sleeping mailboxes are looked through for those whose time has passed, and the connected for
@@ -542,7 +549,9 @@ impl State {
             }
             Request::SetPushToken { voip, token } => {
                 let token = Some(token).filter(|token| token.kind != PushToken::NONE);
-                mailbox.set_token(device, voip, token.clone());
+                for KeptToken { device, voip, .. } in mailbox.set_token(device, voip, token.clone()) {
+                    step.writes.push(Write::PushToken { identity, device, voip, token: None });
+                }
                 step.writes.push(Write::PushToken { identity, device, voip, token });
             }
             Request::DeletePushTokens(devices) => {

@@ -34,6 +34,8 @@ struct World {
     /// As they went out.
     delivered: Vec<Message>,
     cookies: HashMap<Identity, (DeviceCookie, bool)>,
+    /// Of everybody.
+    tokens: Vec<KeptToken>,
     pushes: Vec<PushRequest>,
     discards: Vec<Discard>,
     /// Who the directory was asked for last.
@@ -75,6 +77,7 @@ impl World {
             heard: HashMap::new(),
             delivered: Vec::new(),
             cookies: HashMap::new(),
+            tokens: Vec::new(),
             pushes: Vec::new(),
             discards: Vec::new(),
             looked_up: Vec::new(),
@@ -113,7 +116,10 @@ impl World {
                 }
                 Write::Remove(seq) => _ = self.kept.remove(&seq),
                 Write::Cookie { identity, cookie, changed } => _ = self.cookies.insert(identity, (cookie, changed)),
-                Write::PushToken { .. } => {}
+                Write::PushToken { device, voip, token, .. } => {
+                    self.tokens.retain(|kept| kept.device != device || kept.voip != voip);
+                    self.tokens.extend(token.map(|token| KeptToken { device, voip, token }));
+                }
                 Write::Sweep { now_ms } => self.kept.retain(|_, (_, expires_ms)| *expires_ms > now_ms),
             }
         }
@@ -597,6 +603,49 @@ fn csp_9_push_tokens_go_to_the_hook_until_they_are_deleted() {
     assert_eq!(devices(&mut w), [(2, false)], "an empty list: all but the sender's own");
     w.input(Input::Request { conn: one, request: delete(&[2, 9]) });
     assert_eq!(devices(&mut w), []);
+}
+
+#[test]
+fn csp_5_an_identity_has_a_bounded_number_of_connections_and_the_oldest_goes() {
+    let mut w = World::new();
+    let conns: Vec<ConnId> = (0..CONNECTIONS_MAX as u64).map(|n| w.joined(B, Some(1_000 - n))).collect();
+    w.unblock(conns[0]);
+    w.heard(conns[0]);
+    let newest = w.joined(B, Some(5_000));
+    assert_eq!(w.heard(conns[0]), [Heard::Ended(Ending::Replaced)]);
+    assert_eq!(w.heard(conns[1]), []);
+    let same = w.joined(B, Some(5_000));
+    assert_eq!((w.heard(newest), w.heard(conns[1])), (vec![Heard::Ended(Ending::Replaced)], vec![]), "one for one");
+    assert_eq!(w.state.mailboxes[&id(B)].connections().count(), CONNECTIONS_MAX);
+    assert_eq!(w.state.seats.len(), CONNECTIONS_MAX);
+    w.unblock(same);
+    assert_eq!(w.heard(same), [Heard::Complete]);
+}
+
+#[test]
+fn csp_9_an_identity_has_a_bounded_number_of_push_tokens_and_the_oldest_absent_one_goes() {
+    let mut w = World::new();
+    let token = PushToken { kind: 0x11, token: Bytes::from_static(b"t") };
+    let set = |w: &mut World, device: u64| {
+        let conn = w.joined(B, Some(device));
+        w.input(Input::Request { conn, request: Request::SetPushToken { voip: false, token: token.clone() } });
+        conn
+    };
+    let kept = |w: &World| w.tokens.iter().map(|kept| kept.device.unwrap().0).collect::<Vec<_>>();
+    set(&mut w, 0);
+    for device in 1..PUSH_TOKENS_MAX as u64 {
+        let conn = set(&mut w, device);
+        w.input(Input::Left(conn));
+    }
+    assert_eq!(kept(&w), (0..PUSH_TOKENS_MAX as u64).collect::<Vec<_>>());
+    set(&mut w, 3);
+    set(&mut w, 9_000);
+    set(&mut w, 9_001);
+    let gone = [1, 2];
+    let mut expected: Vec<u64> = (0..PUSH_TOKENS_MAX as u64).filter(|n| !gone.contains(n) && *n != 3).collect();
+    expected.extend([3, 9_000, 9_001]);
+    assert_eq!(kept(&w), expected, "the first is connected, the third was renewed");
+    assert_eq!(w.state.mailboxes[&id(B)].tokens(), w.tokens);
 }
 
 #[test]
