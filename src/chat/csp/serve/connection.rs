@@ -294,17 +294,15 @@ async fn write(
     loop {
         buffer.clear();
         let (written, ending) = match outbox.next(WRITE_BYTES).await {
-            Batch::Items(items) => {
-                items.iter().for_each(|item| sealer.seal_frame(&item.container, &mut buffer));
-                (items, None)
-            }
-            Batch::End(ending) => {
-                if let Some(farewell) = ending.farewell() {
-                    sealer.seal_frame(&farewell.encode(), &mut buffer);
-                }
-                (Vec::new(), Some(ending))
-            }
+            Batch::Items(items) => (items, None),
+            Batch::End(ending) => (Vec::new(), Some(ending)),
         };
+        let farewell = ending.as_ref().and_then(Ending::farewell).map(|farewell| farewell.encode());
+        for container in written.iter().map(|item| &item.container).chain(&farewell) {
+            if let Err(too_long) = sealer.seal_frame(container, &mut buffer) {
+                return too_long.into();
+            }
+        }
         match tokio::time::timeout(WRITE_STALL_MAX, socket.write_all(&buffer)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return ending.unwrap_or(Ending::Gone),

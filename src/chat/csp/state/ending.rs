@@ -1,6 +1,6 @@
 //! Every way a connection ends, and the one place that says what the client is told.
 
-use crate::chat::csp::wire::{BadContainer, ToClient};
+use crate::chat::csp::wire::{BadContainer, ToClient, TooLong};
 
 /// Why a connection ends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +43,9 @@ pub enum Ending {
     /// The store failed: nothing that was not acked is promised.
     #[error("the store failed")]
     Store,
+    /// What was to be said does not fit a frame.
+    #[error("unsendable: {0}")]
+    Unsendable(#[from] TooLong),
     /// The server stops.
     #[error("shutting down")]
     ShuttingDown,
@@ -68,6 +71,7 @@ impl Ending {
             | Self::OutboxFull
             | Self::WriteStalled
             | Self::Store
+            | Self::Unsendable(_)
             | Self::ShuttingDown => return None,
         };
         Some(ToClient::CloseError { can_reconnect, message: message.to_owned() })

@@ -22,10 +22,10 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use crate::wire::bytes::{Reader, Truncated};
 use crate::wire::numbers::named_numbers;
 
-pub use frame::{FRAME_MAX, FRAME_MIN, Frames, Opener, Sealer, Session};
+pub use frame::{FRAME_MAX, FRAME_MIN, Frames, Opener, Sealer, Session, TooLong};
 pub use handshake::{DeviceCookie, Extensions, Features, HandshakeError, Introduction, LoginAck};
 pub use id::{BadIdentity, CspDeviceId, Identity, MessageId, WireIdentity};
-pub use message::{BadMessage, Message, MessageFlags};
+pub use message::{BadMessage, Message, MessageFlags, SealError};
 
 /// Length of a container's header, in bytes: payload type, then three reserved.
 pub const CONTAINER_HEADER: usize = 4;
@@ -320,6 +320,11 @@ impl ToClient {
             Self::QueueSendComplete | Self::DeviceCookieChangeIndication | Self::Unknown(_) => {}
         })
     }
+}
+
+/// As much of `text` as fits `max` bytes, by whole characters.
+pub(super) fn cut(text: &str, max: usize) -> &str {
+    text.get(..text.floor_char_boundary(max)).unwrap_or(text)
 }
 
 fn open_container(container: &Bytes) -> Result<(PayloadType, Bytes), BadContainer> {
