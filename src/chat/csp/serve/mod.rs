@@ -141,7 +141,7 @@ impl Running {
         &self.directory
     }
 
-    /// Shows a text to everybody who is connected as `identity`.
+    /// Shows a text to everybody who is connected as `identity`: [`ALERT_MAX`](super::state::ALERT_MAX) bytes of it.
     pub async fn alert(&self, identity: Identity, text: String) {
         if let Some(mailbox) = self.mailbox.upgrade() {
             let _ = mailbox.send(Mail::Alert { identity, text }).await;

@@ -30,7 +30,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::wire::{
-    CspDeviceId, DeviceCookie, Features, Identity, LoginAck, Message, MessageAck, MessageFlags, PushToken, ToClient,
+    CspDeviceId, DATA_MAX, DeviceCookie, Features, Identity, LoginAck, Message, MessageAck, MessageFlags, PushToken,
+    ToClient, cut,
 };
 use crate::time::Now;
 pub use ending::Ending;
@@ -86,6 +87,10 @@ pub const CONNECTIONS_MAX: usize = 32;
 /// Push tokens kept for one identity, at most: two for each of these devices. One more replaces the one that was set
 /// longest ago, devices that are connected last.
 pub const PUSH_TOKENS_MAX: usize = 2 * CONNECTIONS_MAX;
+
+/// Longest text of an alert, in bytes; what is beyond is cut off. It is shown on a phone, and has to be read.
+pub const ALERT_MAX: usize = 1_024;
+const _: () = assert!(ALERT_MAX <= DATA_MAX);
 
 /// How long a mailbox without connections stays awake.
 const AWAKE: Duration = Duration::from_secs(60);
@@ -170,7 +175,7 @@ pub enum Input {
     Alert {
         /// To whom.
         identity: Identity,
-        /// What.
+        /// What, [`ALERT_MAX`] bytes of it.
         text: String,
     },
     /// A deadline may have passed.
@@ -432,8 +437,9 @@ impl State {
             }
             Input::Left(conn) => self.leave(now, conn),
             Input::Alert { identity, text } => {
+                let text = cut(&text, ALERT_MAX);
                 for conn in self.connections(identity) {
-                    step.send(conn, ToClient::Alert(text.clone()));
+                    step.send(conn, ToClient::Alert(text.to_owned()));
                 }
             }
             Input::Tick => self.tick(now, &mut step),

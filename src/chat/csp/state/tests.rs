@@ -694,6 +694,11 @@ fn csp_7_an_alert_reaches_blocked_connections_too() {
     w.input(Input::Alert { identity: id(B), text: "hello".into() });
     assert_eq!((w.heard(one), w.heard(two)), (vec![Heard::Alert("hello".into())], vec![Heard::Alert("hello".into())]));
     assert_eq!(w.heard(other), []);
+
+    // Two bytes to a character, and one more in front: the last one does not fit.
+    let long = format!("x{}", "\u{fc}".repeat(ALERT_MAX));
+    w.input(Input::Alert { identity: id(B), text: long.clone() });
+    assert_eq!(w.heard(one), [Heard::Alert(long[..ALERT_MAX - 1].to_owned())]);
 }
 
 #[test]
