@@ -173,7 +173,7 @@ async fn serve(
 ) -> Ending {
     let (mut reading, mut writing) = socket.into_split();
     let ending = {
-        let mut write = std::pin::pin!(write(&mut writing, session.sealer, outbox, mailbox, conn));
+        let mut write = std::pin::pin!(write(&mut writing, session.sealer, shared.clock, mailbox, outbox, conn));
         let read = read(&mut reading, session.opener, shared, mailbox, outbox, conn);
         let (written, decided) = tokio::select! {
             ending = &mut write => (Some(ending), None),
@@ -286,14 +286,15 @@ async fn read(
 async fn write(
     socket: &mut OwnedWriteHalf,
     mut sealer: Sealer,
-    outbox: &Outbox,
+    clock: Clock,
     mailbox: &mpsc::Sender<Mail>,
+    outbox: &Outbox,
     conn: ConnId,
 ) -> Ending {
     let mut buffer = BytesMut::new();
     loop {
         buffer.clear();
-        let (written, ending) = match outbox.next(WRITE_BYTES).await {
+        let (written, ending) = match outbox.next(WRITE_BYTES, &clock).await {
             Batch::Items(items) => (items, None),
             Batch::End(ending) => (Vec::new(), Some(ending)),
         };

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chat::csp::state::{Delivery, Ending, Seq};
 use crate::chat::csp::wire::{CONTAINER_HEADER, DATA_MAX, LoginAck, ToClient};
+use crate::time::{Clock, Now};
 
 /// What may wait ahead of messages, in bytes: acks and echoes of what a client sent without listening.
 const AHEAD_BYTES_MAX: usize = 512 * 1024;
@@ -37,6 +39,8 @@ pub(super) struct Item {
     pub(super) container: Bytes,
     /// To be reported when it is on the socket.
     pub(super) written: Option<Seq>,
+    /// When it is not to be written any more, on the monotonic clock.
+    expires: Option<Duration>,
 }
 
 impl Item {
@@ -108,12 +112,12 @@ impl Outbox {
 
     /// Ahead of messages.
     pub(super) fn send(&self, payload: &ToClient) {
-        self.put(Item { container: payload.encode(), written: None }, |lanes| &mut lanes.ahead);
+        self.put(Item { container: payload.encode(), written: None, expires: None }, |lanes| &mut lanes.ahead);
     }
 
     /// Behind the messages before it.
     pub(super) fn send_behind(&self, payload: &ToClient) {
-        self.put(Item { container: payload.encode(), written: None }, |lanes| &mut lanes.behind);
+        self.put(Item { container: payload.encode(), written: None, expires: None }, |lanes| &mut lanes.behind);
     }
 
     /// A message, behind the messages before it.
@@ -122,7 +126,9 @@ impl Outbox {
             return;
         }
         let container = ToClient::Message(delivery.message).encode();
-        self.put(Item { container, written: delivery.tell_written }, |lanes| &mut lanes.behind);
+        self.put(Item { container, written: delivery.tell_written, expires: Some(delivery.expires) }, |lanes| {
+            &mut lanes.behind
+        });
     }
 
     fn put(&self, item: Item, lane: impl FnOnce(&mut Lanes) -> &mut VecDeque<Item>) {
@@ -170,27 +176,30 @@ impl Outbox {
         self.lanes().ending.clone()
     }
 
-    /// Waits for something to write: everything ahead first, about `bytes` of it.
-    pub(super) async fn next(&self, bytes: usize) -> Batch {
+    /// Waits for something to write: everything ahead first, about `bytes` of it, and no message whose time has passed
+    /// while it waited (spec 4.3): state forgets it by itself.
+    pub(super) async fn next(&self, bytes: usize, clock: &Clock) -> Batch {
         loop {
-            if let Some(batch) = self.take(bytes) {
+            if let Some(batch) = self.take(bytes, clock.now()) {
                 return batch;
             }
             self.changed.notified().await;
         }
     }
 
-    fn take(&self, bytes: usize) -> Option<Batch> {
+    fn take(&self, bytes: usize, now: Now) -> Option<Batch> {
         let mut lanes = self.lanes();
         let mut items = Vec::new();
         let mut taken = 0;
         while taken < bytes
             && let Some(item) = lanes.ahead.pop_front().or_else(|| lanes.behind.pop_front())
         {
-            taken += item.cost();
-            items.push(item);
+            lanes.bytes = lanes.bytes.saturating_sub(item.cost());
+            if item.expires.is_none_or(|expires| now.monotonic < expires) {
+                taken += item.cost();
+                items.push(item);
+            }
         }
-        lanes.bytes = lanes.bytes.saturating_sub(taken);
         if items.is_empty() { lanes.ending.clone().map(Batch::End) } else { Some(Batch::Items(items)) }
     }
 
@@ -207,6 +216,7 @@ mod tests {
     use crate::chat::csp::wire::{Message, MessageFlags, MessageId, WireIdentity};
 
     const WINDOW: usize = 64;
+    const NOW: Now = Now { monotonic: Duration::from_secs(100), wall_ms: 0 };
 
     fn echo(len: usize) -> ToClient {
         ToClient::EchoResponse(vec![0; len].into())
@@ -231,7 +241,7 @@ mod tests {
             nonce: [0; 24],
             message_box: vec![0; BOXES_MAX].into(),
         };
-        Delivery { message, tell_written: None, now_or_never: false }
+        Delivery { message, tell_written: None, now_or_never: false, expires: Duration::MAX }
     }
 
     #[test]
@@ -239,8 +249,8 @@ mod tests {
         let outbox = Outbox::new(WINDOW);
         outbox.send_behind(&ToClient::QueueSendComplete);
         outbox.send(&echo(8));
-        assert_eq!(kinds(outbox.take(usize::MAX)), [0x80, 0xd0]);
-        assert!(outbox.take(usize::MAX).is_none());
+        assert_eq!(kinds(outbox.take(usize::MAX, NOW)), [0x80, 0xd0]);
+        assert!(outbox.take(usize::MAX, NOW).is_none());
     }
 
     #[test]
@@ -250,9 +260,9 @@ mod tests {
             assert!(outbox.ending().is_none());
             outbox.send(&echo(DATA_MAX));
         }
-        assert!(matches!(outbox.take(1), Some(Batch::End(Ending::OutboxFull))));
+        assert!(matches!(outbox.take(1, NOW), Some(Batch::End(Ending::OutboxFull))));
         outbox.end(Ending::Replaced);
-        assert!(matches!(outbox.take(1), Some(Batch::End(Ending::OutboxFull))), "the first reason counts");
+        assert!(matches!(outbox.take(1, NOW), Some(Batch::End(Ending::OutboxFull))), "the first reason counts");
     }
 
     #[test]
@@ -266,9 +276,23 @@ mod tests {
             }
             outbox.send(&echo(DATA_MAX));
             assert_eq!(outbox.ending(), None, "window {window}");
-            let all = kinds(outbox.take(usize::MAX));
+            let all = kinds(outbox.take(usize::MAX, NOW));
             assert_eq!((all.len(), all[0], all[1], all[window + 1]), (window + 2, 0x80, 0x02, 0xd0));
         }
+    }
+
+    #[test]
+    fn csp_4_3_what_expires_while_it_waits_is_not_written() {
+        let outbox = Outbox::new(WINDOW);
+        let in_time = Duration::from_secs(1);
+        for expires in [NOW.monotonic, NOW.monotonic + in_time, NOW.monotonic - in_time] {
+            outbox.deliver(Delivery { expires, ..longest_message() });
+        }
+        outbox.send_behind(&ToClient::QueueSendComplete);
+        assert_eq!(kinds(outbox.take(usize::MAX, NOW)), [0x02, 0xd0]);
+        outbox.deliver(Delivery { expires: NOW.monotonic, ..longest_message() });
+        assert!(outbox.take(usize::MAX, NOW).is_none());
+        assert_eq!(outbox.lanes().bytes, 0);
     }
 
     #[test]
@@ -278,7 +302,7 @@ mod tests {
         outbox.send_behind(&ToClient::QueueSendComplete);
         outbox.send(&echo(8));
         outbox.retract();
-        assert_eq!(kinds(outbox.take(usize::MAX)), [0x80]);
+        assert_eq!(kinds(outbox.take(usize::MAX, NOW)), [0x80]);
         assert_eq!(outbox.lanes().bytes, 0);
     }
 
@@ -288,7 +312,7 @@ mod tests {
         outbox.admit(ack);
         outbox.end(Ending::Replaced);
         assert_eq!(outbox.admitted().await, Ok(ack));
-        assert!(matches!(outbox.take(usize::MAX), Some(Batch::End(Ending::Replaced))));
+        assert!(matches!(outbox.take(usize::MAX, NOW), Some(Batch::End(Ending::Replaced))));
         let outbox = Outbox::new(WINDOW);
         outbox.end(Ending::Store);
         assert_eq!(outbox.admitted().await, Err(Ending::Store));
@@ -301,7 +325,7 @@ mod tests {
         outbox.send(&echo(8));
         outbox.end(Ending::Replaced);
         outbox.send(&echo(8));
-        assert_eq!(kinds(outbox.take(usize::MAX)), [0x80]);
-        assert!(matches!(outbox.take(usize::MAX), Some(Batch::End(Ending::Replaced))));
+        assert_eq!(kinds(outbox.take(usize::MAX, NOW)), [0x80]);
+        assert!(matches!(outbox.take(usize::MAX, NOW), Some(Batch::End(Ending::Replaced))));
     }
 }

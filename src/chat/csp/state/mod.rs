@@ -232,6 +232,8 @@ pub struct Delivery {
     pub tell_written: Option<Seq>,
     /// Must not wait: to be dropped when other messages are waiting for the socket.
     pub now_or_never: bool,
+    /// When it is not to be sent any more, on the monotonic clock: it may wait long for a client that reads slowly.
+    pub expires: Duration,
 }
 
 /// Somebody is to be woken.
@@ -499,7 +501,8 @@ impl State {
                 return step.notice(Notice::Discarded { sender, why: Discard::NotNow });
             };
             let message = self.understood_by(active, message);
-            let delivery = Delivery { message, tell_written: None, now_or_never: true };
+            let expires = now.plus(self.limits.short_lived).monotonic;
+            let delivery = Delivery { message, tell_written: None, now_or_never: true, expires };
             return step.says.push(Say::Deliver(active, delivery));
         }
         if mailbox.holds(sender, message.id) {
@@ -526,7 +529,8 @@ impl State {
                 mailbox.sent(seq);
                 let message = self.understood_by(active, message);
                 let tell_written = flags.has(MessageFlags::NO_ACK).then_some(seq);
-                step.says.push(Say::Deliver(active, Delivery { message, tell_written, now_or_never: false }));
+                let delivery = Delivery { message, tell_written, now_or_never: false, expires: expiry.monotonic };
+                step.says.push(Say::Deliver(active, delivery));
             }
             _ => self.pump(receiver, step),
         }
@@ -594,7 +598,8 @@ impl State {
                 continue;
             };
             // Checked again at transmit time: the deadline may be due in this very moment (spec 4.3).
-            let Some(flags) = mailbox.entry(seq).filter(|entry| entry.expires > now.monotonic).map(|entry| entry.flags)
+            let Some(Entry { flags, expires, .. }) =
+                mailbox.entry(seq).copied().filter(|entry| entry.expires > now.monotonic)
             else {
                 continue;
             };
@@ -602,7 +607,7 @@ impl State {
             mailbox.sent(seq);
             let message = if metadata { message } else { message.without_metadata() };
             let tell_written = flags.has(MessageFlags::NO_ACK).then_some(seq);
-            step.says.push(Say::Deliver(active, Delivery { message, tell_written, now_or_never: false }));
+            step.says.push(Say::Deliver(active, Delivery { message, tell_written, now_or_never: false, expires }));
         }
         if !gone.is_empty() {
             let expired = gone.iter().all(|seq| mailbox.entry(*seq).is_none_or(|entry| entry.expires <= now.monotonic));

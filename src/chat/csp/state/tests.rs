@@ -383,6 +383,29 @@ fn csp_13_9_short_lived_is_not_transmitted_late() {
     assert!(w.queue(B).is_empty());
 }
 
+/// What was on its way to somebody who goes waits again, but not longer than it would have.
+#[test]
+fn csp_13_9_short_lived_is_not_kept_longer_because_its_receiver_goes() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let b = w.joined(B, Some(1));
+    w.unblock(b);
+    w.send(a, message(A, B, 1, 0x20));
+    w.pass(30);
+    w.input(Input::Left(b));
+    assert_eq!(w.queue(B), [1], "as if it had never been on its way");
+    let b = w.joined(B, Some(1));
+    w.unblock(b);
+    assert_eq!(w.heard(b), [Heard::Message(1), Heard::Complete]);
+    w.pass(29);
+    w.input(Input::Left(b));
+    assert_eq!(w.queue(B), [1]);
+    w.pass(1);
+    assert!(w.queue(B).is_empty(), "60 s after it came");
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 0 }, Heard::Complete]);
+}
+
 #[test]
 fn csp_13_10_hand_over_between_devices_returns_what_was_not_acked_and_late_acks_count() {
     let mut w = World::new();
