@@ -28,7 +28,9 @@ pub const HANDSHAKE_MAX: Duration = Duration::from_secs(20);
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// How long a farewell may take: what waits ahead, the close-error, and the client's own close.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
-/// How much is sealed for one write, in bytes: an echo never waits behind more than that.
+/// How much is sealed for one write, in bytes: inside the server an echo waits behind no more than that. Beyond lies the
+/// kernel's send buffer: what that has taken goes first, so on a slow line an echo does wait behind messages, up to the
+/// buffer's size (some megabytes where it tunes itself). TCP_NOTSENT_LOWAT would keep it short; tokio cannot set it.
 const WRITE_BYTES: usize = 32 * 1024;
 /// Longest client info that is logged, in characters.
 const CLIENT_INFO_MAX: usize = 256;
