@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 use super::PushHook;
 use super::outbox::Outbox;
 use crate::chat::csp::state::{
-    ConnId, Ending, FetchId, Input, Join, Limits, Notice, Request, Say, Seq, Standing, State, Step, Write,
+    ConnId, Discard, Ending, FetchId, Input, Join, Limits, Notice, Request, Say, Seq, Standing, State, Step, Write,
 };
 use crate::chat::csp::store::{Store, StoreError};
 use crate::chat::csp::wire::{Identity, Message, ToClient};
@@ -232,7 +232,13 @@ fn append(to: &mut Step, from: Step) {
 fn tell(notice: &Notice) {
     match notice {
         Notice::Joined { identity, queued } => info!(%identity, queued, "logged in"),
-        Notice::Discarded { sender, why } => debug!(%sender, ?why, "message acked and discarded"),
+        // The operator has to know whose messages are lost. Not once for each: anybody can send to a queue that is full.
+        Notice::Discarded { sender, receiver, why: Discard::QueueFull { so_far } } if so_far.is_power_of_two() => {
+            warn!(%sender, ?receiver, so_far, "queue full: message acked and discarded");
+        }
+        Notice::Discarded { sender, receiver, why } => {
+            debug!(%sender, ?receiver, ?why, "message acked and discarded");
+        }
         Notice::Expired { receiver } => debug!(%receiver, "queued message expired"),
         Notice::Missing { receiver } => warn!(%receiver, "queued message not in the store any more"),
     }

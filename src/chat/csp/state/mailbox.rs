@@ -80,6 +80,8 @@ pub(super) struct Mailbox {
     sent_through: Option<Seq>,
     cookie: Option<(DeviceCookie, bool)>,
     tokens: Vec<KeptToken>,
+    /// Messages for which there was no room.
+    overflown: u64,
 }
 
 impl Mailbox {
@@ -116,6 +118,12 @@ impl Mailbox {
         self.by_name.insert((entry.sender, entry.id), seq);
         self.bytes += entry.len;
         self.entries.insert(seq, entry);
+    }
+
+    /// There is no room for a message. How often that has been so.
+    pub(super) const fn overflow(&mut self) -> u64 {
+        self.overflown += 1;
+        self.overflown
     }
 
     pub(super) fn remove(&mut self, seq: Seq) -> Option<Entry> {

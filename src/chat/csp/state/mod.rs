@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use super::wire::{
     CspDeviceId, DATA_MAX, DeviceCookie, Features, Identity, LoginAck, Message, MessageAck, MessageFlags, PushToken,
-    ToClient, cut,
+    ToClient, WireIdentity, cut,
 };
 use crate::time::Now;
 pub use ending::Ending;
@@ -261,6 +261,8 @@ pub enum Notice {
     Discarded {
         /// Who sent it.
         sender: Identity,
+        /// Who was to get it, as the sender wrote it.
+        receiver: WireIdentity,
         /// Why.
         why: Discard,
     },
@@ -284,7 +286,10 @@ pub enum Discard {
     /// It was not to be queued, and could not be delivered right now.
     NotNow,
     /// The receiver's queue is full.
-    QueueFull,
+    QueueFull {
+        /// How many messages this has cost the receiver since its mailbox woke up, this one included.
+        so_far: u64,
+    },
 }
 
 /// What is to be said once the writes are kept.
@@ -485,9 +490,10 @@ impl State {
         if !flags.has(MessageFlags::NO_ACK) {
             step.send(conn, ToClient::MessageAck(MessageAck { identity: message.receiver, id: message.id }));
         }
-        let receiver = message.receiver.valid().filter(|receiver| *receiver != sender && standing == Standing::Active);
+        let to = message.receiver;
+        let receiver = to.valid().filter(|receiver| *receiver != sender && standing == Standing::Active);
         let Some((receiver, mailbox)) = receiver.and_then(|who| Some((who, self.mailboxes.get_mut(&who)?))) else {
-            return step.notice(Notice::Discarded { sender, why: Discard::NoReceiver });
+            return step.notice(Notice::Discarded { sender, receiver: to, why: Discard::NoReceiver });
         };
         let now_s = u32::try_from(now.wall_ms / 1_000).unwrap_or(u32::MAX);
         let short_lived = flags.has(MessageFlags::SHORT_LIVED);
@@ -498,7 +504,7 @@ impl State {
         let ready = mailbox.ready();
         if flags.has(MessageFlags::NO_QUEUING) {
             let Some(active) = ready else {
-                return step.notice(Notice::Discarded { sender, why: Discard::NotNow });
+                return step.notice(Notice::Discarded { sender, receiver: to, why: Discard::NotNow });
             };
             let message = self.understood_by(active, message);
             let expires = now.plus(self.limits.short_lived).monotonic;
@@ -510,7 +516,8 @@ impl State {
         }
         let len = message.len();
         if mailbox.len() >= self.limits.queue_messages_max || mailbox.bytes() + len > self.limits.queue_bytes_max {
-            return step.notice(Notice::Discarded { sender, why: Discard::QueueFull });
+            let why = Discard::QueueFull { so_far: mailbox.overflow() };
+            return step.notice(Notice::Discarded { sender, receiver: to, why });
         }
         let seq = self.next_seq;
         self.next_seq = Seq(seq.0 + 1);

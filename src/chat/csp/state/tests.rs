@@ -528,11 +528,12 @@ fn csp_4_3_a_duplicate_is_acked_again_and_kept_once() {
 fn csp_4_3_a_full_queue_acks_and_discards() {
     let mut w = World::with(Limits { queue_messages_max: 2, ..Limits::default() });
     let a = w.joined(A, None);
-    for n in 1..=3 {
+    for n in 1..=4 {
         w.send(a, message(A, B, n, 0));
     }
-    assert_eq!(w.heard(a), [Heard::Ack(1), Heard::Ack(2), Heard::Ack(3)]);
-    assert_eq!((w.queue(B), w.discards.as_slice()), (vec![1, 2], &[Discard::QueueFull][..]));
+    assert_eq!(w.heard(a), [Heard::Ack(1), Heard::Ack(2), Heard::Ack(3), Heard::Ack(4)]);
+    let full = |so_far| Discard::QueueFull { so_far };
+    assert_eq!((w.queue(B), w.discards.as_slice()), (vec![1, 2], &[full(1), full(2)][..]));
 
     let len = message(A, B, 1, 0).len();
     let mut w = World::with(Limits { queue_bytes_max: len * 2, ..Limits::default() });
