@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use heliostat::chat::csp::state::PushRequest;
+use heliostat::chat::csp::state::{AlertText, PushRequest};
 use heliostat::chat::csp::store::{AddError, Directory, DirectoryState};
 use heliostat::chat::csp::wire::handshake::AwaitServerHello;
 use heliostat::chat::csp::wire::{
@@ -910,7 +910,7 @@ async fn csp_7_an_alert_is_shown_to_the_connected() {
     let room = Room::open(dir.path()).await;
     let person = room.person().await;
     let mut client = room.alone(&person).await;
-    room.running.alert(person.identity, "Maintenance at noon".into()).await;
+    room.running.alert(person.identity, AlertText::new("Maintenance at noon")).await;
     assert_eq!(event(&mut client).await, Event::Alert("Maintenance at noon".into()));
     room.close().await;
 }

@@ -19,7 +19,8 @@ use tracing::{debug, error, info, warn};
 use super::PushHook;
 use super::outbox::Outbox;
 use crate::chat::csp::state::{
-    ConnId, Discard, Ending, FetchId, Input, Join, Limits, Notice, Request, Say, Seq, Standing, State, Step, Write,
+    AlertText, ConnId, Discard, Ending, FetchId, Input, Join, Limits, Notice, Request, Say, Seq, Standing, State, Step,
+    Write,
 };
 use crate::chat::csp::store::{Store, StoreError};
 use crate::chat::csp::wire::{Identity, Message, ToClient};
@@ -38,7 +39,7 @@ pub(super) enum Mail {
     Request { conn: ConnId, request: Request },
     Written { conn: ConnId, seq: Seq },
     Left(ConnId),
-    Alert { identity: Identity, text: String },
+    Alert { identity: Identity, text: AlertText },
 }
 
 /// What only the store can answer.

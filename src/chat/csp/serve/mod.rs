@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::state::{ConnId, Limits, PushRequest};
+use super::state::{AlertText, ConnId, Limits, PushRequest};
 use super::store::{Directory, Store, StoreError};
 use super::wire::Identity;
 use crate::crypto::Secret;
@@ -141,8 +141,8 @@ impl Running {
         &self.directory
     }
 
-    /// Shows a text to everybody who is connected as `identity`: [`ALERT_MAX`](super::state::ALERT_MAX) bytes of it.
-    pub async fn alert(&self, identity: Identity, text: String) {
+    /// Shows a text to everybody who is connected as `identity`.
+    pub async fn alert(&self, identity: Identity, text: AlertText) {
         if let Some(mailbox) = self.mailbox.upgrade() {
             let _ = mailbox.send(Mail::Alert { identity, text }).await;
         }

@@ -8,6 +8,7 @@
 //! when the next window comes at once.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,14 +34,19 @@ pub const fn outbox_bytes_max(window: usize) -> usize {
     window.saturating_mul(ITEM_COST_MAX).saturating_add(AHEAD_BYTES_MAX)
 }
 
-/// One payload that waits.
-#[derive(Debug)]
+/// One payload that waits. Prints its length only.
 pub(super) struct Item {
     pub(super) container: Bytes,
     /// To be reported when it is on the socket.
     pub(super) written: Option<Seq>,
     /// When it is not to be written any more, on the monotonic clock.
     expires: Option<Duration>,
+}
+
+impl fmt::Debug for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Item({} bytes)", self.container.len())
+    }
 }
 
 impl Item {
@@ -251,6 +257,16 @@ mod tests {
         outbox.send(&echo(8));
         assert_eq!(kinds(outbox.take(usize::MAX, NOW)), [0x80, 0xd0]);
         assert!(outbox.take(usize::MAX, NOW).is_none());
+    }
+
+    #[test]
+    fn what_waits_is_not_printed() {
+        let outbox = Outbox::new(WINDOW);
+        outbox.send(&ToClient::EchoResponse(Bytes::from_static(&[0xab; 8])));
+        let waiting = format!("{outbox:?}");
+        assert!(waiting.contains("Item(12 bytes)"), "{waiting}");
+        let taken = format!("{:?}", outbox.take(usize::MAX, NOW));
+        assert!(taken.contains("Item(12 bytes)"), "{taken}");
     }
 
     #[test]

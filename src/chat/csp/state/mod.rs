@@ -92,6 +92,24 @@ pub const PUSH_TOKENS_MAX: usize = 2 * CONNECTIONS_MAX;
 pub const ALERT_MAX: usize = 1_024;
 const _: () = assert!(ALERT_MAX <= DATA_MAX);
 
+/// What an operator has to say, not longer than [`ALERT_MAX`]. Prints its length only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AlertText(String);
+
+impl AlertText {
+    /// As much of `text` as may be sent.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(cut(text, ALERT_MAX).to_owned())
+    }
+}
+
+impl std::fmt::Debug for AlertText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlertText({} bytes)", self.0.len())
+    }
+}
+
 /// How long a mailbox without connections stays awake.
 const AWAKE: Duration = Duration::from_secs(60);
 /// How often messages of sleeping mailboxes are looked through for those whose time has passed, and the connected for
@@ -175,8 +193,8 @@ pub enum Input {
     Alert {
         /// To whom.
         identity: Identity,
-        /// What, [`ALERT_MAX`] bytes of it.
-        text: String,
+        /// What.
+        text: AlertText,
     },
     /// A deadline may have passed.
     Tick,
@@ -444,9 +462,8 @@ impl State {
             }
             Input::Left(conn) => self.leave(now, conn),
             Input::Alert { identity, text } => {
-                let text = cut(&text, ALERT_MAX);
                 for conn in self.connections(identity) {
-                    step.send(conn, ToClient::Alert(text.to_owned()));
+                    step.send(conn, ToClient::Alert(text.0.clone()));
                 }
             }
             Input::Tick => self.tick(now, &mut step),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::*;
-use crate::chat::csp::wire::{MessageId, WireIdentity};
+use crate::chat::csp::wire::{FromClient, MessageId};
 
 const START_MS: u64 = 1_700_000_000_000;
 const A: &str = "AAAAAAAA";
@@ -715,14 +715,68 @@ fn csp_10_the_directory_is_asked_every_minute_for_those_who_say_nothing() {
 fn csp_7_an_alert_reaches_blocked_connections_too() {
     let mut w = World::new();
     let (one, two, other) = (w.joined(B, Some(1)), w.joined(B, Some(2)), w.joined(A, None));
-    w.input(Input::Alert { identity: id(B), text: "hello".into() });
+    w.input(Input::Alert { identity: id(B), text: AlertText::new("hello") });
     assert_eq!((w.heard(one), w.heard(two)), (vec![Heard::Alert("hello".into())], vec![Heard::Alert("hello".into())]));
     assert_eq!(w.heard(other), []);
 
     // Two bytes to a character, and one more in front: the last one does not fit.
     let long = format!("x{}", "\u{fc}".repeat(ALERT_MAX));
-    w.input(Input::Alert { identity: id(B), text: long.clone() });
+    w.input(Input::Alert { identity: id(B), text: AlertText::new(&long) });
     assert_eq!(w.heard(one), [Heard::Alert(long[..ALERT_MAX - 1].to_owned())]);
+}
+
+/// Whatever of this ends up in a log or a panic says how long things are, not what they are.
+#[test]
+fn what_people_say_is_not_printed() {
+    let secret = || Bytes::from_static(b"secret");
+    let m = || Message { message_box: secret(), metadata_box: secret(), nickname: [b's'; 32], ..message(A, B, 1, 0) };
+    let token = || PushToken { kind: 1, token: secret() };
+    let (a, b) = (id(A), id(B));
+    let close = ToClient::CloseError { can_reconnect: true, message: "secret".into() };
+    let delivery = Delivery { message: m(), tell_written: None, now_or_never: false, expires: Duration::ZERO };
+    let cookie = DeviceCookie(*b"secretsecretsecr");
+    let join = Join { conn: ConnId(1), identity: a, device: None, features: Features(0), cookie: Some(cookie) };
+    let fetched =
+        Input::Fetched { receiver: a, fetch: FetchId(1), through: Seq(1), messages: vec![(Seq(1), Some(m()))] };
+    let set = Request::SetPushToken { voip: true, token: token() };
+    let writes = vec![
+        Write::Enqueue { seq: Seq(1), message: m(), expires_ms: 0 },
+        Write::Cookie { identity: a, cookie, changed: false },
+        Write::PushToken { identity: a, device: None, voip: false, token: Some(token()) },
+    ];
+    let draft = crate::chat::csp::wire::message::Draft {
+        sender: a,
+        receiver: b,
+        id: MessageId(1),
+        created_at_s: 0,
+        flags: MessageFlags(0),
+        nickname: "secret",
+        metadata: Some(b"secret"),
+        content: b"secret",
+    };
+    let printed = [
+        format!(
+            "{:?}",
+            [FromClient::EchoRequest(secret()), FromClient::EchoResponse(secret()), FromClient::Message(m())]
+        ),
+        format!("{:?}", [FromClient::SetPushToken(token()), FromClient::SetVoipPushToken(token())]),
+        format!(
+            "{:?}",
+            [ToClient::EchoRequest(secret()), ToClient::EchoResponse(secret()), ToClient::Message(m()), close]
+        ),
+        format!(
+            "{:?}",
+            [LineStep::Message(m()), LineStep::Reply(ToClient::Alert("secret".into())), LineStep::Route(set)]
+        ),
+        format!("{:?}", Input::Alert { identity: a, text: AlertText::new("secret") }),
+        format!("{:?}", (fetched, Input::Join { join, standing: Standing::Active })),
+        format!("{:?}", Step { writes, says: vec![Say::Deliver(ConnId(1), delivery)] }),
+        format!("{draft:?}"),
+    ];
+    for printed in printed {
+        let bytes_of_it = format!("{:?}", b"secret");
+        assert!(!printed.contains("secret") && !printed.contains(bytes_of_it.trim_matches(['[', ']'])), "{printed}");
+    }
 }
 
 #[test]

@@ -248,8 +248,8 @@ impl std::fmt::Debug for Message {
     }
 }
 
-/// A message before it is sealed.
-#[derive(Debug, Clone)]
+/// A message before it is sealed. Prints the lengths of what is said only.
+#[derive(Clone)]
 pub struct Draft<'a> {
     /// Who sends it.
     pub sender: Identity,
@@ -267,6 +267,21 @@ pub struct Draft<'a> {
     pub metadata: Option<&'a [u8]>,
     /// Goes into the message box: a type byte, the content and its padding, two bytes at least.
     pub content: &'a [u8],
+}
+
+impl std::fmt::Debug for Draft<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Draft")
+            .field("sender", &self.sender)
+            .field("receiver", &self.receiver)
+            .field("id", &self.id)
+            .field("created_at_s", &self.created_at_s)
+            .field("flags", &self.flags)
+            .field("nickname_len", &self.nickname.len())
+            .field("metadata_len", &self.metadata.map(<[u8]>::len))
+            .field("content_len", &self.content.len())
+            .finish()
+    }
 }
 
 /// The keys two identities share. The server never has them.
