@@ -208,30 +208,6 @@ async fn login_bytes(room: &Room, socket: &mut TcpStream, login: &Login) -> Vec<
     bytes
 }
 
-#[tokio::test]
-async fn csp_13_2_login_split_at_every_byte_position() {
-    let dir = temp();
-    let room = Room::open(dir.path()).await;
-    let person = room.person().await;
-    let login = room.login_of(&person).device(CspDeviceId(1)).cookie(DeviceCookie([3; 16]));
-    let mut len = usize::MAX;
-    let mut at = 0;
-    while at < len {
-        let mut socket = room.socket().await;
-        let bytes = login_bytes(&room, &mut socket, &login).await;
-        len = bytes.len();
-        let (head, tail) = bytes.split_at(at);
-        socket.write_all(head).await.unwrap();
-        tokio::task::yield_now().await;
-        socket.write_all(tail).await.unwrap();
-        let mut ack = [0; 32];
-        soon(socket.read_exact(&mut ack)).await.unwrap_or_else(|error| panic!("split at {at}: {error}"));
-        at += 1;
-    }
-    assert!(len > 144 + 16, "both boxes were there");
-    room.close().await;
-}
-
 /// The server closes the socket and has not said a byte since.
 async fn closes_silently(mut socket: TcpStream) {
     let mut rest = Vec::new();

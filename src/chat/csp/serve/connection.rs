@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -207,7 +207,7 @@ async fn serve(
     ending
 }
 
-async fn handshake(shared: &Shared, socket: &mut TcpStream) -> Result<Verified, Refused> {
+async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(shared: &Shared, socket: &mut IO) -> Result<Verified, Refused> {
     let mut hello = [0; CLIENT_HELLO];
     let (first, rest) = hello.split_at_mut(1);
     if !matches!(socket.read(first).await, Ok(1)) {
@@ -331,4 +331,62 @@ async fn linger(mut reading: OwnedReadHalf, mut writing: OwnedWriteHalf) {
         Ok::<_, std::io::Error>(())
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::csp::store::Directory;
+    use crate::chat::csp::wire::handshake::AwaitServerHello;
+    use crate::chat::csp::wire::{CspDeviceId, DeviceCookie, Extensions, Introduction};
+    use crate::crypto::boxes;
+
+    /// The pipe between holds so many bytes and takes no more before the server has read them: whatever its first read of
+    /// the login asks for, it gets the bytes up to the split and not one more.
+    #[tokio::test]
+    async fn csp_13_2_login_split_at_every_byte_position() {
+        let dir = tempfile::tempdir().unwrap();
+        let (server_key, client_key) = (Secret::random(), Secret::random());
+        let identity: Identity = "ABCD1234".parse().unwrap();
+        let shared = Shared {
+            server_key,
+            directory: Directory::open(dir.path()).await.unwrap(),
+            clock: Clock::system(),
+            window: 1,
+            gate: Gate::new(&[]),
+            shutdown: CancellationToken::new(),
+        };
+        shared.directory.add(identity, &boxes::public(&client_key), "a0").await.unwrap();
+        let (shared, server_public) = (&shared, boxes::public(&shared.server_key));
+        let introduction = Introduction::Extensions(Extensions {
+            client_info: Some("1.0;Q;en/CH;".into()),
+            device_id: Some(CspDeviceId(7)),
+            cookie: Some(DeviceCookie([3; 16])),
+            ..Extensions::default()
+        });
+        let (mut split, mut len) = (1, usize::MAX);
+        while split < len {
+            let (client, mut server) = tokio::io::duplex(split);
+            let client = async {
+                let (mut reading, mut writing) = tokio::io::split(client);
+                let (wait, hello) = AwaitServerHello::start(vec![server_public], Secret::random(), random::bytes());
+                writing.write_all(&hello).await.unwrap();
+                let mut answer = [0; 80];
+                reading.read_exact(&mut answer).await.unwrap();
+                // All that was written so far has been read: the pipe is empty.
+                let (_, login) = wait.login(&answer, identity, &client_key, &introduction).unwrap();
+                // It fails when the server hangs up; why, the server's side says.
+                let _ = writing.write_all(&login).await;
+                login.len()
+            };
+            // Hangs up when it is done.
+            let server = async move { handshake(shared, &mut server).await };
+            let (written, verified) = tokio::join!(client, server);
+            let verified = verified.unwrap_or_else(|refused| panic!("split at {split}: {refused}"));
+            assert_eq!((verified.identity(), verified.introduction()), (identity, &introduction));
+            (split, len) = (split + 1, written);
+        }
+        assert!(len > LOGIN_BOX + 16, "both boxes were there");
+        shared.directory.close().await;
+    }
 }
