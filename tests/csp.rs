@@ -867,6 +867,27 @@ async fn csp_13_17_a_malformed_message_never_reaches_a_receiver() {
     room.close().await;
 }
 
+#[derive(Debug)]
+struct Breaks;
+
+impl PushHook for Breaks {
+    fn push(&self, _: PushRequest) {
+        panic!("this hook is broken");
+    }
+}
+
+#[tokio::test]
+async fn a_room_whose_task_fails_says_so() {
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.push = std::sync::Arc::new(Breaks)).await;
+    let (a, b) = (room.person().await, room.person().await);
+    let mut sender = room.alone(&a).await;
+    assert!(futures_util::FutureExt::now_or_never(room.running.over()).is_none());
+    sender.send_message(a.flagged(&b, 1, MessageFlags::SEND_PUSH)).await.unwrap();
+    soon(room.running.over()).await;
+    room.close().await;
+}
+
 #[tokio::test]
 async fn csp_3_unknown_and_obsolete_payloads_are_ignored() {
     let dir = temp();

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::state::{AlertText, ConnId, Limits, PushRequest};
 use super::store::{Directory, Store, StoreError};
@@ -118,6 +118,8 @@ pub struct Running {
     public_key: Public,
     directory: Directory,
     mailbox: mpsc::WeakSender<Mail>,
+    /// Cancelled when one of the two is over, however it came to that.
+    over: CancellationToken,
     listener: JoinHandle<()>,
     actor: JoinHandle<()>,
 }
@@ -148,11 +150,18 @@ impl Running {
         }
     }
 
+    /// Waits until the room is not served whole any more: the task that accepts or the one that decides is over. Before it
+    /// was asked to close, that is a fault, and what is left of it serves nobody well: connections that nobody decides
+    /// for, or the opposite.
+    pub async fn over(&self) {
+        self.over.cancelled().await;
+    }
+
     /// Waits until every connection is closed, everything is written and the store is shut.
     pub async fn wait(self) {
         for task in [self.listener, self.actor] {
             if let Err(error) = task.await {
-                warn!(%error, "a task of the CSP server failed");
+                error!(%error, "a task of the CSP server failed");
             }
         }
     }
@@ -188,7 +197,9 @@ pub async fn start_on(
 
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
-    let actor = tokio::spawn(Actor::new(config.limits, store, next_seq, clock, config.push).run(mail));
+    let over = CancellationToken::new();
+    let actor = Actor::new(config.limits, store, next_seq, clock, config.push).run(mail);
+    let actor = tokio::spawn(telling(over.clone(), actor));
     let gate = Gate::new(&config.exempt);
     let shared = Arc::new(Shared {
         server_key,
@@ -198,8 +209,15 @@ pub async fn start_on(
         gate,
         shutdown,
     });
-    let listener = tokio::spawn(listen(listener, shared, mailbox, config.connections_max));
-    Ok(Running { local_addr, public_key, directory, mailbox: weak, listener, actor })
+    let listener = listen(listener, shared, mailbox, config.connections_max);
+    let listener = tokio::spawn(telling(over.clone(), listener));
+    Ok(Running { local_addr, public_key, directory, mailbox: weak, over, listener, actor })
+}
+
+/// Runs `task`, and cancels `over` when it has ended or panicked.
+async fn telling(over: CancellationToken, task: impl Future<Output = ()>) {
+    let _over = over.drop_guard();
+    task.await;
 }
 
 /// Accepts until told to stop, then waits for every connection to end.
