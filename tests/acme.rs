@@ -186,17 +186,18 @@ async fn a_certificate_is_ordered_at_the_first_start_and_kept_and_renewed() {
         assert_eq!(secret.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{}", secret.display());
     }
 
-    // Renewed: by the same account, with a new key, at the same door.
+    // Renewed: by the same account and with the same key, at the same door.
     let again = Acme::open(settings.clone(), Clock::system()).unwrap();
     assert_eq!(again.tls().identity(), Some(Arc::clone(&first)), "a start with a certificate orders none");
     tasks.finish(Duration::from_secs(5)).await.unwrap();
     let listener = TcpListener::bind(door).await.unwrap();
     let tasks = Tasks::new();
     tasks.spawn(listen::serve(listener, Some(again.tls().clone()).into(), tasks.clone(), async |_, _| {}));
-    let credentials = std::fs::read(&account).unwrap();
+    let (credentials, before) = (std::fs::read(&account).unwrap(), tls::read_certs(&kept).unwrap());
     soon(again.renew()).await.unwrap();
     let second = again.tls().identity().unwrap();
-    assert_ne!(second.pin, first.pin);
+    assert_eq!(second.pin, first.pin, "clients that know the pin notice nothing");
+    assert_ne!(tls::read_certs(&kept).unwrap()[0], before[0]);
     assert_eq!(std::fs::read(&account).unwrap(), credentials);
     assert!(shakes_hands(door, "chat.example.org", &kept).await);
 
@@ -212,9 +213,10 @@ async fn a_certificate_is_ordered_at_the_first_start_and_kept_and_renewed() {
     let error = soon(again.renew()).await.unwrap_err();
     assert!(matches!(&error, AcmeError::Authority(_)), "{error}");
     assert!(!account.exists(), "{error}");
+    std::fs::remove_file(&kept).unwrap();
     soon(again.renew()).await.unwrap();
     assert_ne!(std::fs::read(&account).unwrap(), credentials);
-    assert_ne!(again.tls().identity(), Some(second));
+    assert_ne!(again.tls().identity().unwrap().pin, second.pin, "without the file, a new key");
     tasks.finish(Duration::from_secs(5)).await.unwrap();
 }
 

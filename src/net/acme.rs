@@ -6,7 +6,8 @@
 //!
 //! What was issued is in the cache before it is presented, and the account before anything is ordered: authorities count
 //! certificates per week, so a server that restarts in a loop must not order in a loop. Key and chain are one file, and so
-//! always fit together. Each authority has its own place in the cache; a staging certificate is never presented in production.
+//! always fit together. A renewal takes the same key again, or clients that know its pin would be shut out every few weeks; who
+//! wants another removes the file. Each authority has its own place in the cache; a staging certificate is never presented in production.
 //!
 //! Until the first certificate is there, handshakes fail, except for the authority's. A renewal that fails changes nothing:
 //! the present certificate stays until it expires, and is renewed when a third of its life is left.
@@ -197,7 +198,7 @@ impl Acme {
         Ok(kept.map_err(|source| TlsError::file(&self.certificate_file, source))?)
     }
 
-    /// A new key and the chain for it, PEM.
+    /// A key and a new chain for it, PEM.
     async fn order(&self) -> Result<zeroize::Zeroizing<String>, AcmeError> {
         let account = self.account().await?;
         let identifiers: Vec<_> = self.settings.domains.iter().cloned().map(Identifier::Dns).collect();
@@ -229,7 +230,7 @@ impl Acme {
         }
         drop(answered);
 
-        let key = KeyPair::generate().map_err(TlsError::from)?;
+        let key = self.key()?;
         let mut params = CertificateParams::new(self.settings.domains.clone()).map_err(TlsError::from)?;
         params.distinguished_name = DistinguishedName::new();
         let request = params.serialize_request(&key).map_err(TlsError::from)?;
@@ -238,6 +239,13 @@ impl Acme {
         let mut pem = zeroize::Zeroizing::new(key.serialize_pem());
         pem.push_str(&chain);
         Ok(pem)
+    }
+
+    /// The key of the cached certificate, or a new one.
+    fn key(&self) -> Result<KeyPair, TlsError> {
+        let cached = tls::read_pem(&self.certificate_file).ok();
+        let cached = cached.and_then(|pem| KeyPair::from_pem(std::str::from_utf8(&pem).ok()?).ok());
+        Ok(cached.map_or_else(KeyPair::generate, Ok)?)
     }
 
     /// The account of the cache, or a new one, which is in the cache then.

@@ -1,4 +1,4 @@
-//! Socket plumbing that knows no protocol.
+//! Socket plumbing that knows nothing of devices.
 //!
 //! | file | holds |
 //! |---|---|
