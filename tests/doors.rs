@@ -11,8 +11,10 @@
 
 mod common;
 
+use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -334,4 +336,62 @@ async fn the_proxy_speaks_before_tls_and_in_as_many_pieces_as_it_likes() {
         assert_eq!(upgrade(&mut io, "").await, expected);
         held.push(io);
     }
+}
+
+/// The real binary. Killed when the test is over.
+struct Binary(Child);
+
+impl Drop for Binary {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _gone = self.0.wait();
+    }
+}
+
+/// The first line of `from` that holds one of these; what comes later finds a reader, too.
+fn says(from: impl Read + Send + 'static, what: &'static str) -> tokio::sync::oneshot::Receiver<String> {
+    let (said, heard) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(from).lines().map_while(Result::ok);
+        let _over = lines.by_ref().find(|line| line.contains(what)).map(|line| said.send(line));
+        lines.count()
+    });
+    heard
+}
+
+#[tokio::test]
+async fn the_real_server_notices_new_files_while_a_device_stays_connected_behind_a_proxy() {
+    let dir = tempfile::tempdir().unwrap();
+    let CertFiles { cert, key } = new_pair(dir.path());
+    let old = tls::Certificate::load(&CertFiles { cert: cert.clone(), key: key.clone() }).unwrap();
+    let config = dir.path().join("heliostat.toml");
+    let data = dir.path().join("data");
+    let text = format!(
+        "data_dir = {data:?}\nadmin.listen = '127.0.0.1:0'\n[listen]\naddress = '127.0.0.1:0'\ncert = {cert:?}\nkey = \
+         {key:?}\ntrusted_proxies = ['127.0.0.1']\nproxy_protocol = true\n[admission]\nmax_connections_per_address = 1\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command.args(["serve", "--config"]).arg(&config).env_remove("HELIOSTAT_LOG");
+    let mut binary = Binary(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let listening = says(binary.0.stdout.take().unwrap(), "listening on ");
+    let replaced = says(binary.0.stderr.take().unwrap(), "a new certificate is presented");
+    let line = soon(listening).await.unwrap();
+    let address: SocketAddr = line.rsplit("listening on ").next().unwrap().trim_end_matches(')').parse().unwrap();
+
+    let connects = async |cert: &Path, client: [u8; 4]| {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(&v2(client)).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        soon(connector(cert).connect(name, tcp)).await.unwrap()
+    };
+    let mut device = connects(&cert, [203, 0, 113, 1]).await;
+    assert_eq!(upgrade(&mut device, "").await, OPEN);
+    new_pair(dir.path());
+    let line = soon(replaced).await.unwrap();
+    assert!(!line.contains(&old.identity().pin), "{line}");
+
+    // It is counted still, as who it is; somebody else comes in by the new certificate.
+    assert_eq!(upgrade(&mut connects(&cert, [203, 0, 113, 1]).await, "").await, TOO_MANY);
+    assert_eq!(upgrade(&mut connects(&cert, [203, 0, 113, 2]).await, "").await, OPEN);
 }
