@@ -99,7 +99,7 @@ impl Mediator {
         let tasks = Tasks::new();
         let hub = Hub::new(store, limits, clock);
         let stop = tasks.stop_token().clone();
-        let context = Context { hub: hub.clone(), directory, dial, upstream, timeouts, stop: stop.clone() };
+        let context = Context { hub: hub.clone(), directory, dial, upstream, clock, timeouts, stop: stop.clone() };
         let public = Arc::new(Public::new(context, admission, tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
         let door = stop.clone();
