@@ -17,10 +17,13 @@
 use std::fmt::{self, Write as _};
 use std::marker::PhantomData;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use ::metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tokio_util::sync::CancellationToken;
 
+use crate::time::Clock;
 use crate::wire::d2m::CloseCode;
 
 /// The metrics of this process.
@@ -37,14 +40,16 @@ pub fn render() -> String {
     PROCESS.handle.render()
 }
 
-/// Folds recorded samples into their buckets. To be called every few seconds whether or not anybody scrapes: until then
-/// each sample takes room.
-pub fn upkeep() {
-    PROCESS.handle.run_upkeep();
+/// Says when the process started, and folds recorded samples into their buckets every few seconds until `stop`, whether or
+/// not anybody scrapes: until then each sample takes room.
+pub async fn keep_up(clock: Clock, stop: CancellationToken) {
+    get().start_time.set(Duration::from_millis(clock.now().wall_ms).as_secs_f64());
+    while stop.run_until_cancelled(tokio::time::sleep(UPKEEP_EVERY)).await.is_some() {
+        PROCESS.handle.run_upkeep();
+    }
 }
 
-/// How often [`upkeep`] is to be called.
-pub const UPKEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 static PROCESS: LazyLock<Process> = LazyLock::new(|| {
     let mut builder = PrometheusBuilder::new();
