@@ -4,7 +4,7 @@
 //! wrong way. Results go to standard output, logs and complaints to standard error.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,14 +14,9 @@ use clap::{Args, Parser, Subcommand};
 use miette::{IntoDiagnostic as _, WrapErr as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{self, ConfigError, Effective, Flag, Sources};
-use crate::{server, tools};
-
-/// Names what is logged, as in `info,heliostat::upstream=debug`.
-const LOG_FILTER: &str = "HELIOSTAT_LOG";
+use crate::{logging, server, tools};
 
 /// How long a health check may take altogether.
 const HEALTHCHECK: Duration = Duration::from_secs(5);
@@ -189,14 +184,21 @@ fn admin_authority(text: &str) -> Result<String, String> {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = init_log().and_then(|()| {
-        let runtime = tokio::runtime::Runtime::new().into_diagnostic().wrap_err("cannot start the runtime")?;
-        runtime.block_on(run(cli.command))
-    });
-    done.unwrap_or_else(|report| {
+    done(cli.command).unwrap_or_else(|report| {
         eprintln!("{report:?}");
         ExitCode::FAILURE
     })
+}
+
+fn done(command: Command) -> miette::Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().into_diagnostic().wrap_err("cannot start the runtime")?;
+    let inside = runtime.enter();
+    let logging = logging::start()?;
+    drop(inside);
+    let code = runtime.block_on(run(command));
+    // While there is a runtime to send the last traces.
+    drop(logging);
+    code
 }
 
 async fn run(command: Command) -> miette::Result<ExitCode> {
@@ -209,23 +211,6 @@ async fn run(command: Command) -> miette::Result<ExitCode> {
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }
-}
-
-/// People read on a terminal, everything else is read by programs.
-fn init_log() -> miette::Result<()> {
-    let filter = EnvFilter::builder()
-        .with_env_var(LOG_FILTER)
-        .with_default_directive(LevelFilter::INFO.into())
-        .from_env()
-        .into_diagnostic()
-        .wrap_err_with(|| format!("{LOG_FILTER} cannot be understood"))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    if io::stderr().is_terminal() {
-        log.init()
-    } else {
-        log.json().init()
-    }
-    Ok(())
 }
 
 /// Asks a server how it is, and says why when it is not well.
