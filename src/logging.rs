@@ -7,7 +7,6 @@
 use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;
 
-use miette::{IntoDiagnostic as _, WrapErr as _};
 use tracing::Metadata;
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -46,12 +45,15 @@ pub enum BadFilter {
 /// # Errors
 /// When the environment asks for what cannot be understood.
 pub fn start() -> miette::Result<Logging> {
-    let filter = EnvFilter::builder()
-        .with_env_var(FILTER)
-        .with_default_directive(LevelFilter::INFO.into())
-        .from_env()
-        .into_diagnostic()
-        .wrap_err_with(|| format!("{FILTER} cannot be understood"))?;
+    let filter =
+        EnvFilter::builder().with_env_var(FILTER).with_default_directive(LevelFilter::INFO.into()).from_env().map_err(
+            |error| {
+                miette::miette!(
+                    help = format!("for example {FILTER}=debug, or {FILTER}=info,heliostat::upstream=debug"),
+                    "{FILTER} cannot be understood: {error}"
+                )
+            },
+        )?;
     let (filter, handle) = reload::Layer::new(filter);
     let to = fmt::layer().with_writer(io::stderr);
     let to = if io::stderr().is_terminal() { to.boxed() } else { to.json().boxed() };
