@@ -129,7 +129,9 @@ impl Metrics {
     fn one(&self, series: &str) -> u64 {
         let value = self.0.get(series).unwrap_or_else(|| panic!("there is no {series}"));
         assert!(*value >= 0.0 && value.fract() == 0.0, "{series} is {value}");
-        *value as u64
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number, looked at one line above")]
+        let value = *value as u64;
+        value
     }
 
     /// All series of a metric together.
