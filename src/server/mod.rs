@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
 //! | `forwarded` | where a request really comes from |
-//! | [`admin`] | whether the process lives and takes devices |
+//! | [`admin`] | the admin door |
+//! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
 
 pub mod admin;
 mod forwarded;
+pub mod health;
 pub mod routes;
 pub mod serve;
 
@@ -28,6 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::health::Health;
 use self::routes::Public;
 use crate::group::Limits;
 use crate::hub::Hub;
@@ -96,7 +99,7 @@ pub struct Mediator {
     admin: Tasks,
     public: Arc<Public>,
     tls: Option<Tls>,
-    durability: &'static str,
+    health: Health,
 }
 
 impl Mediator {
@@ -105,31 +108,39 @@ impl Mediator {
         let door = door.into();
         let Parts { store, directory, dial, upstream, limits, timeouts, admission, clock, durability } = parts;
         let tasks = Tasks::new();
-        let hub = Hub::new(store, limits, clock);
+        let hub = Hub::new(Arc::clone(&store), limits, clock);
         let stop = tasks.stop_token().clone();
-        let context = Context { hub: hub.clone(), directory, dial, upstream, timeouts, stop: stop.clone() };
+        let health = Health::new(clock, store, durability, stop.clone());
+        let dial = health.watch_upstreams(dial);
+        let context = Context { hub: hub.clone(), directory, dial, upstream, clock, timeouts, stop: stop.clone() };
         let public = Arc::new(Public::new(context, admission, tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
         let (tls, proxies, stop_door) = (door.tls.clone(), Arc::clone(&door.proxies), stop.clone());
-        tasks.spawn(listen::serve(listener, door, tasks.clone(), move |io, peer| {
+        let accepting = tasks.spawn(listen::serve(listener, door, tasks.clone(), move |io, peer| {
             http(io, peer, Arc::clone(&proxies), router.clone(), stop_door.clone())
         }));
+        health.watch_door("public", &accepting);
+        if let Some(tls) = tls.clone() {
+            health.watch_certificate(move || tls.identity().map(|identity| identity.not_after_s));
+        }
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, tls, durability }
+        Self { hub, tasks, admin: Tasks::new(), public, tls, health }
     }
 
     /// Opens the admin door.
     pub fn open_admin(&self, listener: TcpListener) {
-        let state = admin::State {
-            hub: self.hub.clone(),
-            public: Arc::clone(&self.public),
-            durability: self.durability,
-            stop: self.tasks.stop_token().clone(),
-        };
-        let (router, stop) = (admin::router(state), self.admin.stop_token().clone());
+        let router = admin::router(self.health.clone(), self.hub.clone(), Arc::clone(&self.public));
+        let stop = self.admin.stop_token().clone();
         let handler = move |io, peer| http(io, peer, Arc::default(), router.clone(), stop.clone());
-        self.admin.spawn(listen::serve(listener, Door::default(), self.admin.clone(), handler));
+        let accepting = self.admin.spawn(listen::serve(listener, Door::default(), self.admin.clone(), handler));
+        self.health.watch_door("admin", &accepting);
+    }
+
+    /// Whether it lives, takes devices, and what is degraded.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Connections of devices, also of those that have not proved anything yet.

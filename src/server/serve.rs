@@ -26,6 +26,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{self, DirLock, Store};
 use crate::time::Clock;
 use crate::upstream::{TcpDial, UpstreamLimits};
+use crate::{log, metrics};
 
 /// Runs until a signal asks for the end.
 ///
@@ -73,6 +74,10 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         clock,
         durability: kept.durability,
     };
+    let watching = CancellationToken::new();
+    let _watch_ends = watching.clone().drop_guard();
+    tokio::spawn(log::rotate(clock, watching.clone()));
+    tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, secured.door.clone(), parts);
     mediator.open_admin(admin);
     banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
