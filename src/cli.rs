@@ -1,10 +1,10 @@
 //! The command line: what can be asked of the binary, and how it answers.
 //!
 //! Each subcommand is one variant and one call. Exit status: 0 when it went well, 1 when it did not, 2 when it was asked the
-//! wrong way. Results go to standard output, logs and complaints to standard error.
+//! wrong way, 3 when `serve` was ended by a second signal before it had finished. Results go to standard output, logs and complaints to standard error.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,14 +14,12 @@ use clap::{Args, Parser, Subcommand};
 use miette::{IntoDiagnostic as _, WrapErr as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{self, ConfigError, Effective, Flag, Sources};
+use crate::net::inherited::Inherited;
+use crate::server::serve::Process;
+use crate::server::verbosity::Verbosity;
 use crate::{server, tools};
-
-/// Names what is logged, as in `info,heliostat::upstream=debug`.
-const LOG_FILTER: &str = "HELIOSTAT_LOG";
 
 /// How long a health check may take altogether.
 const HEALTHCHECK: Duration = Duration::from_secs(5);
@@ -95,6 +93,17 @@ pub enum BadServeArgs {
     #[error("--plain serves unencrypted and is for loopback addresses, {0} is not one")]
     #[diagnostic(help("behind a proxy that does TLS, set `plain = true` in section [listen] of a configuration file"))]
     PlainInPublic(SocketAddr),
+}
+
+impl BadServeArgs {
+    /// Each sentence to be said about it.
+    #[must_use]
+    pub fn sentences(&self) -> Vec<String> {
+        match self {
+            Self::Config(error) => error.sentences(),
+            Self::PlainInPublic(_) => vec![self.to_string()],
+        }
+    }
 }
 
 impl ServeArgs {
@@ -177,9 +186,11 @@ pub struct HealthcheckArgs {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = init_log().and_then(|()| {
+    // Before there are threads: it changes the environment.
+    let done = Inherited::take().into_diagnostic().and_then(|inherited| {
+        let log = Verbosity::init().into_diagnostic()?;
         let runtime = tokio::runtime::Runtime::new().into_diagnostic().wrap_err("cannot start the runtime")?;
-        runtime.block_on(run(cli.command))
+        runtime.block_on(run(cli.command, inherited, log))
     });
     done.unwrap_or_else(|report| {
         eprintln!("{report:?}");
@@ -187,9 +198,16 @@ pub fn main() -> ExitCode {
     })
 }
 
-async fn run(command: Command) -> miette::Result<ExitCode> {
+async fn run(command: Command, inherited: Inherited, log: Verbosity) -> miette::Result<ExitCode> {
     match command {
-        Command::Serve(args) => server::serve::run(args.config(std::env::vars_os())?.config).await,
+        Command::Serve(args) => {
+            let config = args.config(std::env::vars_os())?.config;
+            let reread = move || match args.config(std::env::vars_os()) {
+                Ok(effective) => Ok(effective.config),
+                Err(bad) => Err(bad.sentences()),
+            };
+            server::serve::run(config, Process { reread: Box::new(reread), inherited, log }).await
+        }
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
@@ -197,23 +215,6 @@ async fn run(command: Command) -> miette::Result<ExitCode> {
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }
-}
-
-/// People read on a terminal, everything else is read by programs.
-fn init_log() -> miette::Result<()> {
-    let filter = EnvFilter::builder()
-        .with_env_var(LOG_FILTER)
-        .with_default_directive(LevelFilter::INFO.into())
-        .from_env()
-        .into_diagnostic()
-        .wrap_err_with(|| format!("{LOG_FILTER} cannot be understood"))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    if io::stderr().is_terminal() {
-        log.init()
-    } else {
-        log.json().init()
-    }
-    Ok(())
 }
 
 /// Asks a server whether it is alive.

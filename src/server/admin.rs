@@ -7,7 +7,6 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use super::routes::Public;
 use crate::hub::Hub;
@@ -17,7 +16,6 @@ pub(super) struct State {
     pub(super) hub: Hub,
     pub(super) public: Arc<Public>,
     pub(super) durability: &'static str,
-    pub(super) stop: CancellationToken,
 }
 
 /// The answer of `/readyz`.
@@ -36,7 +34,7 @@ pub(super) fn router(state: State) -> Router {
 }
 
 async fn readyz(extract::State(state): extract::State<State>) -> (StatusCode, Json<Ready>) {
-    let ready = !state.stop.is_cancelled();
+    let ready = !state.public.gate().is_closed();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = Ready {
         ready,

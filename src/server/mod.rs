@@ -3,14 +3,23 @@
 //! | file | holds |
 //! |---|---|
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
+//! | [`gate`] | who may come in, how many, how often |
+//! | [`load`] | when there is too much to do, and who has to wait then |
+//! | [`drain`] | emptying the house before it is closed |
 //! | [`admin`] | whether the process lives and takes devices |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
+//! | [`supervisor`] | what systemd is told, and what it asks |
+//! | [`verbosity`] | what is logged, changeable while running |
 
 pub mod admin;
+pub mod drain;
+pub mod gate;
+pub mod load;
 pub mod routes;
 pub mod serve;
+mod supervisor;
+pub mod verbosity;
 
-use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,16 +33,18 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use self::drain::Pace;
+pub use self::gate::Admission;
+use self::gate::Gate;
 use self::routes::Public;
 use crate::group::Limits;
 use crate::hub::Hub;
 use crate::net::listen::{self, Listener};
 use crate::net::tasks::{Tasks, Unfinished};
-use crate::session::{Context, Timeouts};
-use crate::store::Store;
+use crate::session::{Context, Rates, Timeouts};
+use crate::store::{Store, StoreError};
 use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
-use crate::wire::d2m::DeviceGroupId;
 
 /// Time for a request's headers.
 const HEADERS: Duration = Duration::from_secs(10);
@@ -44,6 +55,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(15);
 
 /// How long a stop waits for groups to write down what they know. They have nothing to wait for but the store.
 const HUB_WITHIN: Duration = Duration::from_secs(10);
+/// When a successor can be expected, for the Retry-After of those who are not let in any more.
+const RESTARTS_WITHIN: Duration = Duration::from_secs(5);
 /// How long a stop waits for somebody who reads an admin page.
 const ADMIN_STOP_WITHIN: Duration = Duration::from_secs(1);
 
@@ -52,33 +65,31 @@ const ADMIN_STOP_WITHIN: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// Keeps groups.
     pub store: Arc<dyn Store>,
-    /// Finds chat servers.
-    pub directory: Directory,
     /// Reaches chat servers.
     pub dial: Arc<dyn Dial>,
     /// Bounds of a connection to a chat server.
     pub upstream: UpstreamLimits,
-    /// Bounds of a group.
-    pub limits: Limits,
-    /// How long devices may take.
-    pub timeouts: Timeouts,
-    /// Who may come in.
-    pub admission: Admission,
+    /// What can be changed later.
+    pub settings: Settings,
     /// The clocks.
     pub clock: Clock,
     /// For operators: what an acknowledgement survives, in a word.
     pub durability: &'static str,
 }
 
-/// Who may come in at all.
+/// What can be changed while a mediator runs.
 #[derive(Debug, Clone, Default)]
-pub struct Admission {
-    /// Connections at once; `None` as many as the machine takes.
-    pub max_connections: Option<usize>,
-    /// Connections at once from one address; `None` as many as the above allows.
-    pub max_connections_per_address: Option<usize>,
-    /// The only groups served; `None` for all.
-    pub groups: Option<HashSet<DeviceGroupId>>,
+pub struct Settings {
+    /// Finds chat servers, for new connections.
+    pub directory: Directory,
+    /// Bounds of a group; those of groups that are awake change, too.
+    pub limits: Limits,
+    /// How long devices may take, in new connections.
+    pub timeouts: Timeouts,
+    /// How fast devices are listened to, in new connections.
+    pub rates: Rates,
+    /// Who may come in.
+    pub admission: Admission,
 }
 
 /// A mediator that runs.
@@ -90,35 +101,35 @@ pub struct Mediator {
     admin: Tasks,
     public: Arc<Public>,
     durability: &'static str,
+    drain: CancellationToken,
 }
 
 impl Mediator {
     /// Starts serving devices that come in by `listener`.
     pub fn start<L: Listener>(listener: L, tls: Option<TlsAcceptor>, parts: Parts) -> Self {
-        let Parts { store, directory, dial, upstream, limits, timeouts, admission, clock, durability } = parts;
+        let Parts { store, dial, upstream, settings, clock, durability } = parts;
+        let Settings { directory, limits, timeouts, rates, admission } = settings;
         let tasks = Tasks::new();
         let hub = Hub::new(store, limits, clock);
         let stop = tasks.stop_token().clone();
-        let context = Context { hub: hub.clone(), directory, dial, upstream, timeouts, stop: stop.clone() };
-        let public = Arc::new(Public::new(context, admission, tasks.tracker().clone()));
+        let context = Context { hub: hub.clone(), directory, dial, upstream, timeouts, rates, clock };
+        let gate = Arc::new(Gate::new(admission, hub.clone(), clock, stop.clone()));
+        let public = Arc::new(Public::new(context, Arc::clone(&gate), tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
         let door = stop.clone();
         tasks.spawn(listen::serve(listener, tls, tasks.clone(), move |io, peer| {
             http(io, peer, router.clone(), door.clone())
         }));
+        tasks.spawn(load::watch(hub.clone(), clock, stop.clone(), move |writer_latency| gate.look(writer_latency)));
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, durability }
+        Self { hub, tasks, admin: Tasks::new(), public, durability, drain: CancellationToken::new() }
     }
 
     /// Opens the admin door.
     pub fn open_admin(&self, listener: TcpListener) {
-        let state = admin::State {
-            hub: self.hub.clone(),
-            public: Arc::clone(&self.public),
-            durability: self.durability,
-            stop: self.tasks.stop_token().clone(),
-        };
+        let state =
+            admin::State { hub: self.hub.clone(), public: Arc::clone(&self.public), durability: self.durability };
         let (router, door) = (admin::router(state), self.admin.stop_token().clone());
         let handler = move |io, peer| http(io, peer, router.clone(), door.clone());
         self.admin.spawn(listen::serve(listener, None, self.admin.clone(), handler));
@@ -136,11 +147,55 @@ impl Mediator {
         &self.hub
     }
 
+    /// Other settings from now on. Nobody is sent away by that.
+    pub fn change(&self, settings: Settings) {
+        let Settings { directory, limits, timeouts, rates, admission } = settings;
+        self.hub.set_limits(limits);
+        self.public.change(|context| Context { directory, timeouts, rates, ..context.clone() }, admission);
+    }
+
+    /// Returns when connections are being accepted and commits kept at the moment; hangs when one of them hangs.
+    ///
+    /// # Errors
+    /// [`StoreError`] when nothing is kept any more.
+    pub async fn is_alive(&self) -> Result<(), StoreError> {
+        self.tasks.pulse().beats().await;
+        self.hub.probe().await
+    }
+
+    /// Asks whoever runs this mediator to drain it, stop it and end: the admin door's way to say what a signal says.
+    pub fn ask_to_drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Waits until somebody asked for that.
+    pub async fn drain_asked(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Lets nobody in any more (503 with Retry-After), ends all connections with 1001 at this pace, and returns when the
+    /// last one is closed. The doors stay open; [`Self::stop`] is what comes next.
+    ///
+    /// # Errors
+    /// [`Unfinished`] when some did not close within 15 s after they were told; `stop` leaves them behind.
+    pub async fn drain(&self, pace: Pace) -> Result<(), Unfinished> {
+        let gate = self.public.gate();
+        let connections = gate.connections();
+        gate.close(pace.lasts(connections) + RESTARTS_WITHIN);
+        tracing::info!(connections, batch = pace.batch(connections), "draining");
+        gate.inside().ask_all(pace).await;
+        let closed = tokio::time::timeout(STOP_WITHIN, gate.empty()).await;
+        closed.map_err(|_| Unfinished { left: gate.connections(), within: STOP_WITHIN })
+    }
+
     /// Ends every connection with 1001, lets every group write down what it knows, and returns when all is done.
     ///
     /// # Errors
     /// [`Unfinished`] when connections had to be left behind. Nothing that was acknowledged is lost by that.
     pub async fn stop(&self) -> Result<(), Unfinished> {
+        if !self.public.gate().is_closed() {
+            self.public.gate().close(RESTARTS_WITHIN);
+        }
         let finished = self.tasks.finish(STOP_WITHIN).await;
         // A session that was left behind keeps its group awake; nobody waits for that.
         let _left_behind = tokio::time::timeout(HUB_WITHIN, self.hub.close()).await;

@@ -1,4 +1,11 @@
 //! `heliostat serve`: everything the configuration names, in one process.
+//!
+//! | signal | does |
+//! |---|---|
+//! | TERM, INT | empties the house ([`super::drain`]), stops, ends with status 0; another one ends at once with status 3 |
+//! | HUP | reads the configuration and the certificates again |
+//!
+//! A reload first does everything that can fail, so that one that fails has changed nothing.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -7,27 +14,56 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use miette::{IntoDiagnostic as _, WrapErr as _};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Admission, Mediator, Parts, bind};
+use super::drain::Pace;
+use super::load::Shedding;
+use super::verbosity::Verbosity;
+use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
 use crate::chat::csp;
-use crate::config::{AdmissionConfig, Config, Durability, LimitsConfig, Security};
+use crate::config::{Changed, Config, Durability, Security};
 use crate::group::Limits;
+use crate::metrics::{self, Outcome};
+use crate::net::inherited::Inherited;
 use crate::net::{development, tls};
-use crate::session::Timeouts;
+use crate::session::{Rates, Timeouts};
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Store};
 use crate::time::Clock;
 use crate::upstream::{TcpDial, UpstreamLimits};
 
-/// Runs until a signal asks for the end.
+/// The exit status when a second signal asked for the end at once.
+pub const AT_ONCE: u8 = 3;
+
+/// What the process hands to its server.
+pub struct Process {
+    /// Reads the configuration again; else says everything that is wrong.
+    pub reread: Box<dyn Fn() -> Result<Config, Vec<String>> + Send + Sync>,
+    /// Sockets that were opened for it.
+    pub inherited: Inherited,
+    /// Its log.
+    pub log: Verbosity,
+}
+
+impl std::fmt::Debug for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process").field("inherited", &self.inherited).finish_non_exhaustive()
+    }
+}
+
+/// Runs until a signal or the operator asks for the end.
 ///
 /// # Errors
 /// What could not be opened, read or bound, in a sentence that says what to do.
-pub async fn run(config: Config) -> miette::Result<ExitCode> {
+pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
+    // Before anybody can know that we run, or a signal that comes early would kill instead of ending in order.
+    let mut signals = Signals::listen().into_diagnostic().wrap_err("cannot listen for signals")?;
+    let Process { reread, inherited, log } = process;
+    let _the_environments_is_stronger = log.change(config.log.filter.filter());
     let clock = Clock::system();
     let data = &config.data_dir;
     let now_ms = clock.now().wall_ms;
@@ -44,30 +80,60 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         None
     };
 
-    let public = bind(config.listen.address).await.into_diagnostic().wrap_err("cannot open the door for devices")?;
-    let admin = bind(config.admin.listen).await.into_diagnostic().wrap_err("cannot open the admin door")?;
+    let public = open(inherited.devices, config.listen.address).await;
+    let public = public.into_diagnostic().wrap_err("cannot open the door for devices")?;
+    let admin = open(inherited.admin, config.admin.listen).await;
+    let admin = admin.into_diagnostic().wrap_err("cannot open the admin door")?;
     let addresses = Addresses {
         public: public.local_addr().into_diagnostic()?,
         admin: admin.local_addr().into_diagnostic()?,
         csp: csp.as_ref().map(csp::Running::local_addr),
     };
-    let (limits, timeouts) = bounds(&config.limits);
+    if !addresses.admin.ip().is_loopback() {
+        // Of the configured address the configuration knows.
+        miette::bail!(
+            "the admin door has to be on a loopback address, and the socket handed over is on {}",
+            addresses.admin
+        );
+    }
     let parts = Parts {
         store: Arc::clone(&kept.store),
-        directory: config.directory(addresses.csp),
         dial: Arc::new(TcpDial),
         upstream: UpstreamLimits::default(),
-        limits,
-        timeouts,
-        admission: admission(&config.admission),
+        settings: settings(&config, addresses.csp),
         clock,
         durability: kept.durability,
     };
     let mediator = Mediator::start(public, door.acceptor.clone(), parts);
     mediator.open_admin(admin);
     banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+    supervisor::ready();
 
-    asked_to_end().await?;
+    let mut held = config;
+    let by_signal = loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::End => break true,
+                Asked::Reload => {
+                    supervisor::reloading();
+                    reload(&mut held, &*reread, &mediator, &log, addresses.csp);
+                    supervisor::ready();
+                }
+            },
+            () = mediator.drain_asked() => break false,
+            never = supervisor::watchdog(&mediator) => match never {},
+        }
+    };
+    supervisor::stopping();
+    signals.end_at_once(by_signal);
+    let pace = Pace { grace: held.drain.grace, interval: held.drain.interval };
+    let drained = tokio::select! {
+        drained = mediator.drain(pace) => drained,
+        never = supervisor::watchdog(&mediator) => match never {},
+    };
+    if let Err(unfinished) = drained {
+        tracing::warn!(%unfinished, "connections do not close");
+    }
     tracing::info!("stopping");
     if let Err(unfinished) = mediator.stop().await {
         tracing::warn!(%unfinished, "connections were left behind");
@@ -78,6 +144,48 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     }
     kept.close().await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The socket that was handed over, else one of our own.
+async fn open(inherited: Option<std::net::TcpListener>, address: SocketAddr) -> std::io::Result<TcpListener> {
+    let Some(inherited) = inherited else { return bind(address).await };
+    inherited.set_nonblocking(true)?;
+    TcpListener::from_std(inherited)
+}
+
+/// Reads the configuration again, takes over what can be, and says what it did.
+fn reload(
+    held: &mut Config,
+    reread: &dyn Fn() -> Result<Config, Vec<String>>,
+    mediator: &Mediator,
+    log: &Verbosity,
+    csp: Option<SocketAddr>,
+) {
+    let changes = reread().and_then(|new| held.reload(&new).map_err(|refused| vec![refused.to_string()]));
+    // Certificates are reloaded here: what can fail comes before anything is changed.
+    let changes = match changes {
+        Ok(changes) => changes,
+        Err(mistakes) => {
+            metrics::get().reloads.of(Outcome::Failed).increment(1);
+            for mistake in mistakes {
+                tracing::error!(%mistake, "the configuration was not reloaded: nothing changed");
+            }
+            return;
+        }
+    };
+    mediator.change(settings(&changes.config, csp));
+    if changes.config.log.filter != held.log.filter && !log.change(changes.config.log.filter.filter()) {
+        tracing::warn!("HELIOSTAT_LOG is set, and stronger than log.filter");
+    }
+    for Changed { key, from, to } in &changes.taken_over {
+        tracing::info!(key, from, to, "taken over");
+    }
+    for Changed { key, from, to } in &changes.waiting {
+        tracing::warn!(key, from, to, "waits for a restart");
+    }
+    tracing::info!(taken_over = changes.taken_over.len(), waiting = changes.waiting.len(), "configuration reloaded");
+    metrics::get().reloads.of(Outcome::Done).increment(1);
+    *held = changes.config;
 }
 
 /// The store that the configuration asks for.
@@ -137,28 +245,42 @@ struct Addresses {
     csp: Option<SocketAddr>,
 }
 
-fn bounds(config: &LimitsConfig) -> (Limits, Timeouts) {
+/// What can be changed while running.
+fn settings(config: &Config, csp: Option<SocketAddr>) -> Settings {
+    let Config { limits, admission, shedding, .. } = config;
     let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-    let limits = Limits {
-        max_device_slots: count(config.max_device_slots.into()),
-        max_queue_messages: config.max_queue_messages,
-        max_queue_bytes: config.max_queue_bytes,
-        transaction_ttl_max: config.transaction_ttl,
-        volatile_slot_ttl: config.volatile_slot_ttl,
-        persistent_slot_ttl: config.persistent_slot_ttl,
-        staged_messages_max: count(config.max_staged_messages),
-        staged_bytes_max: count(config.max_staged_bytes),
-    };
-    let timeouts =
-        Timeouts { handshake: config.handshake_timeout, idle: config.idle_timeout, ping_every: config.ping_interval };
-    (limits, timeouts)
-}
-
-fn admission(config: &AdmissionConfig) -> Admission {
-    Admission {
-        max_connections: config.max_connections,
-        max_connections_per_address: config.max_connections_per_address,
-        groups: config.groups.as_ref().map(|groups| groups.iter().copied().collect()),
+    Settings {
+        directory: config.directory(csp),
+        limits: Limits {
+            max_device_slots: count(limits.max_device_slots.into()),
+            max_queue_messages: limits.max_queue_messages,
+            max_queue_bytes: limits.max_queue_bytes,
+            transaction_ttl_max: limits.transaction_ttl,
+            volatile_slot_ttl: limits.volatile_slot_ttl,
+            persistent_slot_ttl: limits.persistent_slot_ttl,
+            staged_messages_max: count(limits.max_staged_messages),
+            staged_bytes_max: count(limits.max_staged_bytes),
+        },
+        timeouts: Timeouts {
+            handshake: limits.handshake_timeout,
+            idle: limits.idle_timeout,
+            ping_every: limits.ping_interval,
+        },
+        rates: Rates { frames: limits.frames_per_device, bytes: limits.bytes_per_device },
+        admission: Admission {
+            max_connections: admission.max_connections,
+            max_connections_per_address: admission.max_connections_per_address,
+            max_connections_per_group: admission.max_connections_per_group,
+            handshakes_per_address: admission.handshakes_per_address,
+            handshakes_per_group: admission.handshakes_per_group,
+            new_groups: admission.new_groups,
+            shedding: Shedding {
+                writer_latency: shedding.writer_latency,
+                memory: shedding.memory,
+                connections: shedding.connections,
+            },
+            groups: admission.groups.as_ref().map(|groups| groups.iter().copied().collect()),
+        },
     }
 }
 
@@ -206,13 +328,49 @@ fn banner(
     out.flush()
 }
 
-/// Waits for an interrupt or a termination signal.
-async fn asked_to_end() -> miette::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).into_diagnostic()?;
-    let mut interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// What a signal asks for.
+enum Asked {
+    End,
+    Reload,
+}
+
+/// What an operator says by signals.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
-    Ok(())
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+
+    /// From now on, the second signal ends the process wherever it is. The store is made for that: what was acknowledged is
+    /// kept.
+    fn end_at_once(mut self, one_came: bool) {
+        tokio::spawn(async move {
+            let mut left = if one_came { 1 } else { 2 };
+            while left > 0 {
+                match self.next().await {
+                    Asked::End => left -= 1,
+                    Asked::Reload => tracing::info!("no reload: the end has begun"),
+                }
+            }
+            tracing::warn!("asked twice: ending at once");
+            std::process::exit(AT_ONCE.into());
+        });
+    }
 }

@@ -12,6 +12,7 @@
 //! Traffic with the chat server and traffic with the group share the socket but not their queues: one frame of each in
 //! turn, so that a long backlog cannot starve the chat server's echo replies, for which devices wait ten seconds only.
 
+mod brake;
 pub mod ending;
 pub mod handshake;
 mod inbound;
@@ -28,16 +29,18 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+pub use self::brake::Rates;
 pub use self::ending::{Culprit, Ending};
 use self::handshake::{AwaitClientHello, Progress};
 use self::socket::{Frame, Sink, Stream};
 use crate::crypto::{Secret, random};
 use crate::hub::{Admitted, Challenge, Hub, Seat};
+use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
 use crate::wire::d2m::{ClientUrlInfo, FromDevice};
 
 /// What all sessions of a mediator share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Context {
     /// Seats are given here.
     pub hub: Hub,
@@ -49,8 +52,10 @@ pub struct Context {
     pub upstream: UpstreamLimits,
     /// How long things may take.
     pub timeouts: Timeouts,
-    /// Cancelled when the mediator stops.
-    pub stop: CancellationToken,
+    /// How fast devices are listened to.
+    pub rates: Rates,
+    /// The clocks.
+    pub clock: Clock,
 }
 
 /// How long a device may take.
@@ -70,10 +75,10 @@ impl Default for Timeouts {
     }
 }
 
-/// Runs a connection from its first byte to its last.
-pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -> Ending {
+/// Runs a connection from its first byte to its last. `leave` is cancelled when the mediator wants it to end.
+pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, leave: &CancellationToken) -> Ending {
     let (mut sink, mut stream) = socket.split();
-    let ending = run_inner(&mut sink, &mut stream, &url, &context).await;
+    let ending = run_inner(&mut sink, &mut stream, &url, &context, leave).await;
     tracing::info!(
         group = %url.device_group_id,
         code = ending.close_code().map(|code| code.code()),
@@ -85,10 +90,16 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -
     ending
 }
 
-async fn run_inner(sink: &mut Sink, stream: &mut Stream, url: &ClientUrlInfo, context: &Context) -> Ending {
+async fn run_inner(
+    sink: &mut Sink,
+    stream: &mut Stream,
+    url: &ClientUrlInfo,
+    context: &Context,
+    leave: &CancellationToken,
+) -> Ending {
     let shaken = tokio::select! {
         shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url)) => shaken,
-        () = context.stop.cancelled() => return Ending::ShuttingDown,
+        () = leave.cancelled() => return Ending::ShuttingDown,
     };
     let (admitted, early) = match shaken {
         Ok(Ok(admitted)) => admitted,
@@ -96,7 +107,7 @@ async fn run_inner(sink: &mut Sink, stream: &mut Stream, url: &ClientUrlInfo, co
         Err(_elapsed) => return Ending::HandshakeTimeout,
     };
     match context.hub.join(admitted).await {
-        Ok(seat) => established(sink, stream, url, context, seat, early).await,
+        Ok(seat) => established(sink, stream, url, context, leave, seat, early).await,
         Err(error) => {
             tracing::warn!(group = %url.device_group_id, %error, "no seat for a device");
             Ending::GroupFailed
@@ -128,6 +139,7 @@ async fn established(
     stream: &mut Stream,
     url: &ClientUrlInfo,
     context: &Context,
+    leave: &CancellationToken,
     seat: Seat,
     early: BytesMut,
 ) -> Ending {
@@ -142,7 +154,7 @@ async fn established(
             biased;
             ending = outbound => ending,
             ending = inbound => ending,
-            () = context.stop.cancelled() => Ending::ShuttingDown,
+            () = leave.cancelled() => Ending::ShuttingDown,
         }
     };
     if *introduced.borrow() {

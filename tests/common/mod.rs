@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use heliostat::client::{Device, DeviceConfig, GroupKey, Mediator as Url, RawConnection, Trust};
 use heliostat::group::Limits;
-use heliostat::server::{Admission, Mediator, Parts};
-use heliostat::session::Timeouts;
+use heliostat::server::{Admission, Mediator, Parts, Settings};
+use heliostat::session::{Rates, Timeouts};
 use heliostat::store::sqlite::SqliteStore;
 use heliostat::store::{Durability, Store};
 use heliostat::time::Clock;
@@ -50,6 +50,7 @@ pub async fn soon<T>(happens: impl Future<Output = T>) -> T {
 pub struct Setup {
     pub limits: Limits,
     pub timeouts: Timeouts,
+    pub rates: Rates,
     pub admission: Admission,
     pub upstream: Option<SocketAddr>,
     pub tls: Option<tokio_rustls::TlsAcceptor>,
@@ -84,19 +85,16 @@ impl Server {
 
 /// Starts a mediator over any store.
 pub async fn mediate(store: Arc<dyn Store>, setup: Setup, clock: Clock) -> (Mediator, SocketAddr) {
-    let Setup { limits, timeouts, admission, upstream, tls } = setup;
+    let Setup { limits, timeouts, rates, admission, upstream, tls } = setup;
     let default = upstream.map(|address| Target { addresses: vec![address.to_string()], framing: Framing::Csp });
     let directory = Directory::new(DirectoryConfig { default, ..DirectoryConfig::default() }).unwrap_or_default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let parts = Parts {
         store,
-        directory,
         dial: Arc::new(TcpDial),
         upstream: UpstreamLimits::default(),
-        limits,
-        timeouts,
-        admission,
+        settings: Settings { directory, limits, timeouts, rates, admission },
         clock,
         durability: "memory",
     };
