@@ -52,8 +52,9 @@ impl Shedding {
     /// does not come and go with every connection.
     #[must_use]
     pub fn judge(&self, before: Option<Overload>, load: &Load) -> Option<Overload> {
-        let reached =
-            |what: Overload, now: u128, bound: u128| now >= if before == Some(what) { bound * 3 / 4 } else { bound };
+        let reached = |what: Overload, now: u128, bound: u128| {
+            if before == Some(what) { now * 4 >= bound * 3 } else { now >= bound }
+        };
         let connections = (load.connections as u128, self.connections.map(|bound| bound as u128));
         let signs = [
             (Overload::Writer, load.writer_latency.as_nanos(), self.writer_latency.map(|bound| bound.as_nanos())),

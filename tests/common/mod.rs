@@ -105,6 +105,34 @@ pub fn plain(address: SocketAddr) -> Url {
     Url::new(&format!("ws://{address}"), &Trust::System).unwrap()
 }
 
+/// What a door answers.
+pub struct Answer {
+    pub status: u16,
+    /// In seconds.
+    pub retry_after: Option<u64>,
+}
+
+/// Asks a door for a page or a WebSocket, and hangs up.
+pub async fn http(address: SocketAddr, path: &str, upgrade: bool) -> Answer {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    let headers = if upgrade {
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    } else {
+        "Connection: close\r\n"
+    };
+    tcp.write_all(format!("GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n").as_bytes()).await.unwrap();
+    let mut lines = BufReader::new(tcp).lines();
+    let status = soon(lines.next_line()).await.unwrap().expect("a door answers");
+    let mut answer = Answer { status: status.split(' ').nth(1).unwrap().parse().unwrap(), retry_after: None };
+    while let Some(line) = soon(lines.next_line()).await.unwrap().filter(|line| !line.is_empty()) {
+        if let Some(seconds) = line.to_ascii_lowercase().strip_prefix("retry-after: ") {
+            answer.retry_after = Some(seconds.parse().unwrap());
+        }
+    }
+    answer
+}
+
 /// A device group under test.
 pub struct Family {
     pub key: GroupKey,
