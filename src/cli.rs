@@ -26,7 +26,13 @@ const HEALTHCHECK: Duration = Duration::from_secs(5);
 
 /// Lets one chat account live on many devices.
 #[derive(Debug, Parser)]
-#[command(name = "heliostat", version, about, propagate_version = true)]
+#[command(
+    name = "heliostat",
+    version,
+    about,
+    propagate_version = true,
+    after_help = "Begin with `heliostat serve`; it says what to do next. HELIOSTAT_LOG=debug logs more."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -49,7 +55,7 @@ pub enum Command {
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Ask a running server whether it is alive; the answer is the exit status.
+    /// Ask a running server whether it is alive; the answer is the exit status
     Healthcheck(HealthcheckArgs),
 }
 
@@ -62,22 +68,22 @@ pub struct ServeArgs {
     /// Any key of the configuration, as in `limits.idle_timeout=90 s`; may be given again.
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
     pub set: Vec<(String, String)>,
-    /// Where everything is kept.
+    /// Where everything is kept [default: heliostat-data]
     #[arg(long, value_name = "DIR")]
     pub data: Option<String>,
-    /// Where devices connect.
-    #[arg(long, value_name = "ADDR")]
+    /// Where devices connect [default: 127.0.0.1:8443]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub listen: Option<SocketAddr>,
     /// WebSocket without TLS, on a loopback address only.
     #[arg(long)]
     pub plain: bool,
-    /// Run the embedded CSP chat server there.
-    #[arg(long, value_name = "ADDR")]
+    /// Run the embedded CSP chat server there [default: 127.0.0.1:5222 in a development box, else none]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub csp_listen: Option<SocketAddr>,
-    /// Where the operator connects: a loopback address.
-    #[arg(long, value_name = "ADDR")]
+    /// Where the operator connects: a loopback address [default: 127.0.0.1:9090]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
-    /// Keep nothing: everything is lost when the server ends.
+    /// Keep device groups and their messages in memory only: they are lost when the server ends.
     #[arg(long)]
     pub memory: bool,
 }
@@ -143,6 +149,10 @@ impl ServeArgs {
     }
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an address is an IP address and a port, as in 127.0.0.1:8443 or [::]:443".to_owned())
+}
+
 fn key_and_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("expected a key, `=` and its value")?;
     Ok((key.trim().to_owned(), value.trim().to_owned()))
@@ -178,7 +188,7 @@ impl ConfigCommand {
 #[derive(Debug, Clone, Args)]
 pub struct HealthcheckArgs {
     /// The server's admin address.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090", value_parser = address)]
     pub admin: SocketAddr,
 }
 
@@ -188,7 +198,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // Before there are threads: it changes the environment.
     let done = Inherited::take().into_diagnostic().and_then(|inherited| {
-        let log = Verbosity::init().into_diagnostic()?;
+        let log = Verbosity::init()?;
         let runtime = tokio::runtime::Runtime::new().into_diagnostic().wrap_err("cannot start the runtime")?;
         runtime.block_on(run(cli.command, inherited, log))
     });
@@ -303,6 +313,26 @@ mod tests {
             assert_eq!(*effective.origin(&flag.key), config::Origin::Flag(flag.name));
         }
         assert_eq!(effective.config.durability, config::Durability::Memory);
+    }
+
+    #[test]
+    fn the_help_tells_the_defaults_that_are_used() {
+        let config = Config::development();
+        let help = ServeArgs::augment_args(clap::Command::new("serve")).render_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        let addresses = [config.listen.address, config.chat.csp.listen, config.admin.listen];
+        let defaults = addresses.map(|address| address.to_string());
+        for default in defaults.into_iter().chain([config.data_dir.display().to_string()]) {
+            assert!(help.contains(&format!("[default: {default}")), "{default}: {help}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_answered_with_one_that_is() {
+        for wrong in ["8443", "localhost:8443", ":8443"] {
+            let error = serve(&["--listen", wrong]).unwrap_err().to_string();
+            assert!(error.contains("as in 127.0.0.1:8443"), "{error}");
+        }
     }
 
     #[test]

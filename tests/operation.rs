@@ -351,3 +351,20 @@ fn sockets_that_cannot_be_used_are_refused() {
     let said = starts(everywhere.into(), "admin");
     assert!(said.contains("the admin door has to be on a loopback address"), "{said}");
 }
+
+#[test]
+fn what_the_unit_files_say_can_be_run() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let unit = std::fs::read_to_string(deploy.join("heliostat.service")).unwrap();
+    let binary = "/usr/local/bin/heliostat";
+    let checks = unit.lines().find_map(|line| line.strip_prefix("ExecStartPre=")).unwrap();
+    let words = checks.strip_prefix(binary).unwrap().split_whitespace();
+    let here = deploy.join("heliostat.toml");
+    let words = words.map(|word| if word == "/etc/heliostat/heliostat.toml" { here.to_str().unwrap() } else { word });
+    let output = Command::new(env!("CARGO_BIN_EXE_heliostat")).args(words).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let starts = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    assert_eq!(starts, checks.replace("config check", "serve"), "what was checked is what is started");
+    let socket = std::fs::read_to_string(deploy.join("heliostat.socket")).unwrap();
+    assert!(unit.contains("Requires=heliostat.socket\n") && socket.contains("\nFileDescriptorName=devices\n"));
+}

@@ -26,7 +26,7 @@ mod sources;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -163,6 +163,9 @@ settings! {
             listen: SocketAddr = local(5222), ADDRESS, Restart;
             /// Whether devices are told that the account's device cookie changed. Desktop clients end the connection then.
             device_cookie_indication: bool = true, Switch, Restart;
+            /// Addresses behind which many clients stand, so that none is shut out for what others do to log in: the
+            /// mediator's above all. When not set, this machine's own.
+            exempt: Option<BTreeSet<IpAddr>> = None, Or(None, List(Parsed("an IP address", "10.0.0.2"))), Restart;
         }
     }
 
@@ -505,6 +508,7 @@ mod tests {
         enabled = true
         listen = "127.0.0.1:0"
         device_cookie_indication = false
+        exempt = ["10.0.0.2", "2001:db8::2"]
         [limits]
         max_device_slots = 15
         max_queue_messages = 1
@@ -541,6 +545,15 @@ mod tests {
         assert_eq!(config.data_dir, Path::new("/data"));
         assert!(matches!(config.listen.security(), Security::Files(_)));
         assert!(config.chat.csp.enabled);
+    }
+
+    #[test]
+    fn the_file_for_systemd_is_understood_and_leaves_nothing_that_strangers_can_do_unlimited() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/heliostat.toml");
+        let effective = Sources::gather(Some(&file), [], Vec::new()).unwrap().read().unwrap();
+        let shown = effective.show();
+        let unlimited: Vec<&str> = shown.lines().filter(|line| line.contains("\"unlimited\"")).collect();
+        assert_eq!(unlimited, ["persistent_slot_ttl = \"unlimited\""]);
     }
 
     #[test]

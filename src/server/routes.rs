@@ -98,7 +98,9 @@ impl From<Denied> for Refusal {
             Refused::AddressRate | Refused::GroupRate => "too many handshakes",
             Refused::NewGroups | Refused::Overload => "no new device groups at the moment",
             Refused::Stopping => "shutting down",
-            _ => "too many connections",
+            Refused::Full | Refused::FullForAddress | Refused::FullForGroup => "too many connections",
+            // Said by others than the gate.
+            Refused::Method | Refused::NotHere | Refused::Url | Refused::NotWebSocket | Refused::ProxyHeader => "",
         };
         Self { retry_after, ..Self::new(why, text) }
     }

@@ -3,17 +3,17 @@
 //! | signal | does |
 //! |---|---|
 //! | TERM, INT | empties the house ([`super::drain`]), stops, ends with status 0; another one ends at once with status 3 |
-//! | HUP | reads the configuration and the certificates again |
+//! | HUP | reads the configuration again |
 //!
 //! A reload first does everything that can fail, so that one that fails has changed nothing.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use miette::{IntoDiagnostic as _, WrapErr as _};
+use miette::{IntoDiagnostic as _, WrapErr as _, miette};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
@@ -32,7 +32,7 @@ use crate::net::{development, tls};
 use crate::session::{Rates, Timeouts};
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{self, Store};
+use crate::store::{self, DirLock, Store};
 use crate::time::Clock;
 use crate::upstream::{TcpDial, UpstreamLimits};
 
@@ -68,22 +68,24 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     let data = &config.data_dir;
     let now_ms = clock.now().wall_ms;
     // Opening may have to repair after a crash; it must not hold up the runtime.
-    let kept = Kept::open(config.durability, data, now_ms).await?;
+    let kept = Kept::open(&config, now_ms).await?;
+    let public = take_or_open(inherited.devices, "devices", config.listen.address, "--listen").await?;
+    let admin = take_or_open(inherited.admin, "the operator", config.admin.listen, "--admin-listen").await?;
     let door = Door::open(config.listen.security(), data, now_ms)?;
 
     let stop_chat = CancellationToken::new();
     let csp = if config.chat.csp.enabled {
+        let listener = open_door("the chat server", config.chat.csp.listen, "--csp-listen").await?;
         let mut settings = csp::Config::new(config.chat.csp.listen, data.clone());
         settings.limits.device_cookie_indication = config.chat.csp.device_cookie_indication;
-        Some(csp::start(settings, clock, stop_chat.clone()).await.into_diagnostic()?)
+        if let Some(exempt) = &config.chat.csp.exempt {
+            settings.exempt = exempt.iter().copied().collect();
+        }
+        Some(csp::start_on(listener, settings, clock, stop_chat.clone()).await.into_diagnostic()?)
     } else {
         None
     };
 
-    let public = open(inherited.devices, config.listen.address).await;
-    let public = public.into_diagnostic().wrap_err("cannot open the door for devices")?;
-    let admin = open(inherited.admin, config.admin.listen).await;
-    let admin = admin.into_diagnostic().wrap_err("cannot open the admin door")?;
     let addresses = Addresses {
         public: public.local_addr().into_diagnostic()?,
         admin: admin.local_addr().into_diagnostic()?,
@@ -110,22 +112,26 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     supervisor::ready();
 
     let mut held = config;
-    let by_signal = loop {
+    let end = loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                Asked::End => break true,
+                Asked::End => break End::BySignal,
                 Asked::Reload => {
                     supervisor::reloading();
                     reload(&mut held, &*reread, &mediator, &log, addresses.csp);
                     supervisor::ready();
                 }
             },
-            () = mediator.drain_asked() => break false,
+            () = mediator.drain_asked() => break End::ByOperator,
+            fault = ended_unasked(csp.as_ref()) => break End::Fault(fault),
             never = supervisor::watchdog(&mediator) => match never {},
         }
     };
     supervisor::stopping();
-    signals.end_at_once(by_signal);
+    signals.end_at_once(matches!(end, End::BySignal));
+    if let End::Fault(fault) = &end {
+        tracing::error!(%fault, "stopping");
+    }
     let pace = Pace { grace: held.drain.grace, interval: held.drain.interval };
     let drained = tokio::select! {
         drained = mediator.drain(pace) => drained,
@@ -143,14 +149,39 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         csp.wait().await;
     }
     kept.close().await?;
-    Ok(ExitCode::SUCCESS)
+    match end {
+        End::BySignal | End::ByOperator => Ok(ExitCode::SUCCESS),
+        End::Fault(fault) => Err(fault),
+    }
 }
 
-/// The socket that was handed over, else one of our own.
-async fn open(inherited: Option<std::net::TcpListener>, address: SocketAddr) -> std::io::Result<TcpListener> {
-    let Some(inherited) = inherited else { return bind(address).await };
-    inherited.set_nonblocking(true)?;
-    TcpListener::from_std(inherited)
+/// Why a server ends.
+enum End {
+    BySignal,
+    ByOperator,
+    Fault(miette::Report),
+}
+
+/// Waits for a chat server that ends without being asked. A process that serves half of what it is configured to looks healthy
+/// and is not: it stops in order, and fails, so that a supervisor starts it anew.
+async fn ended_unasked(csp: Option<&csp::Running>) -> miette::Report {
+    match csp {
+        Some(csp) => csp.over().await,
+        None => std::future::pending().await,
+    }
+    miette!("the CSP chat server ended unexpectedly")
+}
+
+/// The socket that was handed over, or one of our own.
+async fn take_or_open(
+    inherited: Option<std::net::TcpListener>,
+    for_whom: &str,
+    address: SocketAddr,
+    flag: &str,
+) -> miette::Result<TcpListener> {
+    let Some(inherited) = inherited else { return open_door(for_whom, address, flag).await };
+    inherited.set_nonblocking(true).into_diagnostic()?;
+    TcpListener::from_std(inherited).into_diagnostic()
 }
 
 /// Reads the configuration again, takes over what can be, and says what it did.
@@ -162,7 +193,7 @@ fn reload(
     csp: Option<SocketAddr>,
 ) {
     let changes = reread().and_then(|new| held.reload(&new).map_err(|refused| vec![refused.to_string()]));
-    // Certificates are reloaded here: what can fail comes before anything is changed.
+    // Whatever else can fail at a reload belongs here, before anything is changed: certificates.
     let changes = match changes {
         Ok(changes) => changes,
         Err(mistakes) => {
@@ -188,23 +219,45 @@ fn reload(
     *held = changes.config;
 }
 
-/// The store that the configuration asks for.
+/// A listener, or what to do when there can be none.
+async fn open_door(for_whom: &str, address: SocketAddr, flag: &str) -> miette::Result<TcpListener> {
+    bind(address).await.map_err(|error| {
+        let help = match error.kind() {
+            ErrorKind::AddrInUse => "another program listens there, perhaps another heliostat: stop it, or",
+            ErrorKind::PermissionDenied => "ports below 1024 are not for everybody: run with the right to, or",
+            ErrorKind::AddrNotAvailable => "that address is not one of this machine's:",
+            _ => "",
+        };
+        let help = format!(
+            "{help} choose another address with {flag} ADDR or in the configuration; port 0 takes any that is free"
+        );
+        miette!(help = help.trim_start(), "cannot listen for {for_whom} on {error}")
+    })
+}
+
+/// The store that the configuration asks for. Whatever that is, the data directory is ours alone as long as something is kept
+/// there: the embedded chat server always keeps its queues in a file, and two that share it would overwrite each other.
 struct Kept {
     store: Arc<dyn Store>,
     sqlite: Option<Arc<SqliteStore>>,
     durability: &'static str,
+    /// A store on disk has its own.
+    _lock: Option<DirLock>,
 }
 
 impl Kept {
-    async fn open(durability: Durability, data: &Path, now_ms: u64) -> miette::Result<Self> {
-        match durability {
-            Durability::Memory => Ok(Self { store: Arc::new(MemoryStore::new()), sqlite: None, durability: "memory" }),
+    async fn open(config: &Config, now_ms: u64) -> miette::Result<Self> {
+        let data = config.data_dir.clone();
+        match config.durability {
+            Durability::Memory => {
+                let lock = config.chat.csp.enabled.then(|| DirLock::take(&data)).transpose().into_diagnostic()?;
+                Ok(Self { store: Arc::new(MemoryStore::new()), sqlite: None, durability: "memory", _lock: lock })
+            }
             Durability::Fsync => {
-                let data = data.to_owned();
                 let open = move || SqliteStore::open(&data, store::Durability::Fsync, now_ms);
                 let sqlite = tokio::task::spawn_blocking(open).await.into_diagnostic()?.into_diagnostic()?;
                 let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(&sqlite);
-                Ok(Self { store, sqlite: Some(sqlite), durability: "fsync" })
+                Ok(Self { store, sqlite: Some(sqlite), durability: "fsync", _lock: None })
             }
         }
     }
@@ -314,7 +367,18 @@ fn banner(
     writeln!(out, "  admin        http://{}/readyz", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;
     if durability == "memory" {
-        writeln!(out, "\nNothing is kept: everything is lost when this process ends.")?;
+        writeln!(
+            out,
+            "\nDevice groups and their messages are in memory only: they are lost when this process ends, for good."
+        )?;
+        match (csp.is_some(), door.ca.is_some()) {
+            (true, true) => {
+                writeln!(out, "Kept all the same: the chat server's data, and the development certificate.")?
+            }
+            (true, false) => writeln!(out, "Kept all the same: the chat server's data.")?,
+            (false, true) => writeln!(out, "Kept all the same: the development certificate.")?,
+            (false, false) => {}
+        }
     }
     if door.ca.is_some() {
         writeln!(
@@ -372,5 +436,22 @@ impl Signals {
             tracing::warn!("asked twice: ending at once");
             std::process::exit(AT_ONCE.into());
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_chat_server_that_ends_unasked_ends_the_process_with_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let settings = csp::Config::new("127.0.0.1:0".parse().unwrap(), dir.path().to_owned());
+        let csp = csp::start(settings, Clock::system(), stop.clone()).await.unwrap();
+        stop.cancel();
+        let fault = ended_unasked(Some(&csp)).await;
+        assert!(fault.to_string().contains("CSP"), "{fault}");
+        csp.wait().await;
     }
 }

@@ -17,8 +17,9 @@ pub struct Verbosity {
 }
 
 /// Why the log could not be opened.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 #[error("{VARIABLE} cannot be understood: {0}")]
+#[diagnostic(help("for example {VARIABLE}=debug, or {VARIABLE}=info,heliostat::upstream=debug"))]
 pub struct BadFilter(#[from] tracing_subscriber::filter::ParseError);
 
 impl Verbosity {
