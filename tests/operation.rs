@@ -265,6 +265,64 @@ async fn a_reload_takes_over_what_it_can_says_what_it_did_and_disturbs_nobody() 
     assert!(server.ended().await.success());
 }
 
+#[tokio::test]
+async fn under_load_a_reload_drops_nobody_and_a_restart_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut server = Running::start(&data, "");
+    let url = format!("ws://{}", server.devices);
+    let mut simulation = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    simulation.args(["simulate", "--url", &url, "--no-csp", "--groups", "6", "--devices", "3", "--messages", "100"]);
+    simulation.args(["--pause", "10ms", "--data"]).arg(dir.path()).env("HELIOSTAT_LOG", "error");
+    let mut simulation = simulation.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // The write-ahead log grows with what is acknowledged.
+    let wal = data.join("mediator.sqlite-wal");
+    let mut grows_beyond = async |bytes: u64| {
+        while std::fs::metadata(&wal).map_or(0, |wal| wal.len()) < bytes {
+            assert_eq!(
+                simulation.try_wait().unwrap(),
+                None,
+                "the simulation was over before the operator did anything"
+            );
+            tokio::task::yield_now().await;
+        }
+    };
+    grows_beyond(200_000).await;
+    let mut said = server.reloads("limits.max_queue_messages = 50_000\n", "configuration reloaded").await;
+    let failed = "the configuration was not reloaded: nothing changed";
+    said.extend(server.reloads("limits.max_queue_messages = 0\n", failed).await);
+    grows_beyond(300_000).await;
+    server.signal("TERM");
+    while let Some(line) = soon(server.log.recv()).await.map(|line| line["fields"].clone()) {
+        let last = line["message"] == "draining";
+        said.push(line);
+        if last {
+            break;
+        }
+    }
+    // The simulation itself takes a look at the server before it begins.
+    let mut ended = said.iter().filter(|line| line["message"] == "connection ended");
+    assert!(ended.all(|line| line["ending"] == "ClosedByDevice(Some(1000))"), "{said:?}");
+    assert_eq!(said.last().unwrap()["connections"], 18);
+    let mut codes = Vec::new();
+    while let Some(line) = soon(server.log.recv()).await {
+        if line["fields"]["message"] == "connection ended" {
+            codes.push(line["fields"]["code"].clone());
+        }
+    }
+    assert_eq!(codes, vec![Value::from(1001); 18]);
+    let address = server.devices.to_string();
+    assert!(server.ended().await.success());
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command.env("HELIOSTAT__LISTEN__ADDRESS", address);
+    let _server = Running::start_as(&data, "", command);
+    let output = soon(tokio::task::spawn_blocking(|| simulation.wait_with_output())).await.unwrap().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("lost") && line.ends_with(" 0")), "{text}");
+}
+
 /// What a supervisor is told, one message at a time.
 async fn told(supervisor: &tokio::net::UnixDatagram) -> String {
     let mut message = [0; 256];
