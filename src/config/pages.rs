@@ -32,7 +32,7 @@ directory. A secret stands in the file itself, or in another one: `"file:PATH"`;
 the latter is taken.
 
 A key marked *reload* can change while the server runs, one marked *restart* cannot. On SIGHUP the file is read again, with
-the environment and the flags of the start over it. The log says what was taken over, key by key, and what waits for a restart;
+the environment and the flags of the start over it, and so are certificates. The log says what was taken over, key by key, and what waits for a restart;
 when anything is wrong, it says where, and nothing changes.
 "#;
 

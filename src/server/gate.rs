@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::drain::Inside;
 use super::load::{self, Load, Overload, Shedding};
 use crate::hub::Hub;
-use crate::metrics::{self, Refused};
+use crate::metrics::Refused;
 use crate::net::rate::{Bucket, Buckets, Measure, Rate, TooMuch};
 use crate::time::Clock;
 use crate::wire::d2m::DeviceGroupId;
@@ -208,7 +208,6 @@ impl Gate {
         let until = self.clock.now().monotonic.saturating_add(lasts);
         self.closed_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.closed.cancel();
-        metrics::get().draining.set(1.0);
     }
 
     pub(super) fn is_closed(&self) -> bool {

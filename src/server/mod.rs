@@ -6,19 +6,21 @@
 //! | [`gate`] | who may come in, how many, how often |
 //! | [`load`] | when there is too much to do, and who has to wait then |
 //! | [`drain`] | emptying the house before it is closed |
-//! | [`admin`] | whether the process lives and takes devices |
+//! | `forwarded` | where a request really comes from |
+//! | [`admin`] | the admin door |
+//! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
-//! | [`supervisor`] | what systemd is told, and what it asks |
-//! | [`verbosity`] | what is logged, changeable while running |
+//! | `supervisor` | what systemd is told, and what it asks |
 
 pub mod admin;
 pub mod drain;
+mod forwarded;
 pub mod gate;
+pub mod health;
 pub mod load;
 pub mod routes;
 pub mod serve;
 mod supervisor;
-pub mod verbosity;
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,21 +28,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::drain::Pace;
 pub use self::gate::Admission;
 use self::gate::Gate;
+use self::health::Health;
 use self::routes::Public;
 use crate::group::Limits;
 use crate::hub::Hub;
-use crate::net::listen::{self, Listener};
+use crate::net::listen::{self, Door, Listener};
+use crate::net::proxies::Proxies;
 use crate::net::tasks::{Tasks, Unfinished};
+use crate::net::tls::Tls;
 use crate::session::{Context, Rates, Timeouts};
 use crate::store::{Store, StoreError};
 use crate::time::Clock;
@@ -100,45 +107,65 @@ pub struct Mediator {
     /// The admin door's: it is closed last, so that a supervisor can watch the stop.
     admin: Tasks,
     public: Arc<Public>,
-    durability: &'static str,
+    tls: Option<Tls>,
+    health: Health,
     drain: CancellationToken,
 }
 
 impl Mediator {
-    /// Starts serving devices that come in by `listener`.
-    pub fn start<L: Listener>(listener: L, tls: Option<TlsAcceptor>, parts: Parts) -> Self {
+    /// Starts serving devices that come in by `listener` and pass the `door`.
+    pub fn start<L: Listener>(listener: L, door: impl Into<Door>, parts: Parts) -> Self {
+        let door = door.into();
         let Parts { store, dial, upstream, settings, clock, durability } = parts;
         let Settings { directory, limits, timeouts, rates, admission } = settings;
         let tasks = Tasks::new();
-        let hub = Hub::new(store, limits, clock);
+        let hub = Hub::new(Arc::clone(&store), limits, clock);
         let stop = tasks.stop_token().clone();
-        let context = Context { hub: hub.clone(), directory, dial, upstream, timeouts, rates, clock };
+        let health = Health::new(clock, store, durability, stop.clone());
+        let dial = health.watch_upstreams(dial);
+        let context = Context { hub: hub.clone(), directory, dial, upstream, clock, timeouts, rates };
         let gate = Arc::new(Gate::new(admission, hub.clone(), clock, stop.clone()));
         let public = Arc::new(Public::new(context, Arc::clone(&gate), tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
-        let door = stop.clone();
-        tasks.spawn(listen::serve(listener, tls, tasks.clone(), move |io, peer| {
-            http(io, peer, router.clone(), door.clone())
+        let (tls, proxies, stop_door) = (door.tls.clone(), Arc::clone(&door.proxies), stop.clone());
+        let accepting = tasks.spawn(listen::serve(listener, door, tasks.clone(), move |io, peer| {
+            http(io, peer, Arc::clone(&proxies), router.clone(), stop_door.clone())
         }));
+        health.watch_door("public", &accepting);
+        if let Some(tls) = tls.clone() {
+            health.watch_certificate(move || tls.identity().map(|identity| identity.not_after_s));
+        }
         tasks.spawn(load::watch(hub.clone(), clock, stop.clone(), move |writer_latency| gate.look(writer_latency)));
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, durability, drain: CancellationToken::new() }
+        Self { hub, tasks, admin: Tasks::new(), public, tls, health, drain: CancellationToken::new() }
     }
 
     /// Opens the admin door.
     pub fn open_admin(&self, listener: TcpListener) {
-        let state =
-            admin::State { hub: self.hub.clone(), public: Arc::clone(&self.public), durability: self.durability };
-        let (router, door) = (admin::router(state), self.admin.stop_token().clone());
-        let handler = move |io, peer| http(io, peer, router.clone(), door.clone());
-        self.admin.spawn(listen::serve(listener, None, self.admin.clone(), handler));
+        let router = admin::router(self.health.clone(), self.hub.clone(), Arc::clone(&self.public));
+        let stop = self.admin.stop_token().clone();
+        let handler = move |io, peer| http(io, peer, Arc::default(), router.clone(), stop.clone());
+        let accepting = self.admin.spawn(listen::serve(listener, Door::default(), self.admin.clone(), handler));
+        self.health.watch_door("admin", &accepting);
+    }
+
+    /// Whether it lives, takes devices, and what is degraded.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Connections of devices, also of those that have not proved anything yet.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.public.connections()
+    }
+
+    /// What the public door presents; `None` when it is not encrypted.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// All groups that are awake.
@@ -182,6 +209,7 @@ impl Mediator {
         let gate = self.public.gate();
         let connections = gate.connections();
         gate.close(pace.lasts(connections) + RESTARTS_WITHIN);
+        self.health.set_draining(true);
         tracing::info!(connections, batch = pace.batch(connections), "draining");
         gate.inside().ask_all(pace).await;
         let closed = tokio::time::timeout(STOP_WITHIN, gate.empty()).await;
@@ -205,11 +233,17 @@ impl Mediator {
 }
 
 /// Serves HTTP on one connection. An upgraded one lives on in its session.
-async fn http<Io>(io: Io, peer: SocketAddr, router: Router, stop: CancellationToken)
+async fn http<Io>(io: Io, peer: SocketAddr, proxies: Arc<Proxies>, router: Router, stop: CancellationToken)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = TowerToHyperService::new(router.layer(axum::Extension(Peer(peer))));
+    let router = TowerToHyperService::new(router);
+    // A proxy may send requests of different clients through one connection.
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let origin = forwarded::origin(&proxies, peer, request.headers());
+        request.extensions_mut().insert(Peer(origin));
+        router.call(request)
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS)
@@ -229,7 +263,7 @@ where
     }
 }
 
-/// Where a request comes from.
+/// Where a request really comes from: behind proxies that are trusted, what they say. The port is 0 when they do not say it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 

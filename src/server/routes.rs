@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::Peer;
 use super::gate::{Admission, Denied, Entered, Gate};
 use crate::log::Occasionally;
-use crate::metrics::{self, Refused};
+use crate::metrics::{self, Bounded as _, Refused};
 use crate::session::{self, Context};
 use crate::wire::d2m::{BadUrl, ClientUrlInfo};
 
@@ -155,8 +155,7 @@ async fn upgrade(
             let why = refusal.why;
             metrics::get().refused.of(why).increment(1);
             if let Some(others) = public.said.may_say(why) {
-                tracing::info!(?why, status = refusal.status().as_u16(), others, "turned away at the door");
-                tracing::debug!(%peer, "that was one of them");
+                tracing::info!(%peer, why = why.value(), others, "turned away at the door");
             }
             refusal.into_response()
         }

@@ -3,38 +3,41 @@
 //! | signal | does |
 //! |---|---|
 //! | TERM, INT | empties the house ([`super::drain`]), stops, ends with status 0; another one ends at once with status 3 |
-//! | HUP | reads the configuration again |
+//! | HUP | reads the configuration and the certificate again |
 //!
 //! A reload first does everything that can fail, so that one that fails has changed nothing.
 
 use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use miette::{IntoDiagnostic as _, WrapErr as _, miette};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::drain::Pace;
 use super::load::Shedding;
-use super::verbosity::Verbosity;
 use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
 use crate::chat::csp;
 use crate::config::{Changed, Config, Durability, Security};
 use crate::group::Limits;
-use crate::metrics::{self, Outcome};
+use crate::metrics::Outcome;
+use crate::net::acme::Acme;
+use crate::net::development;
 use crate::net::inherited::Inherited;
-use crate::net::{development, tls};
+use crate::net::listen::Door;
+use crate::net::tls::{Certificate, Tls};
+use crate::net::watch::{LOOK_EVERY, Looked, Watch, log_replaced};
 use crate::session::{Rates, Timeouts};
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, DirLock, Store};
 use crate::time::Clock;
 use crate::upstream::{TcpDial, UpstreamLimits};
+use crate::{log, logging, metrics};
 
 /// The exit status when a second signal asked for the end at once.
 pub const AT_ONCE: u8 = 3;
@@ -45,8 +48,6 @@ pub struct Process {
     pub reread: Box<dyn Fn() -> Result<Config, Vec<String>> + Send + Sync>,
     /// Sockets that were opened for it.
     pub inherited: Inherited,
-    /// Its log.
-    pub log: Verbosity,
 }
 
 impl std::fmt::Debug for Process {
@@ -62,8 +63,8 @@ impl std::fmt::Debug for Process {
 pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     // Before anybody can know that we run, or a signal that comes early would kill instead of ending in order.
     let mut signals = Signals::listen().into_diagnostic().wrap_err("cannot listen for signals")?;
-    let Process { reread, inherited, log } = process;
-    let _the_environments_is_stronger = log.change(config.log.filter.filter());
+    let Process { reread, inherited } = process;
+    let _the_environments_is_stronger = logging::configure(config.log.filter.as_str()).into_diagnostic()?;
     let clock = Clock::system();
     let data = &config.data_dir;
     let now_ms = clock.now().wall_ms;
@@ -71,7 +72,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     let kept = Kept::open(&config, now_ms).await?;
     let public = take_or_open(inherited.devices, "devices", config.listen.address, "--listen").await?;
     let admin = take_or_open(inherited.admin, "the operator", config.admin.listen, "--admin-listen").await?;
-    let door = Door::open(config.listen.security(), data, now_ms)?;
+    let secured = Secured::open(&config, clock)?;
 
     let stop_chat = CancellationToken::new();
     let csp = if config.chat.csp.enabled {
@@ -106,9 +107,16 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         clock,
         durability: kept.durability,
     };
-    let mediator = Mediator::start(public, door.acceptor.clone(), parts);
+    let watching = CancellationToken::new();
+    let _watch_ends = watching.clone().drop_guard();
+    tokio::spawn(log::rotate(clock, watching.clone()));
+    tokio::spawn(metrics::keep_up(clock, watching));
+    let mediator = Mediator::start(public, secured.door.clone(), parts);
     mediator.open_admin(admin);
-    banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+    banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+    // Only now, because an authority looks at the open door.
+    let watch = secured.upkeep.watch();
+    let upkeep = tokio::spawn(secured.upkeep.run());
     supervisor::ready();
 
     let mut held = config;
@@ -118,7 +126,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
                 Asked::End => break End::BySignal,
                 Asked::Reload => {
                     supervisor::reloading();
-                    reload(&mut held, &*reread, &mediator, &log, addresses.csp);
+                    reload(&mut held, &*reread, watch.as_ref(), &mediator, addresses.csp);
                     supervisor::ready();
                 }
             },
@@ -144,6 +152,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     if let Err(unfinished) = mediator.stop().await {
         tracing::warn!(%unfinished, "connections were left behind");
     }
+    upkeep.abort();
     stop_chat.cancel();
     if let Some(csp) = csp {
         csp.wait().await;
@@ -188,12 +197,20 @@ async fn take_or_open(
 fn reload(
     held: &mut Config,
     reread: &dyn Fn() -> Result<Config, Vec<String>>,
+    watch: Option<&Watch>,
     mediator: &Mediator,
-    log: &Verbosity,
     csp: Option<SocketAddr>,
 ) {
     let changes = reread().and_then(|new| held.reload(&new).map_err(|refused| vec![refused.to_string()]));
-    // Whatever else can fail at a reload belongs here, before anything is changed: certificates.
+    // The last that can fail, since it alone changes something by itself.
+    let changes = changes.and_then(|changes| match watch.map(Watch::reload) {
+        Some(Err(bad)) => Err(vec![bad.to_string()]),
+        Some(Ok(Looked::Replaced { identity, new_pin })) => {
+            log_replaced(&identity, new_pin);
+            Ok(changes)
+        }
+        Some(Ok(Looked::Unchanged)) | None => Ok(changes),
+    });
     let changes = match changes {
         Ok(changes) => changes,
         Err(mistakes) => {
@@ -205,7 +222,8 @@ fn reload(
         }
     };
     mediator.change(settings(&changes.config, csp));
-    if changes.config.log.filter != held.log.filter && !log.change(changes.config.log.filter.filter()) {
+    let filter = &changes.config.log.filter;
+    if *filter != held.log.filter && !logging::configure(filter.as_str()).unwrap_or(false) {
         tracing::warn!("HELIOSTAT_LOG is set, and stronger than log.filter");
     }
     for Changed { key, from, to } in &changes.taken_over {
@@ -270,25 +288,60 @@ impl Kept {
     }
 }
 
-/// How the public door is secured, and what clients need to know of it.
-struct Door {
-    acceptor: Option<TlsAcceptor>,
-    pin: Option<String>,
-    ca: Option<std::path::PathBuf>,
+/// How the public door is secured, what clients need to know of it, and what keeps it so.
+struct Secured {
+    door: Door,
+    /// The authority of a development box, for clients to trust.
+    ca: Option<PathBuf>,
+    upkeep: Upkeep,
 }
 
-impl Door {
-    fn open(security: Security, data: &Path, now_ms: u64) -> miette::Result<Self> {
-        let (files, ca) = match security {
-            Security::Plain => return Ok(Self { acceptor: None, pin: None, ca: None }),
-            Security::Files(files) => (files, None),
+/// What has to be done about a certificate while it is presented.
+enum Upkeep {
+    /// Nothing: there is none, or it was made at start and outlives the process.
+    Nothing,
+    Watch(Watch),
+    Acme(Box<Acme>),
+}
+
+impl Upkeep {
+    /// What can be told to look at once.
+    fn watch(&self) -> Option<Watch> {
+        match self {
+            Self::Watch(watch) => Some(watch.clone()),
+            Self::Nothing | Self::Acme(_) => None,
+        }
+    }
+
+    async fn run(self) {
+        match self {
+            Self::Nothing => {}
+            Self::Watch(watch) => watch.run(LOOK_EVERY).await,
+            Self::Acme(acme) => acme.run().await,
+        }
+    }
+}
+
+impl Secured {
+    fn open(config: &Config, clock: Clock) -> miette::Result<Self> {
+        let (tls, ca, upkeep) = match config.listen.security() {
+            Security::Plain => (None, None, Upkeep::Nothing),
+            Security::Files(files) => {
+                let watch = Watch::open(files, clock).into_diagnostic()?;
+                (Some(watch.tls().clone()), None, Upkeep::Watch(watch))
+            }
+            Security::Acme(settings) => {
+                let acme = Acme::open(settings, clock).into_diagnostic()?;
+                (Some(acme.tls().clone()), None, Upkeep::Acme(Box::new(acme)))
+            }
             Security::Development => {
-                let made = development::development(&data.join("tls"), now_ms).into_diagnostic()?;
-                (made.files, Some(made.ca))
+                let dir = config.data_dir.join("tls");
+                let made = development::development(&dir, clock.now().wall_ms).into_diagnostic()?;
+                let certificate = Certificate::load(&made.files).into_diagnostic()?;
+                (Some(Tls::presenting(certificate).into_diagnostic()?), Some(made.ca), Upkeep::Nothing)
             }
         };
-        let acceptor = tls::acceptor(&files).into_diagnostic()?;
-        Ok(Self { acceptor: Some(acceptor), pin: Some(tls::spki_pin(&files.cert).into_diagnostic()?), ca })
+        Ok(Self { door: Door { tls, proxies: Arc::new(config.listen.proxies()) }, ca, upkeep })
     }
 }
 
@@ -340,13 +393,13 @@ fn settings(config: &Config, csp: Option<SocketAddr>) -> Settings {
 /// Tells whoever started this what is open and what to do next.
 fn banner(
     config: &Config,
-    door: &Door,
+    secured: &Secured,
     addresses: &Addresses,
     csp: Option<&csp::Running>,
     durability: &str,
 ) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    let scheme = if door.acceptor.is_some() { "wss" } else { "ws" };
+    let scheme = if secured.door.tls.is_some() { "wss" } else { "ws" };
     // The development certificate names localhost.
     let host = if addresses.public.ip().is_loopback() || addresses.public.ip().is_unspecified() {
         format!("localhost:{}", addresses.public.port())
@@ -355,11 +408,19 @@ fn banner(
     };
     writeln!(out, "Heliostat {} is ready.", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  devices      {scheme}://{host}  (listening on {})", addresses.public)?;
-    if let Some(ca) = &door.ca {
+    if let Some(ca) = &secured.ca {
         writeln!(out, "  CA           {}", ca.display())?;
     }
-    if let Some(pin) = &door.pin {
-        writeln!(out, "  SPKI pin     {pin}  (SHA-256, base64)")?;
+    match secured.door.tls.as_ref().map(Tls::identity) {
+        Some(Some(identity)) => {
+            writeln!(out, "  certificate  until {}  ({})", identity.not_after(), identity.names.join(", "))?;
+            writeln!(out, "  SPKI pin     {}  (SHA-256, base64)", identity.pin)?;
+        }
+        Some(None) => writeln!(out, "  certificate  none yet: it is ordered, and until then nobody can connect")?,
+        None => {}
+    }
+    if !secured.door.proxies.trusted.is_empty() {
+        writeln!(out, "  proxies      {}", secured.door.proxies.trusted)?;
     }
     if let (Some(csp), Some(address)) = (csp, addresses.csp) {
         writeln!(out, "  chat server  {address}  (CSP, public key {})", hex::encode(csp.public_key()))?;
@@ -371,7 +432,7 @@ fn banner(
             out,
             "\nDevice groups and their messages are in memory only: they are lost when this process ends, for good."
         )?;
-        match (csp.is_some(), door.ca.is_some()) {
+        match (csp.is_some(), secured.ca.is_some()) {
             (true, true) => {
                 writeln!(out, "Kept all the same: the chat server's data, and the development certificate.")?
             }
@@ -380,7 +441,7 @@ fn banner(
             (false, false) => {}
         }
     }
-    if door.ca.is_some() {
+    if secured.ca.is_some() {
         writeln!(
             out,
             "\nThis is a development set-up: its certificate is made here and nobody else trusts it.\n\

@@ -19,6 +19,7 @@ use crate::chat::csp::store::{Directory, DirectoryState, StoreError};
 use crate::chat::csp::wire::handshake::{AwaitLogin, CLIENT_HELLO, LOGIN_BOX, Verified};
 use crate::chat::csp::wire::{Frames, FromClient, HandshakeError, Identity, Opener, Sealer, Session};
 use crate::crypto::{Secret, random};
+use crate::metrics::{self, Login, Presence, Room};
 use crate::time::Clock;
 use crate::wire::delimit::{BadUnit, Cutter};
 
@@ -52,7 +53,7 @@ pub(super) struct Shared {
 enum Refused {
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    #[error("unknown or revoked identity {0}")]
+    #[error("unknown or revoked identity {}", .0.log_id())]
     Unknown(Identity),
     #[error("too slow")]
     TimedOut,
@@ -60,7 +61,7 @@ enum Refused {
     Silent,
     #[error("gone in the middle of its handshake: {0}")]
     Unfinished(#[source] std::io::Error),
-    #[error("{0} cannot be looked up: {1}")]
+    #[error("{who} cannot be looked up: {1}", who = .0.log_id())]
     Store(Identity, #[source] StoreError),
     #[error("{0}")]
     Ended(Ending),
@@ -86,6 +87,20 @@ impl Refused {
             | Self::ShuttingDown => false,
         }
     }
+
+    const fn counted_as(&self) -> Login {
+        match self {
+            Self::Handshake(_) | Self::Unknown(_) => Login::Refused,
+            Self::TimedOut => Login::TimedOut,
+            Self::Silent
+            | Self::Unfinished(_)
+            | Self::Store(..)
+            | Self::Ended(_)
+            | Self::Unheard(_)
+            | Self::KeptWaiting
+            | Self::ShuttingDown => Login::Lost,
+        }
+    }
 }
 
 /// Serves one client. Everything that was told to the actor is taken back when this returns.
@@ -96,6 +111,10 @@ pub(super) async fn run(
     socket: TcpStream,
     attempt: Attempt,
 ) {
+    let metrics = metrics::get();
+    let (opened, closed) = (metrics.chat_opened.of(Room::Csp), metrics.chat_closed.of(Room::Csp));
+    let _counted = Presence::new(metrics.chat_connections.of(Room::Csp), Some(opened), Some(closed));
+    let logins = metrics.chat_logins.of(Room::Csp);
     let outbox = Arc::new(Outbox::new(shared.window));
     let admitted = tokio::select! {
         admitted = admit(&shared, &mailbox, &outbox, conn, socket) => admitted,
@@ -104,10 +123,12 @@ pub(super) async fn run(
     match admitted {
         Ok(Admitted { identity, session, socket }) => {
             drop(attempt);
+            logins.of(Login::Accepted).increment(1);
             let ending = serve(&shared, &mailbox, &outbox, conn, session, socket).await;
-            info!(%identity, %ending, "connection ended");
+            info!(identity = %identity.log_id(), %ending, "connection ended");
         }
         Err(refused) => {
+            logins.of(refused.counted_as()).increment(1);
             // Sent for those who never joined as well: it names a connection, so it cannot hit anybody else.
             let _ = mailbox.send(Mail::Left(conn)).await;
             match &refused {
@@ -142,7 +163,7 @@ async fn admit(
     let identity = verified.identity();
     let introduction = verified.introduction();
     let info: String = introduction.client_info().chars().take(CLIENT_INFO_MAX).collect();
-    debug!(%identity, client_info = %info.escape_debug(), "vouch verified");
+    debug!(identity = %identity.log_id(), client_info = %info.escape_debug(), "vouch verified");
     let join = Join {
         conn,
         identity,

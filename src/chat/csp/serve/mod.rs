@@ -31,6 +31,7 @@ use super::wire::Identity;
 use crate::crypto::Secret;
 use crate::crypto::boxes::{self, Public};
 use crate::files;
+use crate::metrics::{self, Login, Room};
 use crate::time::Clock;
 use actor::{Actor, Mail};
 use connection::Shared;
@@ -57,7 +58,7 @@ pub struct LogPush;
 
 impl PushHook for LogPush {
     fn push(&self, request: PushRequest) {
-        info!(receiver = %request.receiver, tokens = request.tokens.len(), "push: no provider");
+        info!(receiver = %request.receiver.log_id(), tokens = request.tokens.len(), "push: no provider");
     }
 }
 
@@ -240,6 +241,7 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>, mailbox: mpsc::Sende
             let attempt = match shared.gate.enter(shared.clock.now(), from.ip()) {
                 Ok(attempt) => attempt,
                 Err(shut) => {
+                    metrics::get().chat_logins.of(Room::Csp).of(Login::Throttled).increment(1);
                     debug!(%from, %shut, "turned away");
                     continue;
                 }
