@@ -172,6 +172,19 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         persistent_before_ms: Option<u64>,
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>>;
+
+    /// How many groups are kept; and of those whose id is beyond `after`, in the order of their ids, at most `most` with the
+    /// number of their slots.
+    fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>>;
+}
+
+/// Groups that are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Census {
+    /// All of them.
+    pub groups: u64,
+    /// Some of them, each with the number of its slots.
+    pub some: Vec<(DeviceGroupId, u64)>,
 }
 
 /// An entry is kept as its parts, so it must be made of nothing but them: asked of every engine.
