@@ -17,10 +17,13 @@
 use std::fmt::{self, Write as _};
 use std::marker::PhantomData;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use ::metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tokio_util::sync::CancellationToken;
 
+use crate::time::Clock;
 use crate::wire::d2m::CloseCode;
 
 /// The metrics of this process.
@@ -37,14 +40,16 @@ pub fn render() -> String {
     PROCESS.handle.render()
 }
 
-/// Folds recorded samples into their buckets. To be called every few seconds whether or not anybody scrapes: until then
-/// each sample takes room.
-pub fn upkeep() {
-    PROCESS.handle.run_upkeep();
+/// Says when the process started, and folds recorded samples into their buckets every few seconds until `stop`, whether or
+/// not anybody scrapes: until then each sample takes room.
+pub async fn keep_up(clock: Clock, stop: CancellationToken) {
+    get().start_time.set(Duration::from_millis(clock.now().wall_ms).as_secs_f64());
+    while stop.run_until_cancelled(tokio::time::sleep(UPKEEP_EVERY)).await.is_some() {
+        PROCESS.handle.run_upkeep();
+    }
 }
 
-/// How often [`upkeep`] is to be called.
-pub const UPKEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 static PROCESS: LazyLock<Process> = LazyLock::new(|| {
     let mut builder = PrometheusBuilder::new();
@@ -637,7 +642,7 @@ metrics! {
         reflected_sent: Counter = "heliostat_reflected_sent_total", COUNT, NONE,
             "Reflected messages handed to connections, repetitions after a reconnect included.", "";
         reflected_acks: Counter = "heliostat_reflected_acks_total", COUNT, NONE,
-            "Durable reflected messages that a device acknowledged, each counted once per device.",
+            "Durable reflected messages that a device acknowledged after it was sent them on the same connection; each counts once per device.",
             "at most heliostat_reflected_sent_total";
         queue_seconds: Histogram = "heliostat_queue_seconds", SECONDS, LONG_S,
             "From accepting a message to a device's acknowledgement, by the wall clock: the time a device was offline is part of it.",
@@ -677,7 +682,7 @@ metrics! {
         proxy_bytes: By<Direction, Counter> = "heliostat_proxy_bytes_total", BYTES, NONE,
             "Bytes between devices and chat servers.", "";
     }
-    "The store" {
+    "The store (all 0 where nothing is kept)" {
         commit_seconds: Histogram = "heliostat_commit_seconds", SECONDS, SHORT_S,
             "From a group's decision to its being kept: waiting for the writer, writing and syncing. A reflect-ack waits this long.", "";
         sync_seconds: Histogram = "heliostat_store_sync_seconds", SECONDS, SHORT_S,
@@ -722,7 +727,8 @@ metrics! {
         chat_queued: By<Room, Counter> = "heliostat_chat_messages_queued_total", COUNT, NONE,
             "Messages that were kept for their receivers.", "at most heliostat_chat_messages_accepted_total";
         chat_discarded: By<Room, Counter> = "heliostat_chat_messages_discarded_total", COUNT, NONE,
-            "Messages that were taken and not delivered: no such receiver, expired, no room.", "";
+            "Messages that were taken and not delivered: no such receiver, expired, no room.",
+            "at most heliostat_chat_messages_accepted_total since the data directory was made";
     }
     "Logs and limits" {
         log_suppressed: Counter = "heliostat_log_suppressed_total", COUNT, NONE,
@@ -858,7 +864,7 @@ mod tests {
         if std::env::var_os("UPDATE_DOCS").is_some() {
             std::fs::write(file, format!("{prose}{MARK}{}", page())).unwrap();
         } else {
-            assert_eq!(list, page(), "docs/metrics.md is not current: run UPDATE_DOCS=1 cargo test the_page_lists");
+            assert!(list == page(), "docs/metrics.md is not current: run UPDATE_DOCS=1 cargo test the_page_lists");
         }
     }
 }

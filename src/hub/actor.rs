@@ -15,9 +15,10 @@ use super::seat::{Line, Outgoing};
 use super::{Heart, Inspection, Shared};
 use crate::group::limits::PAGE_COST;
 use crate::group::record::Seq;
-use crate::group::{Act, ConnectionId, Group, Input, Introduction, Step};
+use crate::group::{Act, ConnectionId, Group, Input, Introduction, Notice, Step};
+use crate::metrics::{self, Presence};
 use crate::store::StoreError;
-use crate::wire::d2m::{DeviceGroupId, DeviceId};
+use crate::wire::d2m::{DeviceGroupId, DeviceId, ToDevice};
 
 /// Inputs that are decided together at most.
 const BATCH: usize = 128;
@@ -78,6 +79,8 @@ pub(super) struct Actor {
     /// Operators who wait until what was decided is kept, and whether there was what they asked for.
     asked: Vec<(bool, oneshot::Sender<Result<Answer, StoreError>>)>,
     pulse: Arc<Heart>,
+    /// As operators were told.
+    lock_is_held: bool,
 }
 
 #[derive(Debug)]
@@ -95,20 +98,25 @@ impl Actor {
         mut posts: mpsc::Receiver<Post>,
         pulse: Arc<Heart>,
     ) {
+        let counters = metrics::get();
+        let _awake = Presence::new(&counters.groups_awake, Some(&counters.groups_woken), Some(&counters.groups_slept));
         let group = match shared.store.load(id).await {
             Ok(Some(snapshot)) => Group::restore(shared.clock.now(), snapshot, shared.limits.clone()),
             Ok(None) => Group::empty(shared.limits.clone()),
             Err(error) => {
                 tracing::error!(group = %id, %error, "a group could not be woken");
+                notices::failed(false);
                 Self::refuse(&shared, id, &mut posts, &error);
                 return;
             }
         };
         let (lines, reads) = (BTreeMap::new(), VecDeque::new());
-        let mut actor = Self { id, shared, own_mailbox, posts, group, lines, reads, asked: Vec::new(), pulse };
+        let mut actor =
+            Self { id, shared, own_mailbox, posts, group, lines, reads, asked: Vec::new(), pulse, lock_is_held: false };
         if let Err(error) = actor.live().await {
             // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell.
             tracing::error!(group = %id, %error, "a group could not keep what it decided");
+            notices::failed(actor.lock_is_held);
             for (_, answer) in actor.asked.drain(..) {
                 let _gone = answer.send(Err(error.clone()));
             }
@@ -228,25 +236,36 @@ impl Actor {
     async fn keep_and_speak(&mut self, step: Step) -> Result<(), StoreError> {
         let Step { writes, acts, notices } = step;
         if !writes.is_empty() {
+            let asked = self.shared.clock.now();
             self.shared.store.commit(self.id, writes).await?;
+            let waited = self.shared.clock.now().monotonic.saturating_sub(asked.monotonic);
+            metrics::get().commit_seconds.record(waited.as_secs_f64());
         }
         for act in acts {
             self.carry_out(act).await;
         }
-        for notice in notices {
-            notices::tell(self.id, notice);
-        }
+        self.tell(notices);
         let Step { writes: _, acts: _, notices } = self.group.handle(self.shared.clock.now(), Input::Durable);
+        self.tell(notices);
+        Ok(())
+    }
+
+    fn tell(&mut self, notices: Vec<Notice>) {
         for notice in notices {
+            self.lock_is_held = notices::lock_is_held_after(&notice).unwrap_or(self.lock_is_held);
             notices::tell(self.id, notice);
         }
-        Ok(())
     }
 
     async fn carry_out(&mut self, act: Act) {
         match act {
             Act::Send(conn, payload) => {
                 let Some(line) = self.lines.get(&conn) else { return };
+                match payload {
+                    ToDevice::ReflectAck(_) => metrics::get().reflect_acks.increment(1),
+                    ToDevice::Reflected(_) => metrics::get().reflected_sent.increment(1),
+                    _ => {}
+                }
                 if let Err(mpsc::error::TrySendError::Full(_)) = line.outbox.try_send(Outgoing::Payload(payload)) {
                     // The group counts what it sends against what was written, so this cannot be. Were it so
                     // nevertheless, the connection must not go on with a payload missing.

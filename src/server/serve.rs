@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::admin::{AdminDoor, CertificateSource};
 use super::{Admission, Mediator, Parts, bind};
 use crate::chat::csp;
 use crate::config::{AdmissionConfig, Config, Durability, LimitsConfig, Security};
@@ -22,6 +23,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Store};
 use crate::time::Clock;
 use crate::upstream::{TcpDial, UpstreamLimits};
+use crate::{log, metrics};
 
 /// Runs until a signal asks for the end.
 ///
@@ -63,11 +65,17 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         clock,
         durability: kept.durability,
     };
+    let watching = CancellationToken::new();
+    let _watch_ends = watching.clone().drop_guard();
+    tokio::spawn(log::rotate(clock, watching.clone()));
+    tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, door.acceptor.clone(), parts);
-    mediator.open_admin(admin);
+    let asked = CancellationToken::new();
+    let certificate = CertificateSource::default();
+    mediator.open_admin(admin, AdminDoor { token: config.admin.token.clone(), drain: asked.clone(), certificate });
     banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
 
-    asked_to_end().await?;
+    asked_to_end(&asked).await?;
     tracing::info!("stopping");
     if let Err(unfinished) = mediator.stop().await {
         tracing::warn!(%unfinished, "connections were left behind");
@@ -189,7 +197,7 @@ fn banner(
     if let (Some(csp), Some(address)) = (csp, addresses.csp) {
         writeln!(out, "  chat server  {address}  (CSP, public key {})", hex::encode(csp.public_key()))?;
     }
-    writeln!(out, "  admin        http://{}/readyz", addresses.admin)?;
+    writeln!(out, "  admin        http://{}/", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;
     if durability == "memory" {
         writeln!(out, "\nNothing is kept: everything is lost when this process ends.")?;
@@ -206,13 +214,14 @@ fn banner(
     out.flush()
 }
 
-/// Waits for an interrupt or a termination signal.
-async fn asked_to_end() -> miette::Result<()> {
+/// Waits for an interrupt, a termination signal or an operator's `drain`.
+async fn asked_to_end(asked: &CancellationToken) -> miette::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).into_diagnostic()?;
     let mut interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = asked.cancelled() => {}
     }
     Ok(())
 }

@@ -176,6 +176,23 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// How many groups are kept; and of those whose id is beyond `after`, in the order of their ids, at most `most` with the
     /// number of their slots.
     fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>>;
+
+    /// Whether it can still keep anything.
+    fn condition(&self) -> Condition {
+        Condition { alive: true, failing: false }
+    }
+
+    /// Tells [`metrics`](crate::metrics) how large it is. Cheap, and asked for with every scrape.
+    fn measure(&self) {}
+}
+
+/// Whether a store can still keep anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condition {
+    /// It takes commits at all. Once it does not, only a restart helps.
+    pub alive: bool,
+    /// The last transaction failed because of the engine or the disk.
+    pub failing: bool,
 }
 
 /// Groups that are kept.
