@@ -51,6 +51,8 @@ pub enum Command {
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, drain, change what is logged
+    Admin(tools::admin::Args),
     /// Ask a running server whether it is alive; the answer is the exit status.
     Healthcheck(HealthcheckArgs),
 }
@@ -178,7 +180,7 @@ pub struct HealthcheckArgs {
 }
 
 /// Host and port of the admin door, which is plain HTTP.
-fn admin_authority(text: &str) -> Result<String, String> {
+pub(crate) fn admin_authority(text: &str) -> Result<String, String> {
     let authority = text.strip_prefix("http://").unwrap_or(text);
     let authority = authority.strip_suffix('/').unwrap_or(authority);
     let is_one = authority.parse::<http::uri::Authority>().is_ok_and(|it| it.port_u16().is_some());
@@ -206,6 +208,7 @@ async fn run(command: Command) -> miette::Result<ExitCode> {
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Decode(args) => tools::decode::run(args).await,
+        Command::Admin(args) => tools::admin::run(args).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }

@@ -268,7 +268,7 @@ fn since(before: Option<&BTreeMap<String, f64>>, now: Option<&BTreeMap<String, f
 }
 
 fn closed(numbers: &Numbers) -> Vec<Closed> {
-    let counts = numbers.by("heliostat_connections_closed_total", "code");
+    let counts = numbers.by("heliostat_closes_total", "code");
     let meaning = |code: &str| {
         let known = code.parse().ok().and_then(|code: u16| CloseCode::ALL.into_iter().find(|it| it.code() == code));
         known.map_or("the device was gone already", CloseCode::meaning)
@@ -390,7 +390,14 @@ const fn state_of(device: &DeviceView) -> &'static str {
 
 /// Numbers out of the text that Prometheus reads.
 #[derive(Debug, Default)]
-struct Numbers(Vec<(String, Vec<(String, String)>, f64)>);
+struct Numbers(Vec<Series>);
+
+#[derive(Debug)]
+struct Series {
+    name: String,
+    labels: Vec<(String, String)>,
+    value: f64,
+}
 
 impl Numbers {
     fn read(text: &str) -> Self {
@@ -402,20 +409,20 @@ impl Numbers {
                 let (name, value) = label.split_once('=')?;
                 Some((name.to_owned(), value.trim_matches('"').to_owned()))
             });
-            Some((name.to_owned(), labels.collect(), value.parse().ok()?))
+            Some(Series { name: name.to_owned(), labels: labels.collect(), value: value.parse().ok()? })
         };
         Self(text.lines().filter(|line| !line.starts_with('#')).filter_map(line).collect())
     }
 
     /// All series of a name together.
     fn sum(&self, name: &str) -> f64 {
-        self.0.iter().filter(|(known, ..)| known == name).map(|(.., value)| value).sum()
+        self.0.iter().filter(|series| series.name == name).map(|series| series.value).sum()
     }
 
     /// The same, by the values of one label.
     fn by(&self, name: &str, label: &str) -> BTreeMap<String, f64> {
         let mut sums = BTreeMap::new();
-        for (_, labels, value) in self.0.iter().filter(|(known, ..)| known == name) {
+        for Series { labels, value, .. } in self.0.iter().filter(|series| series.name == name) {
             if let Some((_, word)) = labels.iter().find(|(known, _)| known == label) {
                 *sums.entry(word.clone()).or_default() += value;
             }
@@ -446,10 +453,10 @@ mod tests {
     fn every_number_that_is_shown_is_measured() {
         let numbers = Numbers::read(&metrics::render());
         for name in ["heliostat_reflects_total", "heliostat_reflect_bytes_total", "heliostat_proxy_connections"] {
-            assert!(numbers.0.iter().any(|(known, ..)| known == name), "{name}");
+            assert!(numbers.0.iter().any(|series| series.name == name), "{name}");
         }
         for (name, label, value) in [
-            ("heliostat_connections_closed_total", "code", "1001"),
+            ("heliostat_closes_total", "code", "1001"),
             ("heliostat_proxy_connects_total", "result", "connected"),
             ("heliostat_proxy_bytes_total", "direction", "to_chat_server"),
             ("heliostat_proxy_bytes_total", "direction", "to_device"),

@@ -14,7 +14,7 @@
 pub mod admin;
 pub mod api;
 pub mod dashboard;
-mod explain;
+pub(crate) mod explain;
 mod guard;
 pub mod health;
 mod live;

@@ -91,7 +91,9 @@ function chart(name, value, say) {
   const svg = at(`chart-${name}`);
   const values = history.map(value);
   const most = Math.max(1, ...values);
-  const x = (index) => 600 - (history.length - 1 - index) * (600 / (HISTORY - 1));
+  // A minute at least, so that the first seconds do not look like a landslide.
+  const width = Math.max(60, history.length);
+  const x = (index) => 600 - (history.length - 1 - index) * (600 / (width - 1));
   const y = (it) => 154 - (it / most) * 146;
   const line = values.map((it, index) => `${x(index).toFixed(1)},${y(it).toFixed(1)}`).join(" ");
   svg.replaceChildren(draw("line", { x1: 0, x2: 600, y1: 154, y2: 154 }), draw("line", { x1: 0, x2: 600, y1: 8, y2: 8 }));
@@ -203,6 +205,7 @@ function certificate(it) {
 
 function upstream(now) {
   const lately = now.upstream.lately;
+  const asked = Object.values(lately).some((times) => times > 0) || now.upstream.open > 0;
   const failed = (lately.timeout ?? 0) + (lately.unreachable ?? 0);
   put("upstream-open", count(now.upstream.open));
   put("upstream-connected", count(lately.connected ?? 0));
@@ -212,6 +215,8 @@ function upstream(now) {
     level("upstream-state", `${things(away, "address does", "addresses do")} not answer`, "bad");
   } else if (failed > 0) {
     level("upstream-state", "Some were not reached lately", "warn");
+  } else if (!asked) {
+    level("upstream-state", "Not asked for lately", "quiet");
   } else {
     level("upstream-state", "Reached whenever asked for", "good");
   }
@@ -231,7 +236,7 @@ function show(now) {
   put("deepest", count(now.groups.deepest));
   put("lagging", count(now.groups.lagging));
   put("stalled", count(now.groups.stalled));
-  put("locked", count(now.groups.locked));
+  put("locked", `${things(now.groups.locked, "lock", "locks")} held`);
   put("durability", now.durability === "fsync" ? "fsync: acknowledged means on disk" : `${now.durability}: nothing is kept`);
   put("uptime", duration(now.uptime_s));
   put("log", now.log ?? "as started");
