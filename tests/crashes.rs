@@ -17,7 +17,7 @@
 //! again keeps its id; nobody hears itself; the time is the one that was acknowledged. And all devices were shown the
 //! same order.
 //!
-//! 20 rounds; a thousand by `CRASH_ROUNDS=1000 cargo test --release --test crashes`. A failure names its seed and its round
+//! 20 rounds; a thousand by `CRASH_ROUNDS=1000 cargo test --profile proof --test crashes`. A failure names its seed and its round
 //! and leaves the data where it was; `CRASH_SEED=n` plays the same moments again, as far as the machine's own timing lets it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]

@@ -21,12 +21,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 
 use super::admin::State;
-use super::{explain, log};
+use super::explain;
 use crate::group::{GroupView, Pulse};
 use crate::hub::{Hub, Inspection, JoinError};
 use crate::log::LogId;
+use crate::logging::{self, BadFilter};
 use crate::store::StoreError;
 use crate::wire::d2m::{DeviceGroupId, DeviceId};
 
@@ -36,6 +38,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const LISTED: usize = 50;
 /// Groups listed at most.
 const LISTED_MAX: usize = 10_000;
+/// Longest log filter, in bytes.
+const FILTER_MAX: usize = 1_024;
 /// Groups read from the store at a time when one is looked for by its hash.
 const SEARCH_STEP: usize = 1_024;
 
@@ -145,16 +149,18 @@ enum ApiError {
     Failed(#[from] JoinError),
     #[error("{0}")]
     Store(#[from] StoreError),
-    #[error("{0}")]
-    Log(#[from] log::BadFilter),
+    #[error("{0:?} is no filter, as are `debug` and `info,heliostat::upstream=debug`: {1}")]
+    BadFilter(String, String),
+    #[error("what this process logs cannot be changed")]
+    NotLogging,
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match self {
-            Self::BadGroup(_) | Self::BadDevice(_) | Self::BadQuery(_) | Self::Log(_) => StatusCode::BAD_REQUEST,
+            Self::BadGroup(_) | Self::BadDevice(_) | Self::BadQuery(_) | Self::BadFilter(..) => StatusCode::BAD_REQUEST,
             Self::NoGroup(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
-            Self::Ambiguous(_) | Self::NotConnected(_) => StatusCode::CONFLICT,
+            Self::Ambiguous(_) | Self::NotConnected(_) | Self::NotLogging => StatusCode::CONFLICT,
             Self::Slow => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed(_) | Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -281,12 +287,26 @@ async fn drain(Extract(state): Extract<State>) -> (StatusCode, Json<Done>) {
 }
 
 async fn log_filter() -> Result<Json<LogFilter>, ApiError> {
-    let filter = log::filter().ok_or(log::BadFilter::Fixed)?;
+    let filter = logging::current().ok_or(ApiError::NotLogging)?;
     Ok(Json(LogFilter { filter }))
 }
 
 async fn change_log(filter: String) -> Result<Json<LogFilter>, ApiError> {
-    Ok(Json(LogFilter { filter: log::change(&filter)? }))
+    let bad = |why: &dyn std::fmt::Display| ApiError::BadFilter(filter.chars().take(100).collect(), why.to_string());
+    if filter.len() > FILTER_MAX {
+        return Err(bad(&format_args!("it has more than {FILTER_MAX} bytes")));
+    }
+    // A word alone would be taken for a module of that name, so that `debig` said everything about nothing.
+    let mut words = filter.split(',').map(str::trim);
+    if let Some(word) = words.find(|word| !word.contains(['=', '[']) && word.parse::<LevelFilter>().is_err()) {
+        return Err(bad(&format_args!("{word:?} is no level: error, warn, info, debug, trace or off")));
+    }
+    logging::change(filter.trim()).map_err(|error| match error {
+        BadFilter::Text(error) => bad(&error),
+        BadFilter::NotStarted => ApiError::NotLogging,
+    })?;
+    tracing::warn!(filter, "what is logged was changed");
+    log_filter().await
 }
 
 fn device_id(text: &str) -> Result<DeviceId, ApiError> {

@@ -17,10 +17,11 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::admin::{CertificateInfo, State};
+use super::api;
 use super::health::Ready;
-use super::{api, log};
 use crate::group::view::{Connection, Delivery, DeviceView, Presence};
 use crate::group::{GroupView, Pulse};
+use crate::logging;
 use crate::wire::d2m::{CloseCode, DeviceGroupId, DeviceId};
 
 /// How often a snapshot is taken.
@@ -145,7 +146,7 @@ impl Shared {
                 at_ms: now.wall_ms,
                 uptime_s: now.monotonic.as_secs(),
                 ready: state.health.ready(),
-                log: log::filter(),
+                log: logging::current(),
                 connections: sample.connections,
                 groups_asleep: kept.saturating_sub(groups.awake),
                 rates,

@@ -8,7 +8,6 @@
 //! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
 //! | [`api`], `explain` | what operators ask and change, as JSON; why something does not happen, in sentences |
 //! | [`dashboard`], `live` | one page for people; what it shows, once a second for all viewers |
-//! | [`log`] | what is logged, changed while it runs |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
 
 pub mod admin;
@@ -18,7 +17,6 @@ pub(crate) mod explain;
 mod guard;
 pub mod health;
 mod live;
-pub mod log;
 pub mod routes;
 pub mod serve;
 
