@@ -1,7 +1,7 @@
 //! `heliostat serve`: everything the configuration names, in one process.
 
 use std::io::{ErrorKind, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,8 +11,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::admin::{AdminDoor, CertificateSource};
+use super::admin::{AdminDoor, CertificateInfo, CertificateSource};
 use super::{Admission, Mediator, Parts, bind};
 use crate::chat::csp;
 use crate::config::{AdmissionConfig, Config, Durability, LimitsConfig, Security};
@@ -78,7 +79,8 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, door.acceptor.clone(), parts);
     let asked = CancellationToken::new();
-    let certificate = CertificateSource::default();
+    let certificate = door.certificate.clone();
+    let certificate = CertificateSource::new(move || certificate.clone());
     mediator.open_admin(admin, AdminDoor { token: config.admin.token.clone(), drain: asked.clone(), certificate });
     banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
 
@@ -174,14 +176,14 @@ impl Kept {
 /// How the public door is secured, and what clients need to know of it.
 struct Door {
     acceptor: Option<TlsAcceptor>,
-    pin: Option<String>,
+    certificate: Option<CertificateInfo>,
     ca: Option<std::path::PathBuf>,
 }
 
 impl Door {
     fn open(security: Security, data: &Path, now_ms: u64) -> miette::Result<Self> {
         let (files, ca) = match security {
-            Security::Plain => return Ok(Self { acceptor: None, pin: None, ca: None }),
+            Security::Plain => return Ok(Self { acceptor: None, certificate: None, ca: None }),
             Security::Files(files) => (files, None),
             Security::Development => {
                 let made = development::development(&data.join("tls"), now_ms).into_diagnostic()?;
@@ -189,8 +191,27 @@ impl Door {
             }
         };
         let acceptor = tls::acceptor(&files).into_diagnostic()?;
-        Ok(Self { acceptor: Some(acceptor), pin: Some(tls::spki_pin(&files.cert).into_diagnostic()?), ca })
+        Ok(Self { acceptor: Some(acceptor), certificate: Some(presented(&files.cert)?), ca })
     }
+}
+
+/// What the first certificate of a file says.
+fn presented(file: &Path) -> miette::Result<CertificateInfo> {
+    let pin = tls::spki_pin(file).into_diagnostic()?;
+    let certs = tls::read_certs(file).into_diagnostic()?;
+    let parsed = certs.first().and_then(|der| X509Certificate::from_der(der).ok());
+    let (_, cert) = parsed.ok_or_else(|| miette::miette!("{} holds no certificate", file.display()))?;
+    let names = cert.subject_alternative_name().ok().flatten().map(|names| &names.value.general_names[..]);
+    let names = names.unwrap_or_default().iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match **bytes {
+            [a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| Ipv6Addr::from(bytes).to_string()),
+        },
+        _ => None,
+    });
+    let not_after_s = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(CertificateInfo { pin, names: names.collect(), not_after_s })
 }
 
 struct Addresses {
@@ -245,7 +266,7 @@ fn banner(
     if let Some(ca) = &door.ca {
         writeln!(out, "  CA           {}", ca.display())?;
     }
-    if let Some(pin) = &door.pin {
+    if let Some(CertificateInfo { pin, .. }) = &door.certificate {
         writeln!(out, "  SPKI pin     {pin}  (SHA-256, base64)")?;
     }
     if let (Some(csp), Some(address)) = (csp, addresses.csp) {
