@@ -1,24 +1,26 @@
 //! `heliostat serve`: everything the configuration names, in one process.
 
 use std::io::{ErrorKind, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use miette::{IntoDiagnostic as _, WrapErr as _, miette};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::admin::{AdminDoor, CertificateInfo, CertificateSource};
+use super::admin::AdminDoor;
 use super::{Admission, Mediator, Parts, bind};
 use crate::chat::csp;
 use crate::config::{AdmissionConfig, Config, Durability, LimitsConfig, Security};
 use crate::group::Limits;
-use crate::net::{development, tls};
+use crate::net::acme::Acme;
+use crate::net::development;
+use crate::net::listen::Door;
+use crate::net::tls::{Certificate, Tls};
+use crate::net::watch::{LOOK_EVERY, Watch};
 use crate::session::Timeouts;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
@@ -41,7 +43,7 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     let kept = Kept::open(&config, now_ms).await?;
     let public = open_door("devices", config.listen.address, "--listen").await?;
     let admin = open_door("the operator", config.admin.listen, "--admin-listen").await?;
-    let door = Door::open(config.listen.security(), data, now_ms)?;
+    let secured = Secured::open(&config, clock)?;
 
     let stop_chat = CancellationToken::new();
     let csp = if config.chat.csp.enabled {
@@ -77,12 +79,12 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     let _watch_ends = watching.clone().drop_guard();
     tokio::spawn(log::rotate(clock, watching.clone()));
     tokio::spawn(metrics::keep_up(clock, watching));
-    let mediator = Mediator::start(public, door.acceptor.clone(), parts);
+    let mediator = Mediator::start(public, secured.door.clone(), parts);
     let asked = CancellationToken::new();
-    let certificate = door.certificate.clone();
-    let certificate = CertificateSource::new(move || certificate.clone());
-    mediator.open_admin(admin, AdminDoor { token: config.admin.token.clone(), drain: asked.clone(), certificate });
-    banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+    mediator.open_admin(admin, AdminDoor { token: config.admin.token.clone(), drain: asked.clone() });
+    banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+    // Only now, because an authority looks at the open door.
+    let upkeep = tokio::spawn(secured.upkeep.run());
 
     let wish = async {
         tokio::select! {
@@ -99,6 +101,7 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     if let Err(unfinished) = mediator.stop().await {
         tracing::warn!(%unfinished, "connections were left behind");
     }
+    upkeep.abort();
     stop_chat.cancel();
     if let Some(csp) = csp {
         csp.wait().await;
@@ -173,45 +176,53 @@ impl Kept {
     }
 }
 
-/// How the public door is secured, and what clients need to know of it.
-struct Door {
-    acceptor: Option<TlsAcceptor>,
-    certificate: Option<CertificateInfo>,
-    ca: Option<std::path::PathBuf>,
+/// How the public door is secured, what clients need to know of it, and what keeps it so.
+struct Secured {
+    door: Door,
+    /// The authority of a development box, for clients to trust.
+    ca: Option<PathBuf>,
+    upkeep: Upkeep,
 }
 
-impl Door {
-    fn open(security: Security, data: &Path, now_ms: u64) -> miette::Result<Self> {
-        let (files, ca) = match security {
-            Security::Plain => return Ok(Self { acceptor: None, certificate: None, ca: None }),
-            Security::Files(files) => (files, None),
-            Security::Development => {
-                let made = development::development(&data.join("tls"), now_ms).into_diagnostic()?;
-                (made.files, Some(made.ca))
-            }
-        };
-        let acceptor = tls::acceptor(&files).into_diagnostic()?;
-        Ok(Self { acceptor: Some(acceptor), certificate: Some(presented(&files.cert)?), ca })
+/// What has to be done about a certificate while it is presented.
+enum Upkeep {
+    /// Nothing: there is none, or it was made at start and outlives the process.
+    Nothing,
+    Watch(Watch),
+    Acme(Box<Acme>),
+}
+
+impl Upkeep {
+    async fn run(self) {
+        match self {
+            Self::Nothing => {}
+            Self::Watch(watch) => watch.run(LOOK_EVERY).await,
+            Self::Acme(acme) => acme.run().await,
+        }
     }
 }
 
-/// What the first certificate of a file says.
-fn presented(file: &Path) -> miette::Result<CertificateInfo> {
-    let pin = tls::spki_pin(file).into_diagnostic()?;
-    let certs = tls::read_certs(file).into_diagnostic()?;
-    let parsed = certs.first().and_then(|der| X509Certificate::from_der(der).ok());
-    let (_, cert) = parsed.ok_or_else(|| miette::miette!("{} holds no certificate", file.display()))?;
-    let names = cert.subject_alternative_name().ok().flatten().map(|names| &names.value.general_names[..]);
-    let names = names.unwrap_or_default().iter().filter_map(|name| match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress(bytes) => match **bytes {
-            [a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d).to_string()),
-            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| Ipv6Addr::from(bytes).to_string()),
-        },
-        _ => None,
-    });
-    let not_after_s = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
-    Ok(CertificateInfo { pin, names: names.collect(), not_after_s })
+impl Secured {
+    fn open(config: &Config, clock: Clock) -> miette::Result<Self> {
+        let (tls, ca, upkeep) = match config.listen.security() {
+            Security::Plain => (None, None, Upkeep::Nothing),
+            Security::Files(files) => {
+                let watch = Watch::open(files, clock).into_diagnostic()?;
+                (Some(watch.tls().clone()), None, Upkeep::Watch(watch))
+            }
+            Security::Acme(settings) => {
+                let acme = Acme::open(settings, clock).into_diagnostic()?;
+                (Some(acme.tls().clone()), None, Upkeep::Acme(Box::new(acme)))
+            }
+            Security::Development => {
+                let dir = config.data_dir.join("tls");
+                let made = development::development(&dir, clock.now().wall_ms).into_diagnostic()?;
+                let certificate = Certificate::load(&made.files).into_diagnostic()?;
+                (Some(Tls::presenting(certificate).into_diagnostic()?), Some(made.ca), Upkeep::Nothing)
+            }
+        };
+        Ok(Self { door: Door { tls, proxies: Arc::new(config.listen.proxies()) }, ca, upkeep })
+    }
 }
 
 struct Addresses {
@@ -248,13 +259,13 @@ fn admission(config: &AdmissionConfig) -> Admission {
 /// Tells whoever started this what is open and what to do next.
 fn banner(
     config: &Config,
-    door: &Door,
+    secured: &Secured,
     addresses: &Addresses,
     csp: Option<&csp::Running>,
     durability: &str,
 ) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    let scheme = if door.acceptor.is_some() { "wss" } else { "ws" };
+    let scheme = if secured.door.tls.is_some() { "wss" } else { "ws" };
     // The development certificate names localhost.
     let host = if addresses.public.ip().is_loopback() || addresses.public.ip().is_unspecified() {
         format!("localhost:{}", addresses.public.port())
@@ -263,11 +274,19 @@ fn banner(
     };
     writeln!(out, "Heliostat {} is ready.", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  devices      {scheme}://{host}  (listening on {})", addresses.public)?;
-    if let Some(ca) = &door.ca {
+    if let Some(ca) = &secured.ca {
         writeln!(out, "  CA           {}", ca.display())?;
     }
-    if let Some(CertificateInfo { pin, .. }) = &door.certificate {
-        writeln!(out, "  SPKI pin     {pin}  (SHA-256, base64)")?;
+    match secured.door.tls.as_ref().map(Tls::identity) {
+        Some(Some(identity)) => {
+            writeln!(out, "  certificate  until {}  ({})", identity.not_after(), identity.names.join(", "))?;
+            writeln!(out, "  SPKI pin     {}  (SHA-256, base64)", identity.pin)?;
+        }
+        Some(None) => writeln!(out, "  certificate  none yet: it is ordered, and until then nobody can connect")?,
+        None => {}
+    }
+    if !secured.door.proxies.trusted.is_empty() {
+        writeln!(out, "  proxies      {}", secured.door.proxies.trusted)?;
     }
     if let (Some(csp), Some(address)) = (csp, addresses.csp) {
         writeln!(out, "  chat server  {address}  (CSP, public key {})", hex::encode(csp.public_key()))?;
@@ -279,7 +298,7 @@ fn banner(
             out,
             "\nDevice groups and their messages are in memory only: they are lost when this process ends, for good."
         )?;
-        match (csp.is_some(), door.ca.is_some()) {
+        match (csp.is_some(), secured.ca.is_some()) {
             (true, true) => {
                 writeln!(out, "Kept all the same: the chat server's data, and the development certificate.")?
             }
@@ -288,7 +307,7 @@ fn banner(
             (false, false) => {}
         }
     }
-    if door.ca.is_some() {
+    if secured.ca.is_some() {
         writeln!(
             out,
             "\nThis is a development set-up: its certificate is made here and nobody else trusts it.\n\
