@@ -1,4 +1,4 @@
-//! Where log lines go, and which are written. What may stand in them is [`log`]'s affair.
+//! Where log lines go, and which are written. What may stand in them is the affair of [`crate::log`].
 //!
 //! `HELIOSTAT_LOG` says which lines are written (`info`, `warn,heliostat::store=debug`), and an operator can change that while
 //! the server runs ([`change`]). Whatever it says, other people's libraries never write more than `info`: below that they
@@ -88,6 +88,19 @@ pub fn start() -> miette::Result<Logging> {
 pub fn change(filter: &str) -> Result<(), BadFilter> {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(filter)?;
     CHANGE.get().ok_or(BadFilter::NotStarted)?.reload(filter).map_err(|_| BadFilter::NotStarted)
+}
+
+/// Changes which lines are written to what the configuration says, unless the environment said something: that is stronger.
+/// Says whether it did.
+///
+/// # Errors
+/// [`BadFilter`]; what held before holds on.
+pub fn configure(filter: &str) -> Result<bool, BadFilter> {
+    let free = std::env::var_os(FILTER).is_none_or(|given| given.is_empty());
+    if free {
+        change(filter)?;
+    }
+    Ok(free)
 }
 
 /// The filter that holds.

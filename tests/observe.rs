@@ -272,7 +272,7 @@ async fn story(running: &Running, data: &Path) -> Unspeakable {
     let lost = secrets.add("discarded message", &heliostat::crypto::random::bytes::<64>());
     soon(phone.reflect_and_wait(&lost, ReflectFlags::default())).await.unwrap();
     phone.abort();
-    soon(tablet.wait_for(|payload| matches!(payload, ToDevice::TransactionEnded(_)))).await.unwrap();
+    soon(tablet.wait_leader()).await.unwrap();
     soon(tablet.close(CloseCode::Normal)).await;
     let stranger = Family::new(plain(running.address("devices")));
     let mut raw = family.opens().await;

@@ -284,11 +284,9 @@ impl Store {
         .bind(who.as_str())
         .fetch_all(self.pool())
         .await?;
-        let (a_message, a_cookie, a_token) = (
-            format_args!("queue of {who}"),
-            format_args!("device cookie of {who}"),
-            format_args!("push token of {who}"),
-        );
+        let id = who.log_id();
+        let (a_message, a_cookie, a_token) =
+            (format_args!("queue of {id}"), format_args!("device cookie of {id}"), format_args!("push token of {id}"));
         Ok(Kept {
             entries: queue.iter().filter_map(|row| sound(Self::queued(row), a_message)).collect(),
             cookie: cookie.and_then(|row| sound(Self::cookie(&row), a_cookie)),
