@@ -54,6 +54,8 @@ pub enum Command {
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, drain, change what is logged
+    Admin(tools::admin::Args),
     /// Ask a running server whether it is alive; the answer is the exit status
     Healthcheck(HealthcheckArgs),
 }
@@ -79,7 +81,7 @@ pub struct ServeArgs {
     /// Run the embedded CSP chat server there [default: 127.0.0.1:5222 in a development box, else none]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub csp_listen: Option<SocketAddr>,
-    /// Where the operator connects: a loopback address [default: 127.0.0.1:9090]
+    /// Where the operator connects: a loopback address, unless `admin.token` is set [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
     /// Keep device groups and their messages in memory only: they are lost when the server ends.
@@ -196,7 +198,7 @@ pub struct HealthcheckArgs {
 }
 
 /// Host and port of the admin door, which is plain HTTP.
-fn admin_authority(text: &str) -> Result<String, String> {
+pub(crate) fn admin_authority(text: &str) -> Result<String, String> {
     let authority = text.strip_prefix("http://").unwrap_or(text);
     let authority = authority.strip_suffix('/').unwrap_or(authority);
     let is_one = authority.parse::<http::uri::Authority>().is_ok_and(|it| it.port_u16().is_some());
@@ -240,6 +242,7 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Decode(args) => tools::decode::run(args).await,
+        Command::Admin(args) => tools::admin::run(args).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }

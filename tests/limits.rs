@@ -22,7 +22,7 @@ use heliostat::net::rate::{Per, Rate};
 use heliostat::server::load::Shedding;
 use heliostat::server::{Admission, Settings};
 use heliostat::session::Rates;
-use heliostat::store::{MemoryStore, Store, StoreError};
+use heliostat::store::{Census, MemoryStore, Store, StoreError};
 use heliostat::time::Clock;
 use heliostat::wire::d2m::{
     CloseCode, DeviceGroupId, Envelope, FromDevice, Reflect, ReflectFlags, ReflectId, ToDevice,
@@ -179,6 +179,10 @@ impl Store for Busy {
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>> {
         self.inner.due(volatile_before_ms, persistent_before_ms, most)
+    }
+
+    fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>> {
+        self.inner.census(after, most)
     }
 
     fn probe(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -3,11 +3,40 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware;
+use tokio_util::sync::CancellationToken;
 
+use super::guard::{self, Guard};
 use super::health::{self, Health};
+use super::live::Live;
 use super::routes::Public;
+use super::{api, dashboard};
+use crate::config::Secret;
 use crate::hub::Hub;
+use crate::net::tls::Tls;
+use crate::time::Clock;
 
-pub(super) fn router(health: Health, hub: Hub, public: Arc<Public>) -> Router {
-    health::router(health, hub, public)
+/// What the pages share.
+#[derive(Debug, Clone)]
+pub(super) struct State {
+    pub(super) hub: Hub,
+    pub(super) public: Arc<Public>,
+    pub(super) health: Health,
+    pub(super) clock: Clock,
+    pub(super) drain: CancellationToken,
+    /// Presents the certificate of the public door.
+    pub(super) tls: Option<Tls>,
+    pub(super) live: Live,
+    /// Cancelled when this door closes, which is after all devices are gone.
+    pub(super) closing: CancellationToken,
+}
+
+pub(super) fn router(state: State, token: Option<Secret>) -> Router {
+    let health = health::router(state.health.clone(), state.hub.clone(), Arc::clone(&state.public));
+    Router::new()
+        .merge(api::router())
+        .merge(dashboard::router())
+        .with_state(state)
+        .merge(health)
+        .layer(middleware::from_fn_with_state(Guard::new(token), guard::check))
 }

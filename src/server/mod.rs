@@ -3,20 +3,28 @@
 //! | file | holds |
 //! |---|---|
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
+//! | [`admin`] | the admin door: what its pages share |
+//! | `guard` | who may use it: this machine, or whoever has the token |
 //! | [`gate`] | who may come in, how many, how often |
 //! | [`load`] | when there is too much to do, and who has to wait then |
 //! | [`drain`] | emptying the house before it is closed |
 //! | `forwarded` | where a request really comes from |
-//! | [`admin`] | the admin door |
 //! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
+//! | [`api`], `explain` | what operators ask and change, as JSON; why something does not happen, in sentences |
+//! | [`dashboard`], `live` | one page for people; what it shows, once a second for all viewers |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
 //! | `supervisor` | what systemd is told, and what it asks |
 
 pub mod admin;
+pub mod api;
+pub mod dashboard;
 pub mod drain;
+pub(crate) mod explain;
 mod forwarded;
 pub mod gate;
+mod guard;
 pub mod health;
+mod live;
 pub mod load;
 pub mod routes;
 pub mod serve;
@@ -41,7 +49,9 @@ use self::drain::Pace;
 pub use self::gate::Admission;
 use self::gate::Gate;
 use self::health::Health;
+use self::live::Live;
 use self::routes::Public;
+use crate::config::Secret;
 use crate::group::Limits;
 use crate::hub::Hub;
 use crate::net::listen::{self, Door, Listener};
@@ -109,6 +119,7 @@ pub struct Mediator {
     public: Arc<Public>,
     tls: Option<Tls>,
     health: Health,
+    clock: Clock,
     drain: CancellationToken,
 }
 
@@ -138,12 +149,22 @@ impl Mediator {
         tasks.spawn(load::watch(hub.clone(), clock, stop.clone(), move |writer_latency| gate.look(writer_latency)));
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, tls, health, drain: CancellationToken::new() }
+        Self { hub, tasks, admin: Tasks::new(), public, tls, health, clock, drain: CancellationToken::new() }
     }
 
-    /// Opens the admin door.
-    pub fn open_admin(&self, listener: TcpListener) {
-        let router = admin::router(self.health.clone(), self.hub.clone(), Arc::clone(&self.public));
+    /// Opens the admin door. Without a token the listener has to be on a loopback address.
+    pub fn open_admin(&self, listener: TcpListener, token: Option<Secret>) {
+        let state = admin::State {
+            hub: self.hub.clone(),
+            public: Arc::clone(&self.public),
+            health: self.health.clone(),
+            clock: self.clock,
+            drain: self.drain.clone(),
+            tls: self.tls.clone(),
+            live: Live::default(),
+            closing: self.admin.stop_token().clone(),
+        };
+        let router = admin::router(state, token);
         let stop = self.admin.stop_token().clone();
         let handler = move |io, peer| http(io, peer, Arc::default(), router.clone(), stop.clone());
         let accepting = self.admin.spawn(listen::serve(listener, Door::default(), self.admin.clone(), handler));

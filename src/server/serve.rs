@@ -112,7 +112,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     tokio::spawn(log::rotate(clock, watching.clone()));
     tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, secured.door.clone(), parts);
-    mediator.open_admin(admin);
+    mediator.open_admin(admin, config.admin.token.clone());
     banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
     // Only now, because an authority looks at the open door.
     let watch = secured.upkeep.watch();
@@ -425,7 +425,7 @@ fn banner(
     if let (Some(csp), Some(address)) = (csp, addresses.csp) {
         writeln!(out, "  chat server  {address}  (CSP, public key {})", hex::encode(csp.public_key()))?;
     }
-    writeln!(out, "  admin        http://{}/readyz", addresses.admin)?;
+    writeln!(out, "  admin        http://{}/", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;
     if durability == "memory" {
         writeln!(

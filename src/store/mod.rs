@@ -173,6 +173,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>>;
 
+    /// How many groups are kept; and of those whose id is beyond `after`, in the order of their ids, at most `most` with the
+    /// number of their slots.
+    fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>>;
+
     /// Whether anything is kept of a group.
     fn knows(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<bool, StoreError>> {
         Box::pin(async move { Ok(self.load(group).await?.is_some()) })
@@ -199,6 +203,15 @@ pub struct Condition {
     pub alive: bool,
     /// The last transaction failed because of the engine or the disk.
     pub failing: bool,
+}
+
+/// Groups that are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Census {
+    /// All of them.
+    pub groups: u64,
+    /// Some of them, each with the number of its slots.
+    pub some: Vec<(DeviceGroupId, u64)>,
 }
 
 /// An entry is kept as its parts, so it must be made of nothing but them: asked of every engine.
