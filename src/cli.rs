@@ -1,10 +1,10 @@
 //! The command line: what can be asked of the binary, and how it answers.
 //!
 //! Each subcommand is one variant and one call. Exit status: 0 when it went well, 1 when it did not, 2 when it was asked the
-//! wrong way. Results go to standard output, logs and complaints to standard error.
+//! wrong way, 3 when `serve` was ended by a second signal before it had finished. Results go to standard output, logs and complaints to standard error.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,14 +14,11 @@ use clap::{Args, Parser, Subcommand};
 use miette::{IntoDiagnostic as _, WrapErr as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{self, ConfigError, Effective, Flag, Sources};
-use crate::{server, tools};
-
-/// Names what is logged, as in `info,heliostat::upstream=debug`.
-const LOG_FILTER: &str = "HELIOSTAT_LOG";
+use crate::net::inherited::Inherited;
+use crate::server::serve::Process;
+use crate::{logging, server, tools};
 
 /// How long a health check may take altogether.
 const HEALTHCHECK: Duration = Duration::from_secs(5);
@@ -60,6 +57,8 @@ pub enum Command {
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, drain, change what is logged
+    Admin(tools::admin::Args),
     /// Ask a running server whether it is alive; the answer is the exit status
     Healthcheck(HealthcheckArgs),
 }
@@ -85,7 +84,7 @@ pub struct ServeArgs {
     /// Run the embedded CSP chat server there [default: 127.0.0.1:5222 in a development box, else none]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub csp_listen: Option<SocketAddr>,
-    /// Where the operator connects: a loopback address [default: 127.0.0.1:9090]
+    /// Where the operator connects: a loopback address, unless `admin.token` is set [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
     /// Keep device groups and their messages in memory only: they are lost when the server ends.
@@ -104,6 +103,17 @@ pub enum BadServeArgs {
     #[error("--plain serves unencrypted and is for loopback addresses, {0} is not one")]
     #[diagnostic(help("behind a proxy that does TLS, set `plain = true` in section [listen] of a configuration file"))]
     PlainInPublic(SocketAddr),
+}
+
+impl BadServeArgs {
+    /// Each sentence to be said about it.
+    #[must_use]
+    pub fn sentences(&self) -> Vec<String> {
+        match self {
+            Self::Config(error) => error.sentences(),
+            Self::PlainInPublic(_) => vec![self.to_string()],
+        }
+    }
 }
 
 impl ServeArgs {
@@ -181,81 +191,94 @@ impl ConfigCommand {
 /// `healthcheck`
 #[derive(Debug, Clone, Args)]
 pub struct HealthcheckArgs {
-    /// The server's admin address.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090", value_parser = address)]
-    pub admin: SocketAddr,
+    /// The server's admin door: `http://HOST:PORT` or `HOST:PORT`. Where its address is set by the environment, it is found there.
+    #[arg(long, value_name = "URL", env = "HELIOSTAT__ADMIN__LISTEN", default_value = "127.0.0.1:9090",
+          value_parser = admin_authority)]
+    pub admin: String,
+    /// Ask whether it takes devices, too: fails while it drains.
+    #[arg(long)]
+    pub ready: bool,
+}
+
+/// Host and port of the admin door, which is plain HTTP.
+pub(crate) fn admin_authority(text: &str) -> Result<String, String> {
+    let authority = text.strip_prefix("http://").unwrap_or(text);
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let is_one = authority.parse::<http::uri::Authority>().is_ok_and(|it| it.port_u16().is_some());
+    if is_one { Ok(authority.to_owned()) } else { Err("not http://HOST:PORT".to_owned()) }
 }
 
 /// Does what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = init_log().and_then(|()| {
-        let runtime = tokio::runtime::Runtime::new().into_diagnostic().wrap_err("cannot start the runtime")?;
-        runtime.block_on(run(cli.command))
-    });
+    // Before there are threads: it changes the environment.
+    let done = Inherited::take().into_diagnostic().and_then(|inherited| done(cli.command, inherited));
     done.unwrap_or_else(|report| {
         eprintln!("{report:?}");
         ExitCode::FAILURE
     })
 }
 
-async fn run(command: Command) -> miette::Result<ExitCode> {
+fn done(command: Command, inherited: Inherited) -> miette::Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().into_diagnostic().wrap_err("cannot start the runtime")?;
+    let inside = runtime.enter();
+    let logging = logging::start()?;
+    drop(inside);
+    let code = runtime.block_on(run(command, inherited));
+    // While there is a runtime to send the last traces.
+    logging.finish();
+    code
+}
+
+async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode> {
     match command {
-        Command::Serve(args) => server::serve::run(args.config(std::env::vars_os())?.config).await,
+        Command::Serve(args) => {
+            let config = args.config(std::env::vars_os())?.config;
+            let reread = move || match args.config(std::env::vars_os()) {
+                Ok(effective) => Ok(effective.config),
+                Err(bad) => Err(bad.sentences()),
+            };
+            server::serve::run(config, Process { reread: Box::new(reread), inherited }).await
+        }
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Conform(command) => tools::conform::run(command).await,
         Command::Decode(args) => tools::decode::run(args).await,
+        Command::Admin(args) => tools::admin::run(args).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }
 }
 
-/// People read on a terminal, everything else is read by programs.
-fn init_log() -> miette::Result<()> {
-    let filter = EnvFilter::builder()
-        .with_env_var(LOG_FILTER)
-        .with_default_directive(LevelFilter::INFO.into())
-        .from_env()
-        .map_err(|error| {
-            miette::miette!(
-                help = format!("for example {LOG_FILTER}=debug, or {LOG_FILTER}=info,heliostat::upstream=debug"),
-                "{LOG_FILTER} cannot be understood: {error}"
-            )
-        })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    if io::stderr().is_terminal() {
-        log.init()
-    } else {
-        log.json().init()
-    }
-    Ok(())
-}
-
-/// Asks a server whether it is alive.
+/// Asks a server how it is, and says why when it is not well.
 async fn healthcheck(args: &HealthcheckArgs) -> miette::Result<()> {
-    let asked = tokio::time::timeout(HEALTHCHECK, livez(args.admin)).await;
-    let status = asked
+    let path = if args.ready { "/readyz" } else { "/livez" };
+    let asked = tokio::time::timeout(HEALTHCHECK, get(&args.admin, path)).await;
+    let (status, body) = asked
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .into_diagnostic()
         .wrap_err_with(|| format!("no answer from {}", args.admin))?;
-    if status.starts_with("200") { Ok(()) } else { Err(miette::miette!("{} answers {status}", args.admin)) }
+    if status.split(' ').next() == Some("200") {
+        return Ok(());
+    }
+    Err(miette::miette!("{} answers {status} {}", args.admin, body.trim()))
 }
 
-/// The status and reason with which `/livez` is answered.
-async fn livez(admin: SocketAddr) -> io::Result<String> {
-    /// More than any status line this server writes, in bytes.
-    const STATUS_LINE: u64 = 256;
-    let mut stream = TcpStream::connect(admin).await?;
-    let request = format!("GET /livez HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+/// Status with reason, and body.
+async fn get(authority: &str, path: &str) -> io::Result<(String, String)> {
+    /// More than any answer of these pages, in bytes.
+    const ANSWER: u64 = 64 * 1_024;
+    let mut stream = TcpStream::connect(authority).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(STATUS_LINE).read_to_end(&mut answer).await?;
+    stream.take(ANSWER).read_to_end(&mut answer).await?;
     let answer = String::from_utf8_lossy(&answer);
-    let status = answer.lines().next().and_then(|line| line.strip_prefix("HTTP/1.1 "));
-    status.map(str::to_owned).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.lines().next().and_then(|line| line.strip_prefix("HTTP/1.1 "));
+    status.map(|status| (status.to_owned(), body.to_owned())).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]
@@ -361,7 +384,22 @@ mod tests {
             assert!(request[..n].starts_with(b"GET /livez HTTP/1.1\r\n"));
             stream.write_all(answer.as_bytes()).await.unwrap();
         });
-        HealthcheckArgs { admin }
+        at(admin)
+    }
+
+    fn at(admin: SocketAddr) -> HealthcheckArgs {
+        HealthcheckArgs { admin: admin.to_string(), ready: false }
+    }
+
+    #[test]
+    fn the_admin_door_is_named_by_a_url_or_an_address() {
+        for text in ["http://localhost:9090/", "http://localhost:9090", "localhost:9090"] {
+            assert_eq!(admin_authority(text).unwrap(), "localhost:9090");
+        }
+        assert_eq!(admin_authority("[::1]:9090").unwrap(), "[::1]:9090");
+        for text in ["https://localhost:9090", "localhost", "http://localhost:9090/livez", ""] {
+            admin_authority(text).unwrap_err();
+        }
     }
 
     #[tokio::test]
@@ -369,7 +407,11 @@ mod tests {
         let healthy = answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
         healthcheck(&healthy).await.unwrap();
         for (answer, expected) in [
-            ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "503 Service Unavailable"),
+            (
+                "HTTP/1.1 503 Service Unavailable\r\n\r\nthe store's writer is gone\n",
+                "503 Service Unavailable the store's writer is gone",
+            ),
+            ("HTTP/1.1 2000 No\r\n\r\n", "2000 No"),
             ("", "no answer"),
             ("SSH-2.0", "no answer"),
         ] {
@@ -381,7 +423,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_not_there_is_not_healthy() {
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        healthcheck(&HealthcheckArgs { admin }).await.unwrap_err();
+        healthcheck(&at(admin)).await.unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]
@@ -390,7 +432,7 @@ mod tests {
         // Accepts into the backlog and never answers.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let admin = listener.local_addr().unwrap();
-        healthcheck(&HealthcheckArgs { admin }).await.unwrap_err();
+        healthcheck(&at(admin)).await.unwrap_err();
         assert_eq!(clock.now().monotonic, HEALTHCHECK);
     }
 }

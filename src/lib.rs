@@ -4,12 +4,12 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 5 | [`cli`] [`config`] [`server`] [`tools`] | doors: command line, sockets, admin pages, tools |
+//! | 5 | [`cli`] [`config`] [`logging`] [`server`] [`tools`] | doors: command line, sockets, admin pages, tools |
 //! | 4 | [`session`] [`upstream`] [`client`] | one device connection's life; the pipe to the chat server; the device side |
 //! | 3 | [`hub`] | who is awake; decide, keep, speak |
 //! | 2 | [`store`] | what is promised to disk |
 //! | 1 | [`group`] | what is decided; pure |
-//! | 0 | [`wire`] [`crypto`] [`time`] [`net`] [`files`] | bytes, keys, clocks, socket and file plumbing |
+//! | 0 | [`wire`] [`crypto`] [`time`] [`net`] [`files`] [`log`] [`metrics`] | bytes, keys, clocks, socket and file plumbing, what operators see |
 //!
 //! [`chat`] is a wing of its own on floor 0: chat servers that can stand behind the mediator, which does not know them.
 
@@ -21,11 +21,16 @@ pub mod crypto;
 pub mod files;
 pub mod group;
 pub mod hub;
+pub mod log;
+pub mod logging;
+pub mod metrics;
 pub mod net;
 pub mod server;
 pub mod session;
 pub mod store;
 pub mod time;
 pub mod tools;
+#[cfg(feature = "otel")]
+pub mod traces;
 pub mod upstream;
 pub mod wire;

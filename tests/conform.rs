@@ -30,9 +30,7 @@ use common::plain;
 use faults::Fault;
 use futures_util::StreamExt as _;
 use heliostat::chat::csp;
-use heliostat::group::Limits;
-use heliostat::server::{Admission, Mediator, Parts};
-use heliostat::session::Timeouts;
+use heliostat::server::{Mediator, Parts, Settings};
 use heliostat::store::memory::MemoryStore;
 use heliostat::time::Clock;
 use heliostat::tools::conform::report::{Report, Verdict};
@@ -68,12 +66,9 @@ impl Honest {
         let address = listener.local_addr().unwrap();
         let parts = Parts {
             store: Arc::new(MemoryStore::new()),
-            directory: Directory::new(directory).unwrap(),
             dial: Arc::new(TcpDial),
             upstream: UpstreamLimits::default(),
-            limits: Limits::default(),
-            timeouts: Timeouts::default(),
-            admission: Admission::default(),
+            settings: Settings { directory: Directory::new(directory).unwrap(), ..Settings::default() },
             clock: Clock::system(),
             durability: "memory",
         };
@@ -280,7 +275,7 @@ async fn the_command_says_by_its_exit_status_what_it_found() {
         let listed = String::from_utf8(heliostat(&["server", "--list", "--only", "D2M-8"]).stdout).unwrap();
         assert!(
             listed.lines().eq(cases().filter(|(id, _)| id.starts_with("D2M-8")).map(|(id, rule)| {
-                let slow = if id == "D2M-8.3a" { " (150 s: --slow)" } else { "" };
+                let slow = if id == "D2M-8.3a" { " (130 s: --slow)" } else { "" };
                 format!("{id:16}  {rule}{slow}")
             })),
             "{listed}"

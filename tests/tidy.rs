@@ -15,12 +15,12 @@ use heliostat::wire::d2m::{CloseCode, Reconnect};
 
 /// The floors, from the ground up.
 const FLOORS: [&[&str]; 6] = [
-    &["wire", "crypto", "time", "files", "net"],
+    &["wire", "crypto", "time", "files", "net", "metrics", "log"],
     &["group"],
     &["store"],
     &["hub"],
     &["session", "upstream", "client"],
-    &["main", "lib", "cli", "config", "server", "tools"],
+    &["main", "lib", "cli", "config", "logging", "server", "tools", "traces"],
 ];
 /// The floor of doors: the only one that knows the chat rooms.
 const DOORS: usize = 5;

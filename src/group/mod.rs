@@ -16,6 +16,7 @@
 //! | `transaction` | the lock and what is staged under it |
 //! | `leader` | who leads |
 //! | `deadlines` | what happens by itself |
+//! | [`view`] | what an operator sees |
 //! | `invariants` | what is true after every input; asserted in debug builds |
 
 mod deadlines;
@@ -32,6 +33,7 @@ pub mod step;
 #[cfg(test)]
 mod tests;
 mod transaction;
+pub mod view;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,6 +46,7 @@ use self::record::{GroupRecord, Held, Seq, SlotRecord, Snapshot, Write};
 use self::slots::{AckOutcome, Seat, Slot};
 pub use self::step::{Abort, Act, Farewell, Notice, SlotRemoval, Step};
 use self::transaction::{Begun, Lock, Staged, StagingFull};
+pub use self::view::{GroupView, Pulse};
 use crate::time::Now;
 use crate::wire::d2m::{
     AugmentedDeviceInfo, BeginTransaction, ConnectionState, DeviceId, DevicesInfo, Envelope, Reflect, ReflectAck,
@@ -113,12 +116,10 @@ impl Group {
                 record.held = Held::default();
                 record.cursor = seq_reserved;
             }
-            limits.max_queue_messages = limits.max_queue_messages.max(record.held.entries);
-            limits.max_queue_bytes = limits.max_queue_bytes.max(record.held.bytes);
             (record.device, Slot { record, seat: None, dirty })
         });
         let slots: BTreeMap<_, _> = slots.collect();
-        limits.max_device_slots = limits.max_device_slots.max(slots.len());
+        limits.allow(&slots);
         Self {
             slots,
             log: Log::resume(seq_reserved, last_timestamp_ms),
@@ -127,6 +128,12 @@ impl Group {
             unwritten_since,
             ..Self::empty(limits)
         }
+    }
+
+    /// Other limits from now on. What is there stays, as with [`Self::restore`]; a lock that is held keeps its time.
+    pub fn set_limits(&mut self, mut limits: Limits) {
+        limits.allow(&self.slots);
+        self.limits = limits;
     }
 
     /// The only door: something happened, this follows.
@@ -143,6 +150,8 @@ impl Group {
             Input::Written(conn, cost) => self.written(now, conn, cost, &mut step),
             Input::Page(conn, page) => self.page(now, conn, page, &mut step),
             Input::Leave { conn, introduced } => self.leave(now, conn, introduced, &mut step),
+            Input::Remove(device) => self.remove_slot(now, device, SlotRemoval::Dropped, &mut step),
+            Input::Kick(device) => self.unseat(now, device, Some(Farewell::Kicked), &mut step),
             Input::Durable => self.durable(&mut step),
             Input::Tick => self.tick(now, &mut step),
         }
@@ -183,6 +192,12 @@ impl Group {
     /// The devices that have a slot.
     pub fn devices(&self) -> impl Iterator<Item = DeviceId> {
         self.slots.keys().copied()
+    }
+
+    /// The connection of a device.
+    #[must_use]
+    pub fn connection(&self, device: DeviceId) -> Option<ConnectionId> {
+        self.slots.get(&device).and_then(Slot::conn)
     }
 
     fn join(&mut self, now: Now, conn: ConnectionId, introduction: Introduction, step: &mut Step) {
@@ -247,7 +262,7 @@ impl Group {
             current_time_ms: now.wall_ms,
             reflection_queue_length: u32::try_from(queued).unwrap_or(u32::MAX),
         };
-        self.introduce(device, ToDevice::ServerInfo(info), step);
+        self.introduce(now, device, ToDevice::ServerInfo(info), step);
         self.feed(now, device, step);
     }
 
@@ -284,7 +299,10 @@ impl Group {
                 let outcome = self.slots.get_mut(&device).map_or(AckOutcome::Ignored, |slot| slot.ack(id, last));
                 match outcome {
                     AckOutcome::Unknown => self.unseat(now, device, Some(Farewell::UnknownAck), step),
-                    AckOutcome::Counted => self.flush_soon(now),
+                    AckOutcome::Counted { accepted_ms } => {
+                        step.notices.push(Notice::Acked { waited_ms: now.wall_ms.saturating_sub(accepted_ms) });
+                        self.flush_soon(now);
+                    }
                     AckOutcome::Ignored => {
                         if self.slots.get(&device).is_some_and(|slot| slot.dirty) {
                             self.flush_soon(now);
@@ -467,7 +485,8 @@ impl Group {
         if let Some(held) = self.lock.take_if_held_by(seat.conn) {
             let why = if farewell == Some(Farewell::TransactionTtl) { Abort::Ttl } else { Abort::HolderGone };
             let held_ms = held.held_ms(now.monotonic);
-            step.notices.push(Notice::TransactionAborted { device, held_ms, why });
+            let messages = held.staged.iter().filter(|staged| !staged.flags.ephemeral).count();
+            step.notices.push(Notice::TransactionAborted { device, held_ms, messages, why });
             self.say_to_others(now, device, &ToDevice::TransactionEnded(held.holder), step);
         }
         if self.leader == Some(seat.conn) {

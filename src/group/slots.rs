@@ -5,6 +5,7 @@
 //! acknowledged, or its own. When the front of that list is done, the cursor moves.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::input::ConnectionId;
 use super::limits::{ACKED_RANGES_KEPT, Limits, OUTBOX_COST, QUEUE_SPAN_MAX};
@@ -34,6 +35,8 @@ pub(super) struct Seat {
     pub(super) reading: bool,
     /// What its outbox still takes, in cost; overdrawn by one payload at most.
     pub(super) room: i64,
+    /// Since when there is no room and the socket takes nothing.
+    pub(super) full_since: Option<Duration>,
     /// Payloads besides reflected messages, each behind the log up to its seq.
     pub(super) line: VecDeque<(Seq, ToDevice)>,
     pub(super) line_bytes: usize,
@@ -45,6 +48,8 @@ pub(super) struct Seat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flight {
     pub(super) seq: Seq,
+    /// When the message was accepted, on the wall clock.
+    pub(super) accepted_ms: u64,
     pub(super) bytes: u32,
     pub(super) state: FlightState,
 }
@@ -62,7 +67,10 @@ pub(super) enum FlightState {
 /// What an acknowledgement turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AckOutcome {
-    Counted,
+    Counted {
+        /// When the message was accepted, on the wall clock.
+        accepted_ms: u64,
+    },
     /// Acknowledged before, ephemeral, or not known to be anything.
     Ignored,
     /// Never issued to this slot.
@@ -94,6 +102,7 @@ impl Seat {
             walked,
             reading: false,
             room: signed(OUTBOX_COST),
+            full_since: None,
             line: VecDeque::new(),
             line_bytes: 0,
             dry: None,
@@ -101,12 +110,16 @@ impl Seat {
         }
     }
 
-    pub(super) fn spend(&mut self, cost: usize) {
+    pub(super) fn spend(&mut self, now: Duration, cost: usize) {
         self.room = self.room.saturating_sub(signed(cost));
+        if self.room <= 0 {
+            self.full_since.get_or_insert(now);
+        }
     }
 
-    pub(super) fn give_back(&mut self, cost: usize) {
+    pub(super) fn give_back(&mut self, now: Duration, cost: usize) {
         self.room = self.room.saturating_add(signed(cost)).min(signed(OUTBOX_COST));
+        self.full_since = (self.room <= 0).then_some(now);
     }
 
     /// What is to happen for this connection next, as far as it can be said without looking at the log.
@@ -194,7 +207,8 @@ impl Slot {
         };
         record.acked_unseen.remove_through(entry.seq.0);
         let bytes = u32::try_from(entry.message.envelope().len()).unwrap_or(u32::MAX);
-        seat.flights.push_back(Flight { seq: entry.seq, bytes, state });
+        let accepted_ms = entry.message.timestamp_ms();
+        seat.flights.push_back(Flight { seq: entry.seq, accepted_ms, bytes, state });
         // What is done already, or its own, may stand first: cursors are written lazily, so after a restart the walk
         // begins further back than the cursor once was.
         if state != FlightState::Sent {
@@ -240,11 +254,12 @@ impl Slot {
                 FlightState::Acked => AckOutcome::Ignored,
                 FlightState::Sent => {
                     flight.state = FlightState::Acked;
+                    let accepted_ms = flight.accepted_ms;
                     record.acked.insert(seq.0);
                     record.held.pending = record.held.pending.saturating_sub(1);
                     self.dirty = true;
                     self.settle(last);
-                    AckOutcome::Counted
+                    AckOutcome::Counted { accepted_ms }
                 }
             };
         }

@@ -8,16 +8,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::Shared;
 use super::notices;
 use super::seat::{Line, Outgoing};
+use super::{Heart, Inspection, Shared};
 use crate::group::limits::PAGE_COST;
 use crate::group::record::Seq;
-use crate::group::{Act, ConnectionId, Group, Input, Introduction, Step};
+use crate::group::{Act, ConnectionId, Group, Input, Introduction, Limits, Notice, Step};
+use crate::metrics::{self, Presence};
 use crate::store::StoreError;
-use crate::wire::d2m::DeviceGroupId;
+use crate::wire::d2m::{DeviceGroupId, DeviceId, ToDevice};
 
 /// Inputs that are decided together at most.
 const BATCH: usize = 128;
@@ -30,6 +31,8 @@ pub(super) enum Post {
     /// Rare and large, so not in line with the others.
     Join(Box<Join>),
     Input(Input),
+    /// As rare.
+    Ask(Box<Ask>),
 }
 
 #[derive(Debug)]
@@ -41,6 +44,28 @@ pub(super) struct Join {
     pub(super) seated: oneshot::Sender<Result<(), StoreError>>,
 }
 
+/// An operator's question or wish.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) wish: Wish,
+    /// Answered when what was wished is kept; dropped when it has to look for the group again.
+    pub(super) answer: oneshot::Sender<Result<Answer, StoreError>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wish {
+    Look,
+    Remove(DeviceId),
+    Kick(DeviceId),
+}
+
+/// Whether there was what the wish was about, and the group afterwards.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) found: bool,
+    pub(super) inspection: Inspection,
+}
+
 #[derive(Debug)]
 pub(super) struct Actor {
     id: DeviceGroupId,
@@ -48,9 +73,15 @@ pub(super) struct Actor {
     own_mailbox: mpsc::WeakSender<Post>,
     posts: mpsc::Receiver<Post>,
     group: Group,
+    limits: watch::Receiver<Limits>,
     lines: BTreeMap<ConnectionId, Line>,
     /// Stretches of backlog to be read, one per connection at most.
     reads: VecDeque<Read>,
+    /// Operators who wait until what was decided is kept, and whether there was what they asked for.
+    asked: Vec<(bool, oneshot::Sender<Result<Answer, StoreError>>)>,
+    pulse: Arc<Heart>,
+    /// As operators were told.
+    lock_is_held: bool,
 }
 
 #[derive(Debug)]
@@ -66,21 +97,43 @@ impl Actor {
         shared: Arc<Shared>,
         own_mailbox: mpsc::WeakSender<Post>,
         mut posts: mpsc::Receiver<Post>,
+        pulse: Arc<Heart>,
     ) {
+        let counters = metrics::get();
+        let _awake = Presence::new(&counters.groups_awake, Some(&counters.groups_woken), Some(&counters.groups_slept));
+        let limits = shared.limits.subscribe();
+        let now_hold = limits.borrow().clone();
         let group = match shared.store.load(id).await {
-            Ok(Some(snapshot)) => Group::restore(shared.clock.now(), snapshot, shared.limits.clone()),
-            Ok(None) => Group::empty(shared.limits.clone()),
+            Ok(Some(snapshot)) => Group::restore(shared.clock.now(), snapshot, now_hold),
+            Ok(None) => Group::empty(now_hold),
             Err(error) => {
                 tracing::error!(group = %id, %error, "a group could not be woken");
+                notices::failed(false);
                 Self::refuse(&shared, id, &mut posts, &error);
                 return;
             }
         };
         let (lines, reads) = (BTreeMap::new(), VecDeque::new());
-        let mut actor = Self { id, shared, own_mailbox, posts, group, lines, reads };
+        let mut actor = Self {
+            id,
+            shared,
+            own_mailbox,
+            posts,
+            group,
+            limits,
+            lines,
+            reads,
+            asked: Vec::new(),
+            pulse,
+            lock_is_held: false,
+        };
         if let Err(error) = actor.live().await {
             // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell.
             tracing::error!(group = %id, %error, "a group could not keep what it decided");
+            notices::failed(actor.lock_is_held);
+            for (_, answer) in actor.asked.drain(..) {
+                let _gone = answer.send(Err(error.clone()));
+            }
             Self::refuse(&actor.shared, id, &mut actor.posts, &error);
         }
     }
@@ -88,10 +141,12 @@ impl Actor {
     /// Takes the group out of the index and answers whoever still waits in the mailbox.
     fn refuse(shared: &Shared, id: DeviceGroupId, posts: &mut mpsc::Receiver<Post>, error: &StoreError) {
         posts.close();
-        shared.awake.remove_if(&id, |_, mailbox| mailbox.is_closed());
+        shared.awake.remove_if(&id, |_, awake| awake.mailbox.is_closed());
         while let Ok(post) = posts.try_recv() {
-            if let Post::Join(join) = post {
-                let _gone = join.seated.send(Err(error.clone()));
+            match post {
+                Post::Join(join) => drop(join.seated.send(Err(error.clone()))),
+                Post::Ask(ask) => drop(ask.answer.send(Err(error.clone()))),
+                Post::Input(_) => {}
             }
         }
     }
@@ -102,6 +157,8 @@ impl Actor {
             self.gather(&mut batch).await;
             let step = self.decide(batch.drain(..)).await?;
             self.keep_and_speak(step).await?;
+            self.pulse.beat(self.group.pulse());
+            self.answer();
             if self.group.is_deserted() && self.posts.is_empty() && self.fall_asleep().await? {
                 return Ok(());
             }
@@ -124,11 +181,15 @@ impl Actor {
             biased;
             _ = self.posts.recv_many(batch, BATCH) => {}
             () = self.shared.clock.sleep_until(deadline) => {}
+            _ = self.limits.changed() => self.group.set_limits(self.limits.borrow().clone()),
         }
     }
 
     async fn decide(&mut self, batch: impl Iterator<Item = Post>) -> Result<Step, StoreError> {
         let now = self.shared.clock.now();
+        if self.limits.has_changed().unwrap_or(false) {
+            self.group.set_limits(self.limits.borrow_and_update().clone());
+        }
         let mut step = Step::default();
         for post in batch {
             let input = match post {
@@ -142,6 +203,15 @@ impl Actor {
                     Input::Join(conn, introduction)
                 }
                 Post::Input(input) => input,
+                Post::Ask(ask) => {
+                    let Ask { wish, answer } = *ask;
+                    self.asked.push((self.grants(wish), answer));
+                    match wish {
+                        Wish::Look => continue,
+                        Wish::Remove(device) => Input::Remove(device),
+                        Wish::Kick(device) => Input::Kick(device),
+                    }
+                }
             };
             step.append(self.group.handle(now, input));
         }
@@ -162,28 +232,58 @@ impl Actor {
         Ok(step)
     }
 
+    /// Whether there is what a wish is about.
+    fn grants(&self, wish: Wish) -> bool {
+        match wish {
+            Wish::Look => true,
+            Wish::Remove(device) => self.group.devices().any(|known| known == device),
+            Wish::Kick(device) => self.group.connection(device).is_some(),
+        }
+    }
+
+    /// Answers operators. What they see is kept.
+    fn answer(&mut self) {
+        for (found, answer) in std::mem::take(&mut self.asked) {
+            let view = self.group.describe(self.shared.clock.now());
+            let proxied = self.lines.iter().filter(|(_, line)| !line.proxies.is_empty()).map(|(conn, _)| conn.0);
+            let inspection = Inspection { view, proxied: proxied.collect() };
+            let _gone = answer.send(Ok(Answer { found, inspection }));
+        }
+    }
+
     async fn keep_and_speak(&mut self, step: Step) -> Result<(), StoreError> {
         let Step { writes, acts, notices } = step;
         if !writes.is_empty() {
+            let asked = self.shared.clock.now();
             self.shared.store.commit(self.id, writes).await?;
+            let waited = self.shared.clock.now().monotonic.saturating_sub(asked.monotonic);
+            metrics::get().commit_seconds.record(waited.as_secs_f64());
         }
         for act in acts {
             self.carry_out(act).await;
         }
-        for notice in notices {
-            notices::tell(self.id, notice);
-        }
+        self.tell(notices);
         let Step { writes: _, acts: _, notices } = self.group.handle(self.shared.clock.now(), Input::Durable);
+        self.tell(notices);
+        Ok(())
+    }
+
+    fn tell(&mut self, notices: Vec<Notice>) {
         for notice in notices {
+            self.lock_is_held = notices::lock_is_held_after(&notice).unwrap_or(self.lock_is_held);
             notices::tell(self.id, notice);
         }
-        Ok(())
     }
 
     async fn carry_out(&mut self, act: Act) {
         match act {
             Act::Send(conn, payload) => {
                 let Some(line) = self.lines.get(&conn) else { return };
+                match payload {
+                    ToDevice::ReflectAck(_) => metrics::get().reflect_acks.increment(1),
+                    ToDevice::Reflected(_) => metrics::get().reflected_sent.increment(1),
+                    _ => {}
+                }
                 if let Err(mpsc::error::TrySendError::Full(_)) = line.outbox.try_send(Outgoing::Payload(payload)) {
                     // The group counts what it sends against what was written, so this cannot be. Were it so
                     // nevertheless, the connection must not go on with a payload missing.
@@ -210,9 +310,9 @@ impl Actor {
         let step = self.group.lay_down();
         self.keep_and_speak(step).await?;
         let own = self.own_mailbox.clone();
-        let left = self.shared.awake.remove_if(&self.id, |_, mailbox| {
+        let left = self.shared.awake.remove_if(&self.id, |_, awake| {
             // Under the guard nobody can find this mailbox; whoever found it before may still post.
-            self.posts.is_empty() && own.upgrade().is_none_or(|own| own.same_channel(mailbox))
+            self.posts.is_empty() && own.upgrade().is_none_or(|own| own.same_channel(&awake.mailbox))
         });
         if left.is_none() {
             return Ok(false);

@@ -18,23 +18,25 @@ pub mod seat;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use tokio::sync::{mpsc, oneshot};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::actor::{Actor, Join, Post};
+use self::actor::{Actor, Answer, Ask, Join, Post, Wish};
 pub use self::admission::{Admitted, Challenge};
 use self::seat::Mailbox;
 pub use self::seat::{Outgoing, Seat};
-use crate::group::{ConnectionId, Input, Limits};
-use crate::store::{Store, StoreError};
+use crate::group::{ConnectionId, GroupView, Input, Limits, Pulse};
+use crate::store::{Census, Store, StoreError};
 use crate::time::Clock;
-use crate::wire::d2m::DeviceGroupId;
+use crate::wire::d2m::{DeviceGroupId, DeviceId};
 
 /// Inputs that may wait for one group. Enough to fill a commit, few enough to make a flooding device wait.
 const MAILBOX: usize = 256;
@@ -51,15 +53,46 @@ pub struct Hub(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    awake: DashMap<DeviceGroupId, Mailbox>,
+    awake: DashMap<DeviceGroupId, Awake>,
     store: Arc<dyn Store>,
-    limits: Limits,
+    /// Those of groups that are awake and of those that will be.
+    limits: watch::Sender<Limits>,
     clock: Clock,
     connections: AtomicU64,
     tasks: TaskTracker,
 }
 
-/// Why a device got no seat.
+#[derive(Debug)]
+struct Awake {
+    mailbox: Mailbox,
+    pulse: Arc<Heart>,
+}
+
+/// The last pulse of a group, so that many can be looked at without asking any.
+#[derive(Debug, Default)]
+struct Heart(Mutex<Pulse>);
+
+impl Heart {
+    fn beat(&self, pulse: Pulse) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = pulse;
+    }
+
+    fn pulse(&self) -> Pulse {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A group, looked at from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// What the group knows.
+    #[serde(flatten)]
+    pub view: GroupView,
+    /// The numbers of the connections that have, or are opening, a connection to their chat server. The group does not know.
+    pub proxied: BTreeSet<u64>,
+}
+
+/// Why a device got no seat, or an operator no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// The group could not be woken.
@@ -75,6 +108,7 @@ impl Hub {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, limits: Limits, clock: Clock) -> Self {
         let (awake, connections, tasks) = (DashMap::new(), AtomicU64::new(1), TaskTracker::new());
+        let limits = watch::Sender::new(limits);
         Self(Arc::new(Shared { awake, store, limits, clock, connections, tasks }))
     }
 
@@ -98,15 +132,104 @@ impl Hub {
                     Err(_) => {}
                 }
             }
-            self.0.awake.remove_if(&group, |_, found| found.is_closed());
+            self.0.awake.remove_if(&group, |_, found| found.mailbox.is_closed());
         }
         Err(JoinError::Unreachable)
+    }
+
+    /// Other limits from now on, also for groups that are awake; each takes them over before it does anything else.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.limits.send_if_modified(|held| {
+            let other = *held != limits;
+            *held = limits;
+            other
+        });
+    }
+
+    /// Whether there is such a group: awake, or kept.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot tell.
+    pub async fn knows(&self, group: DeviceGroupId) -> Result<bool, StoreError> {
+        Ok(self.0.awake.contains_key(&group) || self.0.store.knows(group).await?)
+    }
+
+    /// Goes the way of a commit that keeps nothing ([`Store::probe`]).
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store keeps nothing any more.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        self.0.store.probe().await
     }
 
     /// How many groups are awake.
     #[must_use]
     pub fn awake(&self) -> usize {
         self.0.awake.len()
+    }
+
+    /// A group as it is now; `None` when nothing is kept of it. One that sleeps is woken for this.
+    ///
+    /// # Errors
+    /// [`JoinError`] when it cannot be woken.
+    pub async fn inspect(&self, group: DeviceGroupId) -> Result<Option<Inspection>, JoinError> {
+        let answer = self.ask(group, Wish::Look).await?;
+        Ok(Some(answer.inspection).filter(|it| !it.view.devices.is_empty()))
+    }
+
+    /// Removes a device with all that waits for it, as a device of its group could; says whether there was one. It is kept
+    /// when this returns.
+    ///
+    /// # Errors
+    /// [`JoinError`] when the group cannot be woken, or not keep it.
+    pub async fn drop_device(&self, group: DeviceGroupId, device: DeviceId) -> Result<bool, JoinError> {
+        Ok(self.ask(group, Wish::Remove(device)).await?.found)
+    }
+
+    /// Ends a device's connection, after which it may come back; says whether there was one.
+    ///
+    /// # Errors
+    /// [`JoinError`] when the group failed.
+    pub async fn kick(&self, group: DeviceGroupId, device: DeviceId) -> Result<bool, JoinError> {
+        // Nobody is connected to a group that sleeps.
+        if !self.0.awake.contains_key(&group) {
+            return Ok(false);
+        }
+        Ok(self.ask(group, Wish::Kick(device)).await?.found)
+    }
+
+    async fn ask(&self, group: DeviceGroupId, wish: Wish) -> Result<Answer, JoinError> {
+        for _ in 0..JOIN_TRIES {
+            let (answer, answered) = oneshot::channel();
+            let mailbox = self.mailbox(group);
+            if mailbox.send(Post::Ask(Box::new(Ask { wish, answer }))).await.is_ok()
+                && let Ok(answer) = answered.await
+            {
+                return Ok(answer?);
+            }
+            self.0.awake.remove_if(&group, |_, found| found.mailbox.is_closed());
+        }
+        Err(JoinError::Unreachable)
+    }
+
+    /// Whether a group is awake.
+    #[must_use]
+    pub fn is_awake(&self, group: DeviceGroupId) -> bool {
+        self.0.awake.contains_key(&group)
+    }
+
+    /// The last pulse of every group that is awake. Asks none of them.
+    #[must_use]
+    pub fn pulses(&self) -> Vec<(DeviceGroupId, Pulse)> {
+        self.0.awake.iter().map(|awake| (*awake.key(), awake.pulse.pulse())).collect()
+    }
+
+    /// How many groups are kept, and those behind `after`, by their ids.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot tell.
+    pub async fn census(&self, after: Option<DeviceGroupId>, most: usize) -> Result<Census, StoreError> {
+        self.0.store.census(after, most).await
     }
 
     /// Removes slots of sleeping groups whose time is over, until `stop`.
@@ -125,9 +248,11 @@ impl Hub {
     pub async fn sweep_once(&self) -> Result<usize, StoreError> {
         let now_ms = self.0.clock.now().wall_ms;
         let before = |ttl: Duration| now_ms.saturating_sub(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
-        let limits = &self.0.limits;
-        let volatile = before(limits.volatile_slot_ttl);
-        let due = self.0.store.due(volatile, limits.persistent_slot_ttl.map(before), SWEEP_MOST).await?;
+        let (volatile, persistent) = {
+            let limits = self.0.limits.borrow();
+            (before(limits.volatile_slot_ttl), limits.persistent_slot_ttl.map(before))
+        };
+        let due = self.0.store.due(volatile, persistent, SWEEP_MOST).await?;
         for group in &due {
             // An actor looks at its deadlines when it wakes, and falls asleep again. One whose mailbox is full is awake.
             let _awake = self.mailbox(*group).try_send(Post::Input(Input::Tick));
@@ -144,9 +269,11 @@ impl Hub {
     fn mailbox(&self, group: DeviceGroupId) -> Mailbox {
         let entry = self.0.awake.entry(group).or_insert_with(|| {
             let (mailbox, posts) = mpsc::channel(MAILBOX);
-            self.0.tasks.spawn(Actor::run(group, Arc::clone(&self.0), mailbox.downgrade(), posts));
-            mailbox
+            let pulse = Arc::<Heart>::default();
+            let actor = Actor::run(group, Arc::clone(&self.0), mailbox.downgrade(), posts, Arc::clone(&pulse));
+            self.0.tasks.spawn(actor);
+            Awake { mailbox, pulse }
         });
-        entry.value().clone()
+        entry.value().mailbox.clone()
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::{Hub, Outgoing, Seat};
 use crate::crypto::{Secret, boxes, kdf};
 use crate::group::limits::OUTBOX_COST;
-use crate::group::{Limits, Request};
-use crate::hub::{Admitted, Challenge};
+use crate::group::{Farewell, Limits, Request};
+use crate::hub::{Admitted, Challenge, JoinError};
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::time::Clock;
@@ -171,4 +171,65 @@ async fn slots_of_sleeping_groups_expire_by_the_sweep() {
     // The slot is gone: NEW is the truth again.
     drop(house.joins(1, SlotState::New).await);
     assert_eq!(house.hub.sweep_once().await, Ok(0));
+}
+
+#[tokio::test]
+async fn an_operator_is_answered_behind_what_is_kept_and_wakes_who_sleeps() {
+    let house = house(Limits::default());
+    let group = DeviceGroupId::new(boxes::public(&house.key));
+    assert_eq!(house.hub.inspect(group).await, Ok(None), "nobody was ever here");
+    let (phone, mut tablet) = (house.joins(1, SlotState::New).await, house.joins(2, SlotState::New).await);
+    let inspection = house.hub.inspect(group).await.unwrap().unwrap();
+    assert_eq!((inspection.view.devices.len(), inspection.proxied.len()), (2, 0));
+    assert_eq!(house.hub.pulses().iter().map(|(id, pulse)| (*id, pulse.connected)).collect::<Vec<_>>(), [(group, 2)]);
+
+    assert_eq!(house.hub.kick(group, DeviceId(3)).await, Ok(false));
+    assert_eq!(house.hub.kick(group, DeviceId(2)).await, Ok(true));
+    while tablet.outbox.next().await != Some(Outgoing::Close(Farewell::Kicked)) {}
+    drop((phone, tablet));
+    house.falls_silent().await;
+    assert_eq!(house.hub.kick(group, DeviceId(1)).await, Ok(false), "nobody is woken to be told that nobody is there");
+    assert_eq!(house.hub.awake(), 0);
+
+    assert_eq!(house.hub.drop_device(group, DeviceId(2)).await, Ok(true));
+    assert_eq!(house.hub.drop_device(group, DeviceId(2)).await, Ok(false));
+    house.falls_silent().await;
+    assert_eq!(house.hub.census(None, 10).await.unwrap().some, [(group, 1)]);
+}
+
+#[tokio::test]
+async fn an_operator_is_told_when_what_was_asked_cannot_be_kept() {
+    let house = house(Limits::default());
+    let group = DeviceGroupId::new(boxes::public(&house.key));
+    let _phone = house.joins(1, SlotState::New).await;
+    house.store.fail_at(house.store.commits() + 1);
+    assert!(matches!(house.hub.drop_device(group, DeviceId(1)).await, Err(JoinError::Store(_))));
+    house.falls_silent().await;
+    assert_eq!(house.hub.census(None, 10).await.unwrap().some, [(group, 1)], "and it is still there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_limits_reach_groups_that_are_awake() {
+    let house = house(Limits { volatile_slot_ttl: Duration::from_secs(3_600), ..Limits::default() });
+    let _awake = house.joins(1, SlotState::New).await;
+    let volatile = house.admitted(2, SlotState::New, SlotExpiration::Volatile);
+    drop(house.hub.join(volatile).await.unwrap());
+    assert!(house.joins(3, SlotState::New).await.place.conn().0 > 0);
+
+    house.hub.set_limits(Limits { max_device_slots: 1, ..Limits::default() });
+    let mut seat = house.hub.join(house.admitted(4, SlotState::New, SlotExpiration::Persistent)).await.unwrap();
+    assert_eq!(seat.outbox.next().await, Some(Outgoing::Close(crate::group::Farewell::DeviceLimitReached)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_is_known_when_it_is_awake_or_kept() {
+    let house = house(Limits::default());
+    let group = DeviceGroupId::new(boxes::public(&house.key));
+    assert_eq!(house.hub.knows(group).await, Ok(false));
+    let seat = house.joins(1, SlotState::New).await;
+    assert_eq!(house.hub.knows(group).await, Ok(true));
+    drop(seat);
+    house.falls_silent().await;
+    assert_eq!(house.hub.knows(group).await, Ok(true));
+    assert_eq!(house.hub.knows(DeviceGroupId::new([1; 32])).await, Ok(false));
 }

@@ -1,49 +1,42 @@
-//! The admin door: whether the process lives, and whether it takes devices.
+//! The admin door: for operators, and for what watches over the process.
 
 use std::sync::Arc;
 
-use axum::extract;
-use axum::http::StatusCode;
-use axum::routing::get;
-use axum::{Json, Router};
-use serde::Serialize;
+use axum::Router;
+use axum::middleware;
 use tokio_util::sync::CancellationToken;
 
+use super::guard::{self, Guard};
+use super::health::{self, Health};
+use super::live::Live;
 use super::routes::Public;
+use super::{api, dashboard};
+use crate::config::Secret;
 use crate::hub::Hub;
+use crate::net::tls::Tls;
+use crate::time::Clock;
 
+/// What the pages share.
 #[derive(Debug, Clone)]
 pub(super) struct State {
     pub(super) hub: Hub,
     pub(super) public: Arc<Public>,
-    pub(super) durability: &'static str,
-    pub(super) stop: CancellationToken,
+    pub(super) health: Health,
+    pub(super) clock: Clock,
+    pub(super) drain: CancellationToken,
+    /// Presents the certificate of the public door.
+    pub(super) tls: Option<Tls>,
+    pub(super) live: Live,
+    /// Cancelled when this door closes, which is after all devices are gone.
+    pub(super) closing: CancellationToken,
 }
 
-/// The answer of `/readyz`.
-#[derive(Debug, Serialize)]
-struct Ready {
-    ready: bool,
-    /// What an acknowledgement survives.
-    durability: &'static str,
-    connections: usize,
-    groups_awake: usize,
-    version: &'static str,
-}
-
-pub(super) fn router(state: State) -> Router {
-    Router::new().route("/livez", get(async || "alive\n")).route("/readyz", get(readyz)).with_state(state)
-}
-
-async fn readyz(extract::State(state): extract::State<State>) -> (StatusCode, Json<Ready>) {
-    let ready = !state.stop.is_cancelled();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = Ready {
-        ready,
-        durability: state.durability,
-        connections: state.public.connections(),
-        groups_awake: state.hub.awake(),
-        version: env!("CARGO_PKG_VERSION"),
-    };
-    (status, Json(body))
+pub(super) fn router(state: State, token: Option<Secret>) -> Router {
+    let health = health::router(state.health.clone(), state.hub.clone(), Arc::clone(&state.public));
+    Router::new()
+        .merge(api::router())
+        .merge(dashboard::router())
+        .with_state(state)
+        .merge(health)
+        .layer(middleware::from_fn_with_state(Guard::new(token), guard::check))
 }

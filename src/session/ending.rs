@@ -1,6 +1,7 @@
 //! Every way a connection can end, who caused it, and the one place where that becomes a close code.
 
 use crate::group::Farewell;
+use crate::metrics;
 use crate::upstream::UpstreamEnd;
 use crate::wire::d2m::{BadContainer, CloseCode, PayloadType};
 
@@ -47,18 +48,7 @@ pub enum Ending {
     ShuttingDown,
 }
 
-/// Whose doing it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Culprit {
-    /// The device, or its network.
-    Device,
-    /// The rules of its group.
-    Group,
-    /// The chat server.
-    ChatServer,
-    /// The mediator.
-    Mediator,
-}
+pub use crate::metrics::Culprit;
 
 impl Ending {
     /// The code the device is told; `None` when it is not listening any more.
@@ -92,7 +82,8 @@ impl Ending {
             Self::Upstream(UpstreamEnd::Closed | UpstreamEnd::Failed(_)) => CloseCode::ChatServerClosed,
             Self::Upstream(UpstreamEnd::UnitTooBig { .. }) | Self::UpstreamStalled => CloseCode::ChatProxyError,
             Self::GroupFailed => CloseCode::InternalError,
-            Self::ShuttingDown => CloseCode::ShuttingDown,
+            // Going away, as far as this connection is concerned; every client comes back after it.
+            Self::ShuttingDown | Self::Group(Farewell::Kicked) => CloseCode::ShuttingDown,
         })
     }
 
@@ -113,9 +104,35 @@ impl Ending {
             | Self::HandshakeTimeout
             | Self::IdleTimeout
             | Self::NotReading => Culprit::Device,
+            Self::Group(Farewell::Kicked) => Culprit::Mediator,
             Self::Group(_) => Culprit::Group,
             Self::Upstream(_) | Self::UpstreamStalled => Culprit::ChatServer,
             Self::NoUpstream | Self::GroupFailed | Self::ShuttingDown => Culprit::Mediator,
+        }
+    }
+
+    /// What the handshake came to, for those that ended in it.
+    pub(super) const fn of_handshake(&self) -> metrics::Handshake {
+        use metrics::Handshake;
+        match self {
+            Self::NotProved => Handshake::NotProved,
+            Self::UnsupportedVersion(_) => Handshake::UnsupportedVersion,
+            Self::HandshakeTimeout => Handshake::TimedOut,
+            Self::ClosedByDevice(_) | Self::Lost => Handshake::Lost,
+            Self::ShuttingDown => Handshake::Stopping,
+            Self::BadWebSocket
+            | Self::TextMessage
+            | Self::BadContainer(_)
+            | Self::UnknownPayload(_)
+            | Self::WrongState(_)
+            | Self::TooMuchEarlyProxy
+            | Self::IdleTimeout
+            | Self::NotReading
+            | Self::Group(_)
+            | Self::Upstream(_)
+            | Self::UpstreamStalled
+            | Self::NoUpstream
+            | Self::GroupFailed => Handshake::Broken,
         }
     }
 
@@ -158,6 +175,7 @@ mod tests {
     fn each_situation_has_the_number_the_spec_gives_it() {
         let table = [
             (Ending::ShuttingDown, 1001),
+            (Ending::Group(Farewell::Kicked), 1001),
             (Ending::GroupFailed, 1011),
             (Ending::Upstream(UpstreamEnd::Closed), 4000),
             (Ending::Upstream(UpstreamEnd::Failed(std::io::ErrorKind::ConnectionReset)), 4000),

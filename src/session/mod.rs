@@ -12,6 +12,7 @@
 //! Traffic with the chat server and traffic with the group share the socket but not their queues: one frame of each in
 //! turn, so that a long backlog cannot starve the chat server's echo replies, for which devices wait ten seconds only.
 
+mod brake;
 pub mod ending;
 pub mod handshake;
 mod inbound;
@@ -27,17 +28,23 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
+pub use self::brake::Rates;
 pub use self::ending::{Culprit, Ending};
 use self::handshake::{AwaitClientHello, Progress};
 use self::socket::{Frame, Sink, Stream};
 use crate::crypto::{Secret, random};
 use crate::hub::{Admitted, Challenge, Hub, Seat};
+use crate::log::SPANS;
+use crate::metrics::{self, Bounded as _, Handshake, Presence};
+use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
-use crate::wire::d2m::{ClientUrlInfo, FromDevice};
+use crate::wire::d2m::{ClientUrlInfo, CloseCode, FromDevice};
 
 /// What all sessions of a mediator share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Context {
     /// Seats are given here.
     pub hub: Hub,
@@ -47,10 +54,12 @@ pub struct Context {
     pub dial: Arc<dyn Dial>,
     /// Bounds of a connection to a chat server.
     pub upstream: UpstreamLimits,
+    /// The clocks.
+    pub clock: Clock,
     /// How long things may take.
     pub timeouts: Timeouts,
-    /// Cancelled when the mediator stops.
-    pub stop: CancellationToken,
+    /// How fast devices are listened to.
+    pub rates: Rates,
 }
 
 /// How long a device may take.
@@ -70,10 +79,17 @@ impl Default for Timeouts {
     }
 }
 
-/// Runs a connection from its first byte to its last.
-pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -> Ending {
+/// Runs a connection from its first byte to its last. `leave` is cancelled when the mediator wants it to end.
+pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, leave: &CancellationToken) -> Ending {
+    let metrics = metrics::get();
+    let (opened, closed) = (&metrics.connections_opened, &metrics.connections_closed);
+    let _counted = Presence::new(&metrics.connections, Some(opened), Some(closed));
     let (mut sink, mut stream) = socket.split();
-    let ending = run_inner(&mut sink, &mut stream, &url, &context).await;
+    let span =
+        tracing::debug_span!(target: SPANS, "connection", group = %url.device_group_id, code = Empty, culprit = Empty);
+    let ending = run_inner(&mut sink, &mut stream, &url, &context, leave).instrument(span.clone()).await;
+    span.record("code", ending.close_code().map(CloseCode::code));
+    span.record("culprit", ending.culprit().value());
     tracing::info!(
         group = %url.device_group_id,
         code = ending.close_code().map(|code| code.code()),
@@ -82,21 +98,40 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -
         "connection ended"
     );
     socket::close(sink, stream, &ending).await;
+    // With the presence above and nothing to wait for in between, so that the sums hold.
+    metrics.closes.of(ending.close_code()).increment(1);
+    metrics.endings.of(ending.culprit()).increment(1);
     ending
 }
 
-async fn run_inner(sink: &mut Sink, stream: &mut Stream, url: &ClientUrlInfo, context: &Context) -> Ending {
+async fn run_inner(
+    sink: &mut Sink,
+    stream: &mut Stream,
+    url: &ClientUrlInfo,
+    context: &Context,
+    leave: &CancellationToken,
+) -> Ending {
+    let (began, span) = (context.clock.now(), tracing::debug_span!(target: SPANS, "handshake"));
     let shaken = tokio::select! {
-        shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url)) => shaken,
-        () = context.stop.cancelled() => return Ending::ShuttingDown,
+        shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url).instrument(span)) => {
+            shaken.unwrap_or(Err(Ending::HandshakeTimeout))
+        }
+        () = leave.cancelled() => Err(Ending::ShuttingDown),
     };
     let (admitted, early) = match shaken {
-        Ok(Ok(admitted)) => admitted,
-        Ok(Err(ending)) => return ending,
-        Err(_elapsed) => return Ending::HandshakeTimeout,
+        Ok(admitted) => {
+            let took = context.clock.now().monotonic.saturating_sub(began.monotonic);
+            metrics::get().handshake_seconds.record(took.as_secs_f64());
+            metrics::get().handshakes.of(Handshake::Admitted).increment(1);
+            admitted
+        }
+        Err(ending) => {
+            metrics::get().handshakes.of(ending.of_handshake()).increment(1);
+            return ending;
+        }
     };
     match context.hub.join(admitted).await {
-        Ok(seat) => established(sink, stream, url, context, seat, early).await,
+        Ok(seat) => established(sink, stream, url, context, leave, seat, early).await,
         Err(error) => {
             tracing::warn!(group = %url.device_group_id, %error, "no seat for a device");
             Ending::GroupFailed
@@ -128,6 +163,7 @@ async fn established(
     stream: &mut Stream,
     url: &ClientUrlInfo,
     context: &Context,
+    leave: &CancellationToken,
     seat: Seat,
     early: BytesMut,
 ) -> Ending {
@@ -142,7 +178,7 @@ async fn established(
             biased;
             ending = outbound => ending,
             ending = inbound => ending,
-            () = context.stop.cancelled() => Ending::ShuttingDown,
+            () = leave.cancelled() => Ending::ShuttingDown,
         }
     };
     if *introduced.borrow() {

@@ -172,6 +172,46 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         persistent_before_ms: Option<u64>,
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>>;
+
+    /// How many groups are kept; and of those whose id is beyond `after`, in the order of their ids, at most `most` with the
+    /// number of their slots.
+    fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>>;
+
+    /// Whether anything is kept of a group.
+    fn knows(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(async move { Ok(self.load(group).await?.is_some()) })
+    }
+
+    /// Goes the way of a commit that keeps nothing: how long this takes is how long commits wait at the moment.
+    fn probe(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Whether it can still keep anything.
+    fn condition(&self) -> Condition {
+        Condition { alive: true, failing: false }
+    }
+
+    /// Tells [`metrics`](crate::metrics) how large it is. Cheap, and asked for with every scrape.
+    fn measure(&self) {}
+}
+
+/// Whether a store can still keep anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condition {
+    /// It takes commits at all. Once it does not, only a restart helps.
+    pub alive: bool,
+    /// The last transaction failed because of the engine or the disk.
+    pub failing: bool,
+}
+
+/// Groups that are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Census {
+    /// All of them.
+    pub groups: u64,
+    /// Some of them, each with the number of its slots.
+    pub some: Vec<(DeviceGroupId, u64)>,
 }
 
 /// An entry is kept as its parts, so it must be made of nothing but them: asked of every engine.

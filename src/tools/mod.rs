@@ -3,6 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | [`admin`] | operating a server that runs |
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code |
 //! | [`device`] | an interactive device |
@@ -10,6 +11,7 @@
 //! | [`describe`] | payloads as fields with names: what the others print |
 //! | [`keyfile`] | the device group key in a file, and what is remembered beside it |
 
+pub mod admin;
 pub mod conform;
 pub mod decode;
 pub mod describe;

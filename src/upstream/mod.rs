@@ -37,11 +37,15 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Span};
 
 pub use directory::{Directory, Target};
 pub use framer::Framing;
 pub use pipe::Gone;
 
+use crate::log::SPANS;
+use crate::metrics::{self, Connect, Direction, Presence};
+use crate::time::Clock;
 use framer::Framer;
 use pipe::Weigh;
 
@@ -128,9 +132,11 @@ impl Upstream {
         let (events, from) = pipe::pipe(limits.from_bytes);
         let cut = cut.child_token();
         let to = ToChatServer { queue: to, _hang_up: cut.clone().drop_guard() };
+        // A task of its own, in the connection's trace.
+        let span = tracing::Span::current();
         tracker.spawn(async move {
             // Leaving this drops the socket; the end is told only after that.
-            let end = cut.run_until_cancelled(run(&target, limits, &*dial, device, &events)).await;
+            let end = cut.run_until_cancelled(run(&target, limits, &*dial, device, &events, &span)).await;
             if let Some(Some(end)) = end {
                 let _gone = cut.run_until_cancelled(events.send(Event::Ended(end))).await;
             }
@@ -163,11 +169,14 @@ async fn run(
     dial: &dyn Dial,
     device: pipe::Receiver<Bytes>,
     events: &pipe::Sender<Event>,
+    connection: &Span,
 ) -> Option<UpstreamEnd> {
-    let io = match connect(target, limits.connect_timeout, dial).await {
+    let span = tracing::debug_span!(target: SPANS, parent: connection, "upstream connect");
+    let io = match connect(target, limits.connect_timeout, dial).instrument(span).await {
         Ok(io) => io,
         Err(error) => return Some(UpstreamEnd::Unreachable(error.kind())),
     };
+    let _open = Presence::new(&metrics::get().proxy_connections, None, None);
     let (reading, writing) = tokio::io::split(io);
     let mut downward = pin!(to_device(reading, Framer::new(target.framing), events));
     let failed = tokio::select! {
@@ -184,6 +193,29 @@ async fn run(
 
 /// Tries the addresses in order; each gets its share of the time, so that one black hole does not hide the next address.
 async fn connect(target: &Target, within: Duration, dial: &dyn Dial) -> io::Result<Box<dyn Io>> {
+    let (clock, mut attempt) = (Clock::system(), Attempt(Connect::GivenUp));
+    let connected = connect_to_any(target, within, dial).await;
+    attempt.0 = match &connected {
+        Ok(_) => Connect::Connected,
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Connect::TimedOut,
+        Err(_) => Connect::Unreachable,
+    };
+    if connected.is_ok() {
+        metrics::get().proxy_connect_seconds.record(clock.now().monotonic.as_secs_f64());
+    }
+    connected
+}
+
+/// Counts an attempt when it is over, also when it was cut short.
+struct Attempt(Connect);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        metrics::get().proxy_connects.of(self.0).increment(1);
+    }
+}
+
+async fn connect_to_any(target: &Target, within: Duration, dial: &dyn Dial) -> io::Result<Box<dyn Io>> {
     let share = within / u32::try_from(target.addresses.len()).unwrap_or(u32::MAX).max(1);
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in &target.addresses {
@@ -210,6 +242,7 @@ async fn to_chat_server(mut writing: impl AsyncWrite + Unpin, mut device: pipe::
         if let Err(error) = written.await {
             return error;
         }
+        metrics::get().proxy_bytes.of(Direction::Up).increment(bytes.len() as u64);
     }
 }
 
@@ -222,7 +255,7 @@ async fn to_device(
     loop {
         match read_into(&mut reading, &mut framer).await {
             Ok(0) => return Ok(UpstreamEnd::Closed),
-            Ok(_) => {}
+            Ok(n) => metrics::get().proxy_bytes.of(Direction::Down).increment(n as u64),
             Err(error) => return Ok(UpstreamEnd::Failed(error.kind())),
         }
         loop {

@@ -3,11 +3,19 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::log::{LogId, Who};
+
 /// Eight bytes that stand where an identity belongs. Whether they are one, [`Self::valid`] tells.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WireIdentity(pub [u8; 8]);
 
 impl WireIdentity {
+    /// How it appears in today's log, be it an identity or not.
+    #[must_use]
+    pub fn log_id(&self) -> LogId {
+        LogId::of(Who::Account(&self.0))
+    }
+
     /// The identity, if the bytes are one: `[*0-9A-Z][0-9A-Z]{7}` (spec 2.3).
     #[must_use]
     pub fn valid(self) -> Option<Identity> {
@@ -39,6 +47,12 @@ impl Identity {
     pub fn as_str(&self) -> &str {
         // Only ASCII passes `WireIdentity::valid`.
         std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    /// How it appears in today's log.
+    #[must_use]
+    pub fn log_id(&self) -> LogId {
+        LogId::of(Who::Account(&self.0))
     }
 
     /// A random identity without an asterisk.

@@ -25,7 +25,6 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::accept_hdr_async;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
@@ -39,7 +38,7 @@ use crate::client::GroupKey;
 use crate::client::raw::Duplex;
 use crate::crypto::Secret;
 use crate::crypto::boxes::{self, Public};
-use crate::net::tls::{self, CertFiles};
+use crate::net::tls::{CertFiles, Certificate, Tls};
 use crate::time::Clock;
 use crate::tools::keyfile;
 use crate::wire::d2m::{ClientUrlInfo, Reflected, SlotState, ToDevice};
@@ -147,7 +146,7 @@ pub struct Plan {
     /// Where it connects.
     pub listener: TcpListener,
     /// With this, if with TLS.
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<Tls>,
     /// How it is started.
     pub start: Start,
     /// Its device group key, to seal envelopes with; else they are random bytes.
@@ -297,7 +296,7 @@ impl Judge {
         let (tcp, _) = self.plan.listener.accept().await?;
         tcp.set_nodelay(true)?;
         let stream: Box<dyn Duplex> = match &self.plan.tls {
-            Some(tls) => Box::new(tls.accept(tcp).await?),
+            Some(tls) => Box::new(tls.acceptor().accept(tcp).await?),
             None => Box::new(tcp),
         };
         let mut path = String::new();
@@ -406,7 +405,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode> {
     let listener = TcpListener::bind(args.listen).await.into_diagnostic();
     let listener = listener.wrap_err_with(|| format!("cannot listen on {}", args.listen))?;
     let files = args.cert.zip(args.key).map(|(cert, key)| CertFiles { cert, key });
-    let tls = files.as_ref().map(tls::acceptor).transpose().into_diagnostic()?;
+    let tls = files.map(|files| Certificate::load(&files).and_then(Tls::presenting)).transpose().into_diagnostic()?;
     let chat = match (args.csp_identity, args.csp_public_key, args.csp_server_key) {
         (Some(identity), Some(public_key), Some(file)) => {
             Some(ChatPlan { server_key: keyfile::load_secret(&file)?, identity, public_key })

@@ -266,7 +266,8 @@ impl Visit {
 
     pub(super) async fn chat_says(&mut self, room: &mut Room, payload: &ToClient) -> Done {
         let mut frame = BytesMut::new();
-        room.session.sealer.seal_frame(&payload.encode(), &mut frame);
+        let sealed = room.session.sealer.seal_frame(&payload.encode(), &mut frame);
+        sealed.map_err(|error| Finding::Untried(format!("no frame for the client: {error}")))?;
         self.say(&ToDevice::Proxy(frame.freeze())).await
     }
 
