@@ -168,9 +168,21 @@ impl ConfigCommand {
 /// `healthcheck`
 #[derive(Debug, Clone, Args)]
 pub struct HealthcheckArgs {
-    /// The server's admin address.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
-    pub admin: SocketAddr,
+    /// The server's admin door: `http://HOST:PORT` or `HOST:PORT`. Where its address is set by the environment, it is found there.
+    #[arg(long, value_name = "URL", env = "HELIOSTAT__ADMIN__LISTEN", default_value = "127.0.0.1:9090",
+          value_parser = admin_authority)]
+    pub admin: String,
+    /// Ask whether it takes devices, too: fails while it drains.
+    #[arg(long)]
+    pub ready: bool,
+}
+
+/// Host and port of the admin door, which is plain HTTP.
+fn admin_authority(text: &str) -> Result<String, String> {
+    let authority = text.strip_prefix("http://").unwrap_or(text);
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let is_one = authority.parse::<http::uri::Authority>().is_ok_and(|it| it.port_u16().is_some());
+    if is_one { Ok(authority.to_owned()) } else { Err("not http://HOST:PORT".to_owned()) }
 }
 
 /// Does what the command line says.
@@ -216,28 +228,33 @@ fn init_log() -> miette::Result<()> {
     Ok(())
 }
 
-/// Asks a server whether it is alive.
+/// Asks a server how it is, and says why when it is not well.
 async fn healthcheck(args: &HealthcheckArgs) -> miette::Result<()> {
-    let asked = tokio::time::timeout(HEALTHCHECK, livez(args.admin)).await;
-    let status = asked
+    let path = if args.ready { "/readyz" } else { "/livez" };
+    let asked = tokio::time::timeout(HEALTHCHECK, get(&args.admin, path)).await;
+    let (status, body) = asked
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .into_diagnostic()
         .wrap_err_with(|| format!("no answer from {}", args.admin))?;
-    if status.starts_with("200") { Ok(()) } else { Err(miette::miette!("{} answers {status}", args.admin)) }
+    if status.split(' ').next() == Some("200") {
+        return Ok(());
+    }
+    Err(miette::miette!("{} answers {status} {}", args.admin, body.trim()))
 }
 
-/// The status and reason with which `/livez` is answered.
-async fn livez(admin: SocketAddr) -> io::Result<String> {
-    /// More than any status line this server writes, in bytes.
-    const STATUS_LINE: u64 = 256;
-    let mut stream = TcpStream::connect(admin).await?;
-    let request = format!("GET /livez HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+/// Status with reason, and body.
+async fn get(authority: &str, path: &str) -> io::Result<(String, String)> {
+    /// More than any answer of these pages, in bytes.
+    const ANSWER: u64 = 64 * 1_024;
+    let mut stream = TcpStream::connect(authority).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(STATUS_LINE).read_to_end(&mut answer).await?;
+    stream.take(ANSWER).read_to_end(&mut answer).await?;
     let answer = String::from_utf8_lossy(&answer);
-    let status = answer.lines().next().and_then(|line| line.strip_prefix("HTTP/1.1 "));
-    status.map(str::to_owned).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.lines().next().and_then(|line| line.strip_prefix("HTTP/1.1 "));
+    status.map(|status| (status.to_owned(), body.to_owned())).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]
@@ -323,7 +340,22 @@ mod tests {
             assert!(request[..n].starts_with(b"GET /livez HTTP/1.1\r\n"));
             stream.write_all(answer.as_bytes()).await.unwrap();
         });
-        HealthcheckArgs { admin }
+        at(admin)
+    }
+
+    fn at(admin: SocketAddr) -> HealthcheckArgs {
+        HealthcheckArgs { admin: admin.to_string(), ready: false }
+    }
+
+    #[test]
+    fn the_admin_door_is_named_by_a_url_or_an_address() {
+        for text in ["http://localhost:9090/", "http://localhost:9090", "localhost:9090"] {
+            assert_eq!(admin_authority(text).unwrap(), "localhost:9090");
+        }
+        assert_eq!(admin_authority("[::1]:9090").unwrap(), "[::1]:9090");
+        for text in ["https://localhost:9090", "localhost", "http://localhost:9090/livez", ""] {
+            admin_authority(text).unwrap_err();
+        }
     }
 
     #[tokio::test]
@@ -331,7 +363,11 @@ mod tests {
         let healthy = answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
         healthcheck(&healthy).await.unwrap();
         for (answer, expected) in [
-            ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "503 Service Unavailable"),
+            (
+                "HTTP/1.1 503 Service Unavailable\r\n\r\nthe store's writer is gone\n",
+                "503 Service Unavailable the store's writer is gone",
+            ),
+            ("HTTP/1.1 2000 No\r\n\r\n", "2000 No"),
             ("", "no answer"),
             ("SSH-2.0", "no answer"),
         ] {
@@ -343,7 +379,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_not_there_is_not_healthy() {
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        healthcheck(&HealthcheckArgs { admin }).await.unwrap_err();
+        healthcheck(&at(admin)).await.unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]
@@ -352,7 +388,7 @@ mod tests {
         // Accepts into the backlog and never answers.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let admin = listener.local_addr().unwrap();
-        healthcheck(&HealthcheckArgs { admin }).await.unwrap_err();
+        healthcheck(&at(admin)).await.unwrap_err();
         assert_eq!(clock.now().monotonic, HEALTHCHECK);
     }
 }

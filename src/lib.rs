@@ -9,7 +9,7 @@
 //! | 3 | [`hub`] | who is awake; decide, keep, speak |
 //! | 2 | [`store`] | what is promised to disk |
 //! | 1 | [`group`] | what is decided; pure |
-//! | 0 | [`wire`] [`crypto`] [`time`] [`net`] [`files`] | bytes, keys, clocks, socket and file plumbing |
+//! | 0 | [`wire`] [`crypto`] [`time`] [`net`] [`files`] [`log`] [`metrics`] | bytes, keys, clocks, socket and file plumbing, what operators see |
 //!
 //! [`chat`] is a wing of its own on floor 0: chat servers that can stand behind the mediator, which does not know them.
 
@@ -21,6 +21,8 @@ pub mod crypto;
 pub mod files;
 pub mod group;
 pub mod hub;
+pub mod log;
+pub mod metrics;
 pub mod net;
 pub mod server;
 pub mod session;

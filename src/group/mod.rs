@@ -284,7 +284,10 @@ impl Group {
                 let outcome = self.slots.get_mut(&device).map_or(AckOutcome::Ignored, |slot| slot.ack(id, last));
                 match outcome {
                     AckOutcome::Unknown => self.unseat(now, device, Some(Farewell::UnknownAck), step),
-                    AckOutcome::Counted => self.flush_soon(now),
+                    AckOutcome::Counted { accepted_ms } => {
+                        step.notices.push(Notice::Acked { waited_ms: now.wall_ms.saturating_sub(accepted_ms) });
+                        self.flush_soon(now);
+                    }
                     AckOutcome::Ignored => {
                         if self.slots.get(&device).is_some_and(|slot| slot.dirty) {
                             self.flush_soon(now);
@@ -467,7 +470,8 @@ impl Group {
         if let Some(held) = self.lock.take_if_held_by(seat.conn) {
             let why = if farewell == Some(Farewell::TransactionTtl) { Abort::Ttl } else { Abort::HolderGone };
             let held_ms = held.held_ms(now.monotonic);
-            step.notices.push(Notice::TransactionAborted { device, held_ms, why });
+            let messages = held.staged.iter().filter(|staged| !staged.flags.ephemeral).count();
+            step.notices.push(Notice::TransactionAborted { device, held_ms, messages, why });
             self.say_to_others(now, device, &ToDevice::TransactionEnded(held.holder), step);
         }
         if self.leader == Some(seat.conn) {

@@ -45,6 +45,8 @@ pub(super) struct Seat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flight {
     pub(super) seq: Seq,
+    /// When the message was accepted, on the wall clock.
+    pub(super) accepted_ms: u64,
     pub(super) bytes: u32,
     pub(super) state: FlightState,
 }
@@ -62,7 +64,10 @@ pub(super) enum FlightState {
 /// What an acknowledgement turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AckOutcome {
-    Counted,
+    Counted {
+        /// When the message was accepted, on the wall clock.
+        accepted_ms: u64,
+    },
     /// Acknowledged before, ephemeral, or not known to be anything.
     Ignored,
     /// Never issued to this slot.
@@ -194,7 +199,8 @@ impl Slot {
         };
         record.acked_unseen.remove_through(entry.seq.0);
         let bytes = u32::try_from(entry.message.envelope().len()).unwrap_or(u32::MAX);
-        seat.flights.push_back(Flight { seq: entry.seq, bytes, state });
+        let accepted_ms = entry.message.timestamp_ms();
+        seat.flights.push_back(Flight { seq: entry.seq, accepted_ms, bytes, state });
         // What is done already, or its own, may stand first: cursors are written lazily, so after a restart the walk
         // begins further back than the cursor once was.
         if state != FlightState::Sent {
@@ -240,11 +246,12 @@ impl Slot {
                 FlightState::Acked => AckOutcome::Ignored,
                 FlightState::Sent => {
                     flight.state = FlightState::Acked;
+                    let accepted_ms = flight.accepted_ms;
                     record.acked.insert(seq.0);
                     record.held.pending = record.held.pending.saturating_sub(1);
                     self.dirty = true;
                     self.settle(last);
-                    AckOutcome::Counted
+                    AckOutcome::Counted { accepted_ms }
                 }
             };
         }

@@ -116,6 +116,11 @@ pub enum Notice {
         /// Slots it is for.
         receivers: usize,
     },
+    /// A device acknowledged a durable message.
+    Acked {
+        /// Since the message was accepted, in milliseconds of the wall clock.
+        waited_ms: u64,
+    },
     /// Ephemeral messages were not handed to every connection, because one lagged too far behind.
     EphemeralSkipped(usize),
     /// The backlog is sent.
@@ -141,6 +146,8 @@ pub enum Notice {
         device: DeviceId,
         /// How long, in milliseconds.
         held_ms: u64,
+        /// How many durable messages were staged.
+        messages: usize,
         /// Why.
         why: Abort,
     },

@@ -15,9 +15,10 @@ use super::notices;
 use super::seat::{Line, Outgoing};
 use crate::group::limits::PAGE_COST;
 use crate::group::record::Seq;
-use crate::group::{Act, ConnectionId, Group, Input, Introduction, Step};
+use crate::group::{Act, ConnectionId, Group, Input, Introduction, Notice, Step};
+use crate::metrics::{self, Presence};
 use crate::store::StoreError;
-use crate::wire::d2m::DeviceGroupId;
+use crate::wire::d2m::{DeviceGroupId, ToDevice};
 
 /// Inputs that are decided together at most.
 const BATCH: usize = 128;
@@ -51,6 +52,8 @@ pub(super) struct Actor {
     lines: BTreeMap<ConnectionId, Line>,
     /// Stretches of backlog to be read, one per connection at most.
     reads: VecDeque<Read>,
+    /// As operators were told.
+    lock_is_held: bool,
 }
 
 #[derive(Debug)]
@@ -67,20 +70,24 @@ impl Actor {
         own_mailbox: mpsc::WeakSender<Post>,
         mut posts: mpsc::Receiver<Post>,
     ) {
+        let counters = metrics::get();
+        let _awake = Presence::new(&counters.groups_awake, Some(&counters.groups_woken), Some(&counters.groups_slept));
         let group = match shared.store.load(id).await {
             Ok(Some(snapshot)) => Group::restore(shared.clock.now(), snapshot, shared.limits.clone()),
             Ok(None) => Group::empty(shared.limits.clone()),
             Err(error) => {
                 tracing::error!(group = %id, %error, "a group could not be woken");
+                notices::failed(false);
                 Self::refuse(&shared, id, &mut posts, &error);
                 return;
             }
         };
         let (lines, reads) = (BTreeMap::new(), VecDeque::new());
-        let mut actor = Self { id, shared, own_mailbox, posts, group, lines, reads };
+        let mut actor = Self { id, shared, own_mailbox, posts, group, lines, reads, lock_is_held: false };
         if let Err(error) = actor.live().await {
             // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell.
             tracing::error!(group = %id, %error, "a group could not keep what it decided");
+            notices::failed(actor.lock_is_held);
             Self::refuse(&actor.shared, id, &mut actor.posts, &error);
         }
     }
@@ -165,25 +172,36 @@ impl Actor {
     async fn keep_and_speak(&mut self, step: Step) -> Result<(), StoreError> {
         let Step { writes, acts, notices } = step;
         if !writes.is_empty() {
+            let asked = self.shared.clock.now();
             self.shared.store.commit(self.id, writes).await?;
+            let waited = self.shared.clock.now().monotonic.saturating_sub(asked.monotonic);
+            metrics::get().commit_seconds.record(waited.as_secs_f64());
         }
         for act in acts {
             self.carry_out(act).await;
         }
-        for notice in notices {
-            notices::tell(self.id, notice);
-        }
+        self.tell(notices);
         let Step { writes: _, acts: _, notices } = self.group.handle(self.shared.clock.now(), Input::Durable);
+        self.tell(notices);
+        Ok(())
+    }
+
+    fn tell(&mut self, notices: Vec<Notice>) {
         for notice in notices {
+            self.lock_is_held = notices::lock_is_held_after(&notice).unwrap_or(self.lock_is_held);
             notices::tell(self.id, notice);
         }
-        Ok(())
     }
 
     async fn carry_out(&mut self, act: Act) {
         match act {
             Act::Send(conn, payload) => {
                 let Some(line) = self.lines.get(&conn) else { return };
+                match payload {
+                    ToDevice::ReflectAck(_) => metrics::get().reflect_acks.increment(1),
+                    ToDevice::Reflected(_) => metrics::get().reflected_sent.increment(1),
+                    _ => {}
+                }
                 if let Err(mpsc::error::TrySendError::Full(_)) = line.outbox.try_send(Outgoing::Payload(payload)) {
                     // The group counts what it sends against what was written, so this cannot be. Were it so
                     // nevertheless, the connection must not go on with a payload missing.

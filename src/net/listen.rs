@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::tasks::Tasks;
+use crate::metrics;
 
 /// Time for a TLS handshake.
 pub const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
@@ -77,8 +78,16 @@ where
             let stream = match tls {
                 None => Stream::Plain(io),
                 Some(tls) => match stop.run_until_cancelled(secure(&tls, io)).await {
-                    Some(Ok(stream)) => stream,
-                    Some(Err(error)) => return tracing::debug!(%peer, %error, "no TLS handshake"),
+                    Some(Ok(stream)) => {
+                        metrics::get().tls_handshakes.of(metrics::Tls::Done).increment(1);
+                        stream
+                    }
+                    Some(Err(error)) => {
+                        let timed_out = error.kind() == io::ErrorKind::TimedOut;
+                        let result = if timed_out { metrics::Tls::TimedOut } else { metrics::Tls::Failed };
+                        metrics::get().tls_handshakes.of(result).increment(1);
+                        return tracing::debug!(%peer, %error, "no TLS handshake");
+                    }
                     None => return,
                 },
             };

@@ -1,49 +1,13 @@
-//! The admin door: whether the process lives, and whether it takes devices.
+//! The admin door: for operators, and for what watches over the process.
 
 use std::sync::Arc;
 
-use axum::extract;
-use axum::http::StatusCode;
-use axum::routing::get;
-use axum::{Json, Router};
-use serde::Serialize;
-use tokio_util::sync::CancellationToken;
+use axum::Router;
 
+use super::health::{self, Health};
 use super::routes::Public;
 use crate::hub::Hub;
 
-#[derive(Debug, Clone)]
-pub(super) struct State {
-    pub(super) hub: Hub,
-    pub(super) public: Arc<Public>,
-    pub(super) durability: &'static str,
-    pub(super) stop: CancellationToken,
-}
-
-/// The answer of `/readyz`.
-#[derive(Debug, Serialize)]
-struct Ready {
-    ready: bool,
-    /// What an acknowledgement survives.
-    durability: &'static str,
-    connections: usize,
-    groups_awake: usize,
-    version: &'static str,
-}
-
-pub(super) fn router(state: State) -> Router {
-    Router::new().route("/livez", get(async || "alive\n")).route("/readyz", get(readyz)).with_state(state)
-}
-
-async fn readyz(extract::State(state): extract::State<State>) -> (StatusCode, Json<Ready>) {
-    let ready = !state.stop.is_cancelled();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = Ready {
-        ready,
-        durability: state.durability,
-        connections: state.public.connections(),
-        groups_awake: state.hub.awake(),
-        version: env!("CARGO_PKG_VERSION"),
-    };
-    (status, Json(body))
+pub(super) fn router(health: Health, hub: Hub, public: Arc<Public>) -> Router {
+    health::router(health, hub, public)
 }

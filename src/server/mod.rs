@@ -3,10 +3,12 @@
 //! | file | holds |
 //! |---|---|
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
-//! | [`admin`] | whether the process lives and takes devices |
+//! | [`admin`] | the admin door |
+//! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
 
 pub mod admin;
+pub mod health;
 pub mod routes;
 pub mod serve;
 
@@ -24,6 +26,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use self::health::Health;
 use self::routes::Public;
 use crate::group::Limits;
 use crate::hub::Hub;
@@ -89,7 +92,7 @@ pub struct Mediator {
     /// The admin door's: it is closed last, so that a supervisor can watch the stop.
     admin: Tasks,
     public: Arc<Public>,
-    durability: &'static str,
+    health: Health,
 }
 
 impl Mediator {
@@ -97,31 +100,36 @@ impl Mediator {
     pub fn start<L: Listener>(listener: L, tls: Option<TlsAcceptor>, parts: Parts) -> Self {
         let Parts { store, directory, dial, upstream, limits, timeouts, admission, clock, durability } = parts;
         let tasks = Tasks::new();
-        let hub = Hub::new(store, limits, clock);
+        let hub = Hub::new(Arc::clone(&store), limits, clock);
         let stop = tasks.stop_token().clone();
-        let context = Context { hub: hub.clone(), directory, dial, upstream, timeouts, stop: stop.clone() };
+        let health = Health::new(clock, store, durability, stop.clone());
+        let dial = health.watch_upstreams(dial);
+        let context = Context { hub: hub.clone(), directory, dial, upstream, clock, timeouts, stop: stop.clone() };
         let public = Arc::new(Public::new(context, admission, tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
         let door = stop.clone();
-        tasks.spawn(listen::serve(listener, tls, tasks.clone(), move |io, peer| {
+        let accepting = tasks.spawn(listen::serve(listener, tls, tasks.clone(), move |io, peer| {
             http(io, peer, router.clone(), door.clone())
         }));
+        health.watch_door("public", &accepting);
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, durability }
+        Self { hub, tasks, admin: Tasks::new(), public, health }
     }
 
     /// Opens the admin door.
     pub fn open_admin(&self, listener: TcpListener) {
-        let state = admin::State {
-            hub: self.hub.clone(),
-            public: Arc::clone(&self.public),
-            durability: self.durability,
-            stop: self.tasks.stop_token().clone(),
-        };
-        let (router, door) = (admin::router(state), self.admin.stop_token().clone());
+        let router = admin::router(self.health.clone(), self.hub.clone(), Arc::clone(&self.public));
+        let door = self.admin.stop_token().clone();
         let handler = move |io, peer| http(io, peer, router.clone(), door.clone());
-        self.admin.spawn(listen::serve(listener, None, self.admin.clone(), handler));
+        let accepting = self.admin.spawn(listen::serve(listener, None, self.admin.clone(), handler));
+        self.health.watch_door("admin", &accepting);
+    }
+
+    /// Whether it lives, takes devices, and what is degraded.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Connections of devices, also of those that have not proved anything yet.

@@ -4,7 +4,7 @@
 //! There is one fallback and no route, because a router that normalises `//` by a redirect would shut out the clients
 //! that build such paths.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,6 +17,8 @@ use dashmap::DashMap;
 use tokio_util::task::TaskTracker;
 
 use super::{Admission, Peer};
+use crate::log::Occasionally;
+use crate::metrics::{self, Bounded as _, Refused};
 use crate::session::{self, Context};
 use crate::wire::d2m::{BadUrl, ClientUrlInfo};
 
@@ -31,18 +33,28 @@ pub struct Public {
     sessions: TaskTracker,
     connections: AtomicUsize,
     per_address: DashMap<IpAddr, usize>,
+    refusals: Occasionally<Refused>,
 }
 
 impl Public {
     pub(super) fn new(context: Context, admission: Admission, sessions: TaskTracker) -> Self {
         let (connections, per_address) = (AtomicUsize::new(0), DashMap::new());
-        Self { context: Arc::new(context), admission, sessions, connections, per_address }
+        let refusals = Occasionally::new(context.clock);
+        Self { context: Arc::new(context), admission, sessions, connections, per_address, refusals }
     }
 
     /// Connections that are open.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts somebody who was turned away, and writes a line if none like it was written in this second.
+    fn tell_refused(&self, why: Refused, peer: SocketAddr) {
+        metrics::get().refused.of(why).increment(1);
+        if let Some(others) = self.refusals.may_say(why) {
+            tracing::info!(%peer, why = why.value(), others, "turned away at the door");
+        }
     }
 
     /// Counts a connection in, if it may come in. It is counted out when the guard is dropped.
@@ -112,6 +124,18 @@ impl Refusal {
         }
     }
 
+    const fn counted_as(self) -> Refused {
+        match self {
+            Self::Method => Refused::Method,
+            Self::NotHere => Refused::NotHere,
+            Self::Url(_) => Refused::Url,
+            Self::NotAllowed => Refused::NotAllowed,
+            Self::Full => Refused::Full,
+            Self::FullForAddress => Refused::FullForAddress,
+            Self::Stopping => Refused::Stopping,
+        }
+    }
+
     fn text(self) -> String {
         match self {
             Self::Method => "only GET".to_owned(),
@@ -139,6 +163,7 @@ async fn upgrade(
             let upgrade = match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
                 Ok(upgrade) => session::socket::limit(upgrade),
                 Err(rejection) => {
+                    public.tell_refused(Refused::NotWebSocket, peer);
                     let text = rejection.body_text() + "\n";
                     return (StatusCode::UPGRADE_REQUIRED, [(header::UPGRADE, "websocket")], text).into_response();
                 }
@@ -150,7 +175,7 @@ async fn upgrade(
             })
         }
         Err(refusal) => {
-            tracing::debug!(%peer, status = refusal.status().as_u16(), ?refusal, "turned away at the door");
+            public.tell_refused(refusal.counted_as(), peer);
             (refusal.status(), refusal.text() + "\n").into_response()
         }
     }
@@ -195,6 +220,7 @@ mod tests {
             directory: Directory::default(),
             dial: Arc::new(TcpDial),
             upstream: UpstreamLimits::default(),
+            clock: Clock::system(),
             timeouts: Timeouts::default(),
             stop: stop.clone(),
         };

@@ -22,6 +22,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Store};
 use crate::time::Clock;
 use crate::upstream::{TcpDial, UpstreamLimits};
+use crate::{log, metrics};
 
 /// Runs until a signal asks for the end.
 ///
@@ -63,6 +64,10 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         clock,
         durability: kept.durability,
     };
+    let watching = CancellationToken::new();
+    let _watch_ends = watching.clone().drop_guard();
+    tokio::spawn(log::rotate(clock, watching.clone()));
+    tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, door.acceptor.clone(), parts);
     mediator.open_admin(admin);
     banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;

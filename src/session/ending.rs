@@ -1,6 +1,7 @@
 //! Every way a connection can end, who caused it, and the one place where that becomes a close code.
 
 use crate::group::Farewell;
+use crate::metrics;
 use crate::upstream::UpstreamEnd;
 use crate::wire::d2m::{BadContainer, CloseCode, PayloadType};
 
@@ -47,18 +48,7 @@ pub enum Ending {
     ShuttingDown,
 }
 
-/// Whose doing it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Culprit {
-    /// The device, or its network.
-    Device,
-    /// The rules of its group.
-    Group,
-    /// The chat server.
-    ChatServer,
-    /// The mediator.
-    Mediator,
-}
+pub use crate::metrics::Culprit;
 
 impl Ending {
     /// The code the device is told; `None` when it is not listening any more.
@@ -116,6 +106,31 @@ impl Ending {
             Self::Group(_) => Culprit::Group,
             Self::Upstream(_) | Self::UpstreamStalled => Culprit::ChatServer,
             Self::NoUpstream | Self::GroupFailed | Self::ShuttingDown => Culprit::Mediator,
+        }
+    }
+
+    /// What the handshake came to, for those that ended in it.
+    pub(super) const fn of_handshake(&self) -> metrics::Handshake {
+        use metrics::Handshake;
+        match self {
+            Self::NotProved => Handshake::NotProved,
+            Self::UnsupportedVersion(_) => Handshake::UnsupportedVersion,
+            Self::HandshakeTimeout => Handshake::TimedOut,
+            Self::ClosedByDevice(_) | Self::Lost => Handshake::Lost,
+            Self::ShuttingDown => Handshake::Stopping,
+            Self::BadWebSocket
+            | Self::TextMessage
+            | Self::BadContainer(_)
+            | Self::UnknownPayload(_)
+            | Self::WrongState(_)
+            | Self::TooMuchEarlyProxy
+            | Self::IdleTimeout
+            | Self::NotReading
+            | Self::Group(_)
+            | Self::Upstream(_)
+            | Self::UpstreamStalled
+            | Self::NoUpstream
+            | Self::GroupFailed => Handshake::Broken,
         }
     }
 

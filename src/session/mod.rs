@@ -33,6 +33,8 @@ use self::handshake::{AwaitClientHello, Progress};
 use self::socket::{Frame, Sink, Stream};
 use crate::crypto::{Secret, random};
 use crate::hub::{Admitted, Challenge, Hub, Seat};
+use crate::metrics::{self, Handshake, Presence};
+use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
 use crate::wire::d2m::{ClientUrlInfo, FromDevice};
 
@@ -47,6 +49,8 @@ pub struct Context {
     pub dial: Arc<dyn Dial>,
     /// Bounds of a connection to a chat server.
     pub upstream: UpstreamLimits,
+    /// The clocks.
+    pub clock: Clock,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// Cancelled when the mediator stops.
@@ -72,6 +76,9 @@ impl Default for Timeouts {
 
 /// Runs a connection from its first byte to its last.
 pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -> Ending {
+    let metrics = metrics::get();
+    let (opened, closed) = (&metrics.connections_opened, &metrics.connections_closed);
+    let _counted = Presence::new(&metrics.connections, Some(opened), Some(closed));
     let (mut sink, mut stream) = socket.split();
     let ending = run_inner(&mut sink, &mut stream, &url, &context).await;
     tracing::info!(
@@ -82,18 +89,31 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -
         "connection ended"
     );
     socket::close(sink, stream, &ending).await;
+    // With the presence above and nothing to wait for in between, so that the sums hold.
+    metrics.closes.of(ending.close_code()).increment(1);
+    metrics.endings.of(ending.culprit()).increment(1);
     ending
 }
 
 async fn run_inner(sink: &mut Sink, stream: &mut Stream, url: &ClientUrlInfo, context: &Context) -> Ending {
+    let began = context.clock.now();
     let shaken = tokio::select! {
-        shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url)) => shaken,
-        () = context.stop.cancelled() => return Ending::ShuttingDown,
+        shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url)) => {
+            shaken.unwrap_or(Err(Ending::HandshakeTimeout))
+        }
+        () = context.stop.cancelled() => Err(Ending::ShuttingDown),
     };
     let (admitted, early) = match shaken {
-        Ok(Ok(admitted)) => admitted,
-        Ok(Err(ending)) => return ending,
-        Err(_elapsed) => return Ending::HandshakeTimeout,
+        Ok(admitted) => {
+            let took = context.clock.now().monotonic.saturating_sub(began.monotonic);
+            metrics::get().handshake_seconds.record(took.as_secs_f64());
+            metrics::get().handshakes.of(Handshake::Admitted).increment(1);
+            admitted
+        }
+        Err(ending) => {
+            metrics::get().handshakes.of(ending.of_handshake()).increment(1);
+            return ending;
+        }
     };
     match context.hub.join(admitted).await {
         Ok(seat) => established(sink, stream, url, context, seat, early).await,

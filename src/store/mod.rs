@@ -172,6 +172,23 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         persistent_before_ms: Option<u64>,
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>>;
+
+    /// Whether it can still keep anything.
+    fn condition(&self) -> Condition {
+        Condition { alive: true, failing: false }
+    }
+
+    /// Tells [`metrics`](crate::metrics) how large it is. Cheap, and asked for with every scrape.
+    fn measure(&self) {}
+}
+
+/// Whether a store can still keep anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condition {
+    /// It takes commits at all. Once it does not, only a restart helps.
+    pub alive: bool,
+    /// The last transaction failed because of the engine or the disk.
+    pub failing: bool,
 }
 
 /// An entry is kept as its parts, so it must be made of nothing but them: asked of every engine.

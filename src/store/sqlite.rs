@@ -17,12 +17,14 @@ use tokio::sync::Semaphore;
 
 use super::writer::{Engine, Job, Writer};
 use super::{
-    Durability, Exhausted, Filling, NO_GROUP, SEQ_BITS, SEQ_MAX, Store, StoreError, TAKEN, check, count_entry,
+    Condition, Durability, Exhausted, Filling, NO_GROUP, SEQ_BITS, SEQ_MAX, Store, StoreError, TAKEN, check,
+    count_entry,
 };
 use crate::crypto::kdf;
 use crate::files;
 use crate::group::ranges::RangeSet;
 use crate::group::record::{GroupRecord, Held, LogEntry, Page, Seq, SlotRecord, SlotSnapshot, Snapshot, Write};
+use crate::metrics;
 use crate::wire::d2m::{DeviceGroupId, DeviceId, Envelope, ReflectFlags, Reflected, ReflectedId, SlotExpiration};
 
 const DATABASE_FILE: &str = "mediator.sqlite";
@@ -207,7 +209,8 @@ impl SqliteStore {
         let mut connection = prepare(&path, durability)?;
         mark_disconnected(&mut connection, now_wall_ms).map_err(engine(&path))?;
         let counters = Arc::<Counters>::default();
-        let writer = SqliteEngine { connection, counters: Arc::clone(&counters), trimmed: true, _lock: lock };
+        let tally = Tally { through: Some(i64::MIN), messages: 0 };
+        let writer = SqliteEngine { connection, counters: Arc::clone(&counters), trimmed: true, tally, _lock: lock };
         let writer = Writer::spawn(writer).map_err(unusable(&path))?;
         let readers = Arc::new(Readers { path, permits: Arc::new(Semaphore::new(READERS)), resting: Mutex::default() });
         Ok(Arc::new(Self { writer, readers, counters, durability }))
@@ -271,6 +274,17 @@ impl Store for SqliteStore {
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>> {
         Box::pin(self.readers.read(move |connection| due(connection, volatile_before_ms, persistent_before_ms, most)))
+    }
+
+    fn condition(&self) -> Condition {
+        self.writer.condition()
+    }
+
+    fn measure(&self) {
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 8 PiB")]
+        let bytes = |path: &Path| std::fs::metadata(path).map_or(0.0, |file| file.len() as f64);
+        metrics::get().database_bytes.set(bytes(&self.readers.path));
+        metrics::get().wal_bytes.set(bytes(&wal_of(&self.readers.path)));
     }
 }
 
@@ -400,17 +414,74 @@ struct SqliteEngine {
     counters: Arc<Counters>,
     /// Whether something was removed since free pages were last looked for.
     trimmed: bool,
+    tally: Tally,
     _lock: File,
+}
+
+/// How many messages are kept. What a database holds when it is opened is not known without reading its whole log, which
+/// nobody waits for: it is counted from its beginning in small steps while nothing else is to be done. Since the one who
+/// counts is the one who writes, the number is exact: an entry that comes or goes below where the count stands is added or taken
+/// off, and one beyond it will be met, or not, when the count gets there.
+#[derive(Debug, Clone, Copy)]
+struct Tally {
+    /// Every entry up to this key is counted; `None` when all are.
+    through: Option<i64>,
+    messages: i64,
+}
+
+/// What one transaction did to the log.
+#[derive(Debug, Default)]
+struct Change {
+    appended: u64,
+    deleted: u64,
+    /// Among what was counted already.
+    counted: i64,
+}
+
+/// Entries counted in one step.
+const TALLY_STEP: i64 = 512;
+
+impl Tally {
+    const fn is_counted(&self, key: i64) -> bool {
+        match self.through {
+            None => true,
+            Some(through) => key <= through,
+        }
+    }
+
+    /// Counts on; says whether there is more.
+    fn count_on(&mut self, connection: &Connection) -> Result<bool, StoreError> {
+        let Some(through) = self.through else { return Ok(false) };
+        let (found, last): (i64, Option<i64>) = connection
+            .prepare_cached(
+                "SELECT count(*), max(key) FROM (SELECT key FROM log WHERE key > ?1 ORDER BY key LIMIT ?2)",
+            )?
+            .query_row([through, TALLY_STEP], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        self.messages += found;
+        self.through = last.filter(|_| found == TALLY_STEP);
+        self.tell();
+        Ok(self.through.is_some())
+    }
+
+    fn tell(&self) {
+        metrics::get().store_messages.set(i32::try_from(self.messages).unwrap_or(i32::MAX));
+    }
 }
 
 impl Engine for SqliteEngine {
     fn commit(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
         // Dropped without a commit, also when the commit itself fails, it rolls back.
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut change = Change::default();
         for job in jobs {
-            apply(&tx, job)?;
+            apply(&tx, job, self.tally, &mut change)?;
         }
         tx.commit()?;
+        let metrics = metrics::get();
+        metrics.store_appended.increment(change.appended);
+        metrics.store_deleted.increment(change.deleted);
+        self.tally.messages += change.counted;
+        self.tally.tell();
         add(&self.counters.transactions, 1);
         add(&self.counters.commits, jobs.len());
         self.trimmed |= jobs
@@ -425,6 +496,14 @@ impl Engine for SqliteEngine {
     }
 
     fn idle(&mut self) -> bool {
+        if self.tally.through.is_some() {
+            return self.tally.count_on(&self.connection).unwrap_or_else(|error| {
+                tracing::warn!(%error, "messages cannot be counted");
+                // The number stays too low; it is for operators only.
+                self.tally.through = None;
+                true
+            });
+        }
         if !self.trimmed {
             return false;
         }
@@ -462,6 +541,7 @@ impl SqliteEngine {
             return Ok(());
         }
         add(&self.counters.checkpoints, 1);
+        metrics::get().store_checkpoints.increment(1);
         Ok(())
     }
 
@@ -500,7 +580,7 @@ impl SqliteEngine {
     }
 }
 
-fn apply(tx: &Transaction<'_>, job: &Job) -> Result<(), StoreError> {
+fn apply(tx: &Transaction<'_>, job: &Job, tally: Tally, change: &mut Change) -> Result<(), StoreError> {
     let mut no = tx
         .prepare_cached("SELECT no FROM groups WHERE device_group_id = ?1")?
         .query_row([job.group.as_bytes()], |row| row.get(0).map(GroupNo))
@@ -520,10 +600,14 @@ fn apply(tx: &Transaction<'_>, job: &Job) -> Result<(), StoreError> {
                 tx.prepare_cached("DELETE FROM slots WHERE group_no = ?1 AND device = ?2")?
                     .execute(params![no.0, device.0.cast_signed()])?;
             }
-            (Write::Append(entry), Some(no)) => append(tx, no, entry)?,
-            (Write::Trim { through }, Some(no)) => trim(tx, no, *through)?,
+            (Write::Append(entry), Some(no)) => {
+                append(tx, no, entry)?;
+                change.appended += 1;
+                change.counted += i64::from(tally.is_counted(key(no, entry.seq)));
+            }
+            (Write::Trim { through }, Some(no)) => trim(tx, no, *through, tally, change)?,
             (Write::Forget, Some(gone)) => {
-                trim(tx, gone, SEQ_MAX)?;
+                trim(tx, gone, SEQ_MAX, tally, change)?;
                 tx.prepare_cached("DELETE FROM slots WHERE group_no = ?1")?.execute([gone.0])?;
                 tx.prepare_cached("DELETE FROM groups WHERE no = ?1")?.execute([gone.0])?;
                 no = None;
@@ -615,8 +699,16 @@ fn append(tx: &Transaction<'_>, no: GroupNo, entry: &LogEntry) -> Result<(), Sto
     }
 }
 
-fn trim(tx: &Transaction<'_>, no: GroupNo, through: Seq) -> Result<(), StoreError> {
-    tx.prepare_cached("DELETE FROM log WHERE key BETWEEN ?1 AND ?2")?.execute([key(no, Seq(0)), key(no, through)])?;
+fn trim(tx: &Transaction<'_>, no: GroupNo, through: Seq, tally: Tally, change: &mut Change) -> Result<(), StoreError> {
+    let (first, last) = (key(no, Seq(0)), key(no, through));
+    let delete =
+        |from: i64, to: i64| tx.prepare_cached("DELETE FROM log WHERE key BETWEEN ?1 AND ?2")?.execute([from, to]);
+    // At most one stretch lies on both sides of where the count stands.
+    let counted_to = tally.through.unwrap_or(i64::MAX).min(last);
+    let counted = delete(first, counted_to)?;
+    let uncounted = if counted_to < last { delete(first.max(counted_to.saturating_add(1)), last)? } else { 0 };
+    change.deleted += (counted + uncounted) as u64;
+    change.counted -= i64::try_from(counted).unwrap_or(0);
     Ok(())
 }
 

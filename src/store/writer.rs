@@ -7,12 +7,16 @@
 //! again in a transaction of its own, so that one that cannot be kept fails alone; if it is the engine that fails, it will tell every one of
 //! them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::StoreError;
+use super::{Condition, StoreError};
 use crate::group::record::Write;
+use crate::metrics;
+use crate::time::Clock;
 use crate::wire::d2m::{DeviceGroupId, ENVELOPE_MAX};
 
 /// Jobs that may wait before whoever asks has to wait for a place: about one per awake group on a busy server.
@@ -75,14 +79,19 @@ enum Ask {
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: mpsc::Sender<Ask>,
+    failing: Arc<AtomicBool>,
 }
 
 impl Writer {
     /// Starts the thread. It ends when it is closed or the last handle is dropped, after whatever was asked before.
     pub(super) fn spawn(engine: impl Engine) -> std::io::Result<Self> {
         let (queue, asked) = mpsc::channel(JOBS_QUEUED_MAX);
-        thread::Builder::new().name("store-writer".to_owned()).spawn(move || run(engine, asked))?;
-        Ok(Self { queue })
+        let failing = Arc::new(AtomicBool::new(false));
+        thread::Builder::new().name("store-writer".to_owned()).spawn({
+            let failing = Arc::clone(&failing);
+            move || run(engine, asked, &failing)
+        })?;
+        Ok(Self { queue, failing })
     }
 
     /// Keeps a job, and returns when it is kept.
@@ -95,6 +104,11 @@ impl Writer {
         self.ask(Ask::Close).await
     }
 
+    /// Whether the thread can still be asked, and whether its last transaction failed.
+    pub(super) fn condition(&self) -> Condition {
+        Condition { alive: !self.queue.is_closed(), failing: self.failing.load(Ordering::Relaxed) }
+    }
+
     /// A thread that panicked drops both the queue and the answers it owes: either way the store is closed.
     async fn ask(&self, ask: impl FnOnce(Answer) -> Ask) -> Result<(), StoreError> {
         let (answer, answered) = oneshot::channel();
@@ -103,7 +117,8 @@ impl Writer {
     }
 }
 
-fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>) {
+fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>, failing: &AtomicBool) {
+    let clock = Clock::system();
     let mut closers = Vec::new();
     let (mut jobs, mut answers) = (Vec::new(), Vec::new());
     while let Some(first) = next(&mut engine, &mut asked) {
@@ -123,7 +138,7 @@ fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>) {
             }
             ask = (jobs.len() < BATCH_JOBS_MAX && bytes < BATCH_BYTES_MAX).then(|| asked.try_recv().ok()).flatten();
         }
-        keep(&mut engine, &jobs, answers.drain(..));
+        keep(&mut engine, &jobs, answers.drain(..), clock, failing);
         jobs.clear();
         engine.between_batches();
     }
@@ -145,14 +160,20 @@ fn next(engine: &mut impl Engine, asked: &mut mpsc::Receiver<Ask>) -> Option<Ask
     }
 }
 
-fn keep(engine: &mut impl Engine, jobs: &[Job], answers: impl Iterator<Item = Answer>) {
+fn keep(
+    engine: &mut impl Engine,
+    jobs: &[Job],
+    answers: impl Iterator<Item = Answer>,
+    clock: Clock,
+    failing: &AtomicBool,
+) {
     if jobs.is_empty() {
         return;
     }
-    let together = engine.commit(jobs);
+    let together = commit(engine, jobs, clock, failing);
     for (job, answer) in jobs.iter().zip(answers) {
         let kept = match &together {
-            Err(_) if jobs.len() > 1 => engine.commit(std::slice::from_ref(job)),
+            Err(_) if jobs.len() > 1 => commit(engine, std::slice::from_ref(job), clock, failing),
             kept => kept.clone(),
         };
         // Whoever does not wait any more learns from the next load.
@@ -160,9 +181,31 @@ fn keep(engine: &mut impl Engine, jobs: &[Job], answers: impl Iterator<Item = An
     }
 }
 
+/// One transaction, measured.
+fn commit(engine: &mut impl Engine, jobs: &[Job], clock: Clock, failing: &AtomicBool) -> Result<(), StoreError> {
+    let metrics = metrics::get();
+    let began = clock.now().monotonic;
+    let kept = engine.commit(jobs);
+    metrics.sync_seconds.record(clock.now().monotonic.saturating_sub(began).as_secs_f64());
+    match &kept {
+        Ok(()) => {
+            metrics.store_transactions.increment(1);
+            metrics.store_commits.increment(jobs.len() as u64);
+            metrics.batch.record(u32::try_from(jobs.len()).unwrap_or(u32::MAX));
+        }
+        Err(_) => metrics.store_failures.increment(1),
+    }
+    // A group's own mistake is not the disk's failure.
+    let is_failing = !matches!(kept, Ok(()) | Err(StoreError::Refused(_) | StoreError::Exhausted(_)));
+    if failing.swap(is_failing, Ordering::Relaxed) != is_failing {
+        metrics.store_failing.set(f64::from(u8::from(is_failing)));
+    }
+    kept
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use futures_util::FutureExt as _;
     use futures_util::future::join_all;

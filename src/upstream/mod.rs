@@ -42,6 +42,8 @@ pub use directory::{Directory, Target};
 pub use framer::Framing;
 pub use pipe::Gone;
 
+use crate::metrics::{self, Connect, Direction, Presence};
+use crate::time::Clock;
 use framer::Framer;
 use pipe::Weigh;
 
@@ -168,6 +170,7 @@ async fn run(
         Ok(io) => io,
         Err(error) => return Some(UpstreamEnd::Unreachable(error.kind())),
     };
+    let _open = Presence::new(&metrics::get().proxy_connections, None, None);
     let (reading, writing) = tokio::io::split(io);
     let mut downward = pin!(to_device(reading, Framer::new(target.framing), events));
     let failed = tokio::select! {
@@ -184,6 +187,29 @@ async fn run(
 
 /// Tries the addresses in order; each gets its share of the time, so that one black hole does not hide the next address.
 async fn connect(target: &Target, within: Duration, dial: &dyn Dial) -> io::Result<Box<dyn Io>> {
+    let (clock, mut attempt) = (Clock::system(), Attempt(Connect::GivenUp));
+    let connected = connect_to_any(target, within, dial).await;
+    attempt.0 = match &connected {
+        Ok(_) => Connect::Connected,
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Connect::TimedOut,
+        Err(_) => Connect::Unreachable,
+    };
+    if connected.is_ok() {
+        metrics::get().proxy_connect_seconds.record(clock.now().monotonic.as_secs_f64());
+    }
+    connected
+}
+
+/// Counts an attempt when it is over, also when it was cut short.
+struct Attempt(Connect);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        metrics::get().proxy_connects.of(self.0).increment(1);
+    }
+}
+
+async fn connect_to_any(target: &Target, within: Duration, dial: &dyn Dial) -> io::Result<Box<dyn Io>> {
     let share = within / u32::try_from(target.addresses.len()).unwrap_or(u32::MAX).max(1);
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in &target.addresses {
@@ -210,6 +236,7 @@ async fn to_chat_server(mut writing: impl AsyncWrite + Unpin, mut device: pipe::
         if let Err(error) = written.await {
             return error;
         }
+        metrics::get().proxy_bytes.of(Direction::Up).increment(bytes.len() as u64);
     }
 }
 
@@ -222,7 +249,7 @@ async fn to_device(
     loop {
         match read_into(&mut reading, &mut framer).await {
             Ok(0) => return Ok(UpstreamEnd::Closed),
-            Ok(_) => {}
+            Ok(n) => metrics::get().proxy_bytes.of(Direction::Down).increment(n as u64),
             Err(error) => return Ok(UpstreamEnd::Failed(error.kind())),
         }
         loop {

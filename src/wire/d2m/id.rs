@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::crypto::kdf;
+use crate::log::{LogId, Who};
 
 /// A device group: the public half of its path key, 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,13 +23,24 @@ impl DeviceGroupId {
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// How the group appears in today's log.
+    #[must_use]
+    pub fn log_id(&self) -> LogId {
+        LogId::of(Who::Group(&self.0))
+    }
+
+    /// How a device of this group appears in today's log.
+    #[must_use]
+    pub fn log_device(&self, device: DeviceId) -> LogId {
+        LogId::of(Who::Device(&self.0, device.0))
+    }
 }
 
-/// A short hash: enough to follow one group through a log, too little to address it.
+/// As in today's log: enough to follow one group through it, nothing to address the group by.
 impl fmt::Display for DeviceGroupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hash = kdf::blake2b(b"", b"", b"heliostat-log", &self.0);
-        hash.expose().iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.log_id().fmt(f)
     }
 }
 

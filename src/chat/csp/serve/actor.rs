@@ -18,6 +18,7 @@ use crate::chat::csp::state::{
 };
 use crate::chat::csp::store::{Store, StoreError};
 use crate::chat::csp::wire::{Identity, Message, ToClient};
+use crate::metrics::{self, Room};
 use crate::time::Clock;
 
 /// What may wait for the actor. Whoever finds it full waits, and stops reading from its socket.
@@ -121,6 +122,7 @@ impl Actor {
             }
             Mail::Message { conn, message } => {
                 let is_known = message.receiver.valid().is_some_and(|receiver| known.contains(&receiver));
+                metrics::get().chat_accepted.of(Room::Csp).increment(1);
                 let receiver = if is_known { Standing::Active } else { Standing::Unknown };
                 Input::Message { conn, message, receiver }
             }
@@ -135,7 +137,13 @@ impl Actor {
     }
 
     async fn keep(&self, writes: &[Write]) -> Result<(), StoreError> {
-        if writes.is_empty() { Ok(()) } else { self.store.commit(writes).await }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        self.store.commit(writes).await?;
+        let queued = writes.iter().filter(|write| matches!(write, Write::Enqueue { .. })).count();
+        metrics::get().chat_queued.of(Room::Csp).increment(queued as u64);
+        Ok(())
     }
 
     /// Says everything but the fetches, which are returned: they are for the store.
@@ -145,7 +153,10 @@ impl Actor {
             match say {
                 Say::Admit(conn, ack) => self.with(conn, |outbox| outbox.admit(ack)),
                 Say::Send(conn, payload) => self.with(conn, |outbox| outbox.send(&payload)),
-                Say::Deliver(conn, delivery) => self.with(conn, |outbox| outbox.deliver(delivery)),
+                Say::Deliver(conn, delivery) => {
+                    metrics::get().chat_delivered.of(Room::Csp).increment(1);
+                    self.with(conn, |outbox| outbox.deliver(delivery));
+                }
                 Say::QueueSendComplete(conn) => {
                     self.with(conn, |outbox| outbox.send_behind(&ToClient::QueueSendComplete));
                 }
@@ -186,12 +197,22 @@ fn append(to: &mut Step, from: Step) {
     to.says.extend(from.says);
 }
 
-/// The only place of the room that turns notices into log lines.
+/// The only place of the room that turns notices into log lines and numbers.
 fn tell(notice: &Notice) {
+    let discarded = metrics::get().chat_discarded.of(Room::Csp);
     match notice {
-        Notice::Joined { identity, queued } => info!(%identity, queued, "logged in"),
-        Notice::Discarded { sender, why } => debug!(%sender, ?why, "message acked and discarded"),
-        Notice::Expired { receiver } => debug!(%receiver, "queued message expired"),
-        Notice::Missing { receiver } => warn!(%receiver, "queued message not in the store any more"),
+        Notice::Joined { identity, queued } => info!(identity = %identity.log_id(), queued, "logged in"),
+        Notice::Discarded { sender, why } => {
+            discarded.increment(1);
+            debug!(sender = %sender.log_id(), ?why, "message acked and discarded");
+        }
+        Notice::Expired { receiver } => {
+            discarded.increment(1);
+            debug!(receiver = %receiver.log_id(), "queued message expired");
+        }
+        Notice::Missing { receiver } => {
+            discarded.increment(1);
+            warn!(receiver = %receiver.log_id(), "queued message not in the store any more");
+        }
     }
 }

@@ -20,6 +20,7 @@ use crate::chat::csp::store::{Directory, DirectoryState, StoreError};
 use crate::chat::csp::wire::handshake::{AwaitLogin, CLIENT_HELLO, LOGIN_BOX, Verified};
 use crate::chat::csp::wire::{Frames, FromClient, HandshakeError, Identity, Opener, Sealer};
 use crate::crypto::{Secret, random};
+use crate::metrics::{self, Login, Presence, Room};
 use crate::time::Clock;
 use crate::wire::delimit::{BadUnit, Cutter};
 
@@ -49,7 +50,7 @@ pub(super) struct Shared {
 enum Refused {
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    #[error("unknown or revoked identity {0}")]
+    #[error("unknown or revoked identity {}", .0.log_id())]
     Unknown(Identity),
     #[error("too slow")]
     TimedOut,
@@ -71,6 +72,14 @@ impl Refused {
             Self::Socket(_) | Self::Store(_) | Self::Ended(_) | Self::ShuttingDown => false,
         }
     }
+
+    const fn counted_as(&self) -> Login {
+        match self {
+            Self::Handshake(_) | Self::Unknown(_) => Login::Refused,
+            Self::TimedOut => Login::TimedOut,
+            Self::Socket(_) | Self::Store(_) | Self::Ended(_) | Self::ShuttingDown => Login::Lost,
+        }
+    }
 }
 
 /// Serves one client. Everything that was told to the actor is taken back when this returns.
@@ -81,13 +90,18 @@ pub(super) async fn run(
     socket: TcpStream,
     from: SocketAddr,
 ) {
+    let metrics = metrics::get();
+    let (opened, closed) = (metrics.chat_opened.of(Room::Csp), metrics.chat_closed.of(Room::Csp));
+    let _counted = Presence::new(metrics.chat_connections.of(Room::Csp), Some(opened), Some(closed));
+    let logins = metrics.chat_logins.of(Room::Csp);
     let outbox = Arc::new(Outbox::default());
     let ending = run_inner(&shared, &mailbox, &outbox, conn, socket).await;
     // Sent for those who never joined as well: it names a connection, so it cannot hit anybody else.
     let _ = mailbox.send(Mail::Left(conn)).await;
     match ending {
-        Ok((identity, ending)) => info!(%identity, %ending, "connection ended"),
+        Ok((identity, ending)) => info!(identity = %identity.log_id(), %ending, "connection ended"),
         Err(refused) => {
+            logins.of(refused.counted_as()).increment(1);
             debug!(%refused, "not let in");
             if refused.is_suspicious() {
                 shared.gate_failed(from.ip());
@@ -108,7 +122,7 @@ async fn run_inner(
         let identity = verified.identity();
         let introduction = verified.introduction();
         let info: String = introduction.client_info().chars().take(CLIENT_INFO_MAX).collect();
-        debug!(%identity, client_info = %info.escape_debug(), "vouch verified");
+        debug!(identity = %identity.log_id(), client_info = %info.escape_debug(), "vouch verified");
         let join = Join {
             conn,
             identity,
@@ -127,6 +141,7 @@ async fn run_inner(
         admitted = tokio::time::timeout(HANDSHAKE_MAX, admission) => admitted.unwrap_or(Err(Refused::TimedOut))?,
         () = shared.shutdown.cancelled() => return Err(Refused::ShuttingDown),
     };
+    metrics::get().chat_logins.of(Room::Csp).of(Login::Accepted).increment(1);
 
     let (mut reading, mut writing) = socket.into_split();
     let ending = {

@@ -31,6 +31,7 @@ use super::wire::Identity;
 use crate::crypto::Secret;
 use crate::crypto::boxes::{self, Public};
 use crate::files;
+use crate::metrics::{self, Login, Room};
 use crate::time::Clock;
 use actor::{Actor, Mail};
 use connection::Shared;
@@ -57,7 +58,7 @@ pub struct LogPush;
 
 impl PushHook for LogPush {
     fn push(&self, request: PushRequest) {
-        info!(receiver = %request.receiver, tokens = request.tokens.len(), "push: no provider");
+        info!(receiver = %request.receiver.log_id(), tokens = request.tokens.len(), "push: no provider");
     }
 }
 
@@ -212,6 +213,7 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>, mailbox: mpsc::Sende
                 }
             };
             if !shared.gate_is_open(from.ip()) {
+                metrics::get().chat_logins.of(Room::Csp).of(Login::Throttled).increment(1);
                 debug!(%from, "too many failed handshakes");
                 continue;
             }

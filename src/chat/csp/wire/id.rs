@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::log::{LogId, Who};
+
 /// Eight bytes that stand where an identity belongs. Whether they are one, [`Self::valid`] tells.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WireIdentity(pub [u8; 8]);
@@ -39,6 +41,12 @@ impl Identity {
     pub fn as_str(&self) -> &str {
         // Only ASCII passes `WireIdentity::valid`.
         std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    /// How it appears in today's log.
+    #[must_use]
+    pub fn log_id(&self) -> LogId {
+        LogId::of(Who::Account(&self.0))
     }
 
     /// A random identity without an asterisk.

@@ -1,0 +1,422 @@
+//! Whether the process lives, whether it takes devices, and what is not as it should be.
+//!
+//! * `/livez` fails for what only a restart cures: the store's writer is gone, or a door's accept loop ended although nobody
+//!   asked it to. A supervisor may kill what fails here, so nothing else counts: a full disk is not cured by a restart, and
+//!   neither is a chat server that is down.
+//! * `/readyz` fails while the mediator drains or stops, and when `/livez` does: a load balancer sends new devices elsewhere.
+//!   What is *degraded* stands in its answer and fails nothing: with one node there is no elsewhere, and what works still works.
+//! * `/metrics` is for Prometheus ([`crate::metrics`]).
+//!
+//! None of them says who is connected, so they need no token.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use axum::{Json, Router, extract};
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::routes::Public;
+use crate::hub::Hub;
+use crate::metrics;
+use crate::store::{Condition, Store};
+use crate::time::Clock;
+use crate::upstream::{Dial, Io};
+
+/// A certificate that expires this soon is degraded: ACME renews a month before, people need some days.
+const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
+/// Chat servers that were not reached when last tried and are remembered for it. A template stands for 256 of them, and there may be others.
+const UPSTREAMS_MAX: usize = 1_024;
+
+/// By how much a watched attempt is given up earlier than it would be: a tick of the timer.
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// What is known about the state of a mediator. Clones are handles of the same.
+#[derive(Debug, Clone)]
+pub struct Health(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    clock: Clock,
+    store: Arc<dyn Store>,
+    durability: &'static str,
+    stop: CancellationToken,
+    draining: AtomicBool,
+    /// In Unix time; 0 for none.
+    certificate_expires_s: AtomicU64,
+    doors: Mutex<Vec<(&'static str, AbortHandle)>>,
+    /// By address: since when nobody answers there.
+    upstreams: Mutex<HashMap<String, Duration>>,
+}
+
+/// Why only a restart helps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Dead {
+    /// Nothing can be kept any more.
+    #[error("the store's writer is gone")]
+    Store,
+    /// Nobody can come in any more.
+    #[error("the accept loop of the {0} door ended")]
+    Door(&'static str),
+}
+
+/// Something that is not as it should be, while the rest works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Degraded {
+    /// What: `store`, `certificate`, `upstream`.
+    pub what: &'static str,
+    /// What is wrong with it, for people.
+    pub why: String,
+}
+
+/// The answer of `/readyz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ready {
+    /// Whether new devices are welcome.
+    pub ready: bool,
+    /// Whether those that are here are being sent away.
+    pub draining: bool,
+    /// What an acknowledgement survives.
+    pub durability: &'static str,
+    /// What is wrong, while the rest works.
+    pub degraded: Vec<Degraded>,
+    /// This program's.
+    pub version: &'static str,
+}
+
+impl Health {
+    /// Of a mediator over this store, which stops when `stop` is cancelled.
+    #[must_use]
+    pub fn new(clock: Clock, store: Arc<dyn Store>, durability: &'static str, stop: CancellationToken) -> Self {
+        Self(Arc::new(Inner {
+            clock,
+            store,
+            durability,
+            stop,
+            draining: AtomicBool::new(false),
+            certificate_expires_s: AtomicU64::new(0),
+            doors: Mutex::default(),
+            upstreams: Mutex::default(),
+        }))
+    }
+
+    /// The task behind a door, which is not to end before the mediator stops.
+    pub fn watch_door(&self, name: &'static str, accepting: &JoinHandle<()>) {
+        self.0.doors.lock().unwrap_or_else(PoisonError::into_inner).push((name, accepting.abort_handle()));
+    }
+
+    /// When the certificate of the public door expires, in seconds of Unix time; `None` without TLS. To be said again with
+    /// each new one.
+    pub fn set_certificate_expiry(&self, unix_s: Option<u64>) {
+        let unix_s = unix_s.unwrap_or(0);
+        self.0.certificate_expires_s.store(unix_s, Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "exact for the next 285 million years")]
+        metrics::get().certificate_expires.set(unix_s as f64);
+    }
+
+    /// Whether devices are being sent away. Stopping is draining, and need not be said.
+    pub fn set_draining(&self, draining: bool) {
+        self.0.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// Whether devices are being sent away.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed) || self.0.stop.is_cancelled()
+    }
+
+    /// `dial`, watched: an address at which nobody answered is degraded until somebody does.
+    #[must_use]
+    pub fn watch_upstreams(&self, dial: Arc<dyn Dial>) -> Arc<dyn Dial> {
+        Arc::new(Watched { dial, health: self.clone() })
+    }
+
+    /// Whether the process is worth keeping.
+    ///
+    /// # Errors
+    /// [`Dead`] says why not.
+    pub fn alive(&self) -> Result<(), Dead> {
+        if self.0.stop.is_cancelled() {
+            // Doors and store end one after the other, and the process with them.
+            return Ok(());
+        }
+        if !self.0.store.condition().alive {
+            return Err(Dead::Store);
+        }
+        let doors = self.0.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        match doors.iter().find(|(_, accepting)| accepting.is_finished()) {
+            // Asked again, since it may have been told to stop just now.
+            Some((name, _)) if !self.0.stop.is_cancelled() => Err(Dead::Door(name)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is wrong, while the rest works.
+    #[must_use]
+    pub fn degraded(&self) -> Vec<Degraded> {
+        let mut out = Vec::new();
+        let Condition { alive, failing } = self.0.store.condition();
+        if !alive || failing {
+            let why = if alive { "the last write failed" } else { "its writer is gone" };
+            out.push(Degraded { what: "store", why: why.to_owned() });
+        }
+        let now = self.0.clock.now();
+        let expires_s = self.0.certificate_expires_s.load(Ordering::Relaxed);
+        let left = Duration::from_secs(expires_s).saturating_sub(Duration::from_millis(now.wall_ms));
+        if expires_s != 0 && left < EXPIRES_SOON {
+            let why = if left.is_zero() {
+                "it has expired".to_owned()
+            } else {
+                format!("it expires in {} days", left.as_secs() / 86_400)
+            };
+            out.push(Degraded { what: "certificate", why });
+        }
+        let upstreams = self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut away: Vec<_> = upstreams.iter().collect();
+        away.sort_unstable();
+        out.extend(away.into_iter().map(|(address, since)| {
+            let for_s = now.monotonic.saturating_sub(*since).as_secs();
+            Degraded { what: "upstream", why: format!("{address} has not been reached for {for_s} s") }
+        }));
+        out
+    }
+
+    /// What `/readyz` says.
+    #[must_use]
+    pub fn ready(&self) -> Ready {
+        let draining = self.is_draining();
+        Ready {
+            ready: !draining && self.alive().is_ok(),
+            draining,
+            durability: self.0.durability,
+            degraded: self.degraded(),
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+
+    /// The text of `/metrics`.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        metrics::get().draining.set(f64::from(u8::from(self.is_draining())));
+        self.0.store.measure();
+        metrics::render()
+    }
+
+    fn dialled(&self, address: &str, reached: bool) {
+        let now = self.0.clock.now().monotonic;
+        let mut upstreams = self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        if reached {
+            upstreams.remove(address);
+        } else if !upstreams.contains_key(address) && upstreams.len() < UPSTREAMS_MAX {
+            upstreams.insert(address.to_owned(), now);
+        }
+    }
+}
+
+/// Tells what became of each attempt.
+#[derive(Debug)]
+struct Watched {
+    dial: Arc<dyn Dial>,
+    health: Health,
+}
+
+impl Dial for Watched {
+    fn dial<'a>(&'a self, address: &'a str, within: Duration) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
+        Box::pin(async move {
+            // Whoever gives up drops this: the caller when the time is over, a device that leaves at any time. A moment
+            // earlier, only the first can be meant.
+            let within = within.saturating_sub(MOMENT);
+            let dialled = tokio::time::timeout(within, self.dial.dial(address, within)).await;
+            let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            self.health.dialled(address, dialled.is_ok());
+            dialled
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    health: Health,
+    hub: Hub,
+    public: Arc<Public>,
+}
+
+/// The pages of this file.
+pub(super) fn router(health: Health, hub: Hub, public: Arc<Public>) -> Router {
+    let state = State { health, hub, public };
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(scrape))
+        .with_state(state)
+}
+
+async fn livez(extract::State(state): extract::State<State>) -> Response {
+    match state.health.alive() {
+        Ok(()) => "alive\n".into_response(),
+        Err(dead) => (StatusCode::SERVICE_UNAVAILABLE, format!("{dead}\n")).into_response(),
+    }
+}
+
+/// What is known of the mediator beside its health.
+#[derive(Debug, Serialize)]
+struct ReadyAndCounts {
+    #[serde(flatten)]
+    ready: Ready,
+    connections: usize,
+    groups_awake: usize,
+}
+
+async fn readyz(extract::State(state): extract::State<State>) -> Response {
+    let ready = state.health.ready();
+    let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let (connections, groups_awake) = (state.public.connections(), state.hub.awake());
+    (status, Json(ReadyAndCounts { ready, connections, groups_awake })).into_response()
+}
+
+async fn scrape(extract::State(state): extract::State<State>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.health.metrics()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::record::{Page, Seq, Snapshot, Write};
+    use crate::store::StoreError;
+    use crate::store::memory::MemoryStore;
+    use crate::wire::d2m::DeviceGroupId;
+
+    /// A store in a condition.
+    #[derive(Debug)]
+    struct In(Condition);
+
+    impl Store for In {
+        fn load(&self, _: DeviceGroupId) -> BoxFuture<'_, Result<Option<Snapshot>, StoreError>> {
+            unimplemented!("nobody asks")
+        }
+
+        fn commit(&self, _: DeviceGroupId, _: Vec<Write>) -> BoxFuture<'_, Result<(), StoreError>> {
+            unimplemented!("nobody asks")
+        }
+
+        fn page(&self, _: DeviceGroupId, _: Seq, _: Seq, _: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
+            unimplemented!("nobody asks")
+        }
+
+        fn due(&self, _: u64, _: Option<u64>, _: usize) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>> {
+            unimplemented!("nobody asks")
+        }
+
+        fn condition(&self) -> Condition {
+            self.0
+        }
+    }
+
+    fn health_of(store: Arc<dyn Store>) -> (Health, CancellationToken) {
+        let stop = CancellationToken::new();
+        (Health::new(Clock::following(1_000_000_000_000), store, "fsync", stop.clone()), stop)
+    }
+
+    fn healthy() -> (Health, CancellationToken) {
+        health_of(Arc::new(MemoryStore::new()))
+    }
+
+    #[tokio::test]
+    async fn a_failing_store_is_degraded_and_a_dead_one_is_the_end() {
+        let (health, _) = health_of(Arc::new(In(Condition { alive: true, failing: true })));
+        assert_eq!(health.alive(), Ok(()));
+        assert!(health.ready().ready, "there is no elsewhere");
+        assert_eq!(health.degraded(), [Degraded { what: "store", why: "the last write failed".to_owned() }]);
+        let (health, stop) = health_of(Arc::new(In(Condition { alive: false, failing: false })));
+        assert_eq!(health.alive(), Err(Dead::Store));
+        assert!(!health.ready().ready && !health.ready().draining);
+        stop.cancel();
+        assert_eq!(health.alive(), Ok(()), "while it stops, that is as it should be");
+    }
+
+    #[tokio::test]
+    async fn a_door_that_nobody_keeps_open_any_more_is_the_end_unless_the_mediator_stops() {
+        let (health, stop) = healthy();
+        let open = tokio::spawn(std::future::pending());
+        health.watch_door("admin", &open);
+        assert_eq!(health.alive(), Ok(()));
+        let mut ends = tokio::spawn(async {});
+        health.watch_door("public", &ends);
+        (&mut ends).await.unwrap();
+        assert_eq!(health.alive(), Err(Dead::Door("public")));
+        stop.cancel();
+        assert_eq!(health.alive(), Ok(()));
+        open.abort();
+    }
+
+    #[tokio::test]
+    async fn draining_and_stopping_send_devices_elsewhere() {
+        let (health, stop) = healthy();
+        assert!(health.ready().ready);
+        health.set_draining(true);
+        assert!(!health.ready().ready && health.ready().draining);
+        health.set_draining(false);
+        assert!(health.ready().ready);
+        stop.cancel();
+        assert!(!health.ready().ready && health.ready().draining);
+        assert_eq!(health.alive(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_is_degraded_for_its_last_two_weeks() {
+        let (health, _) = healthy();
+        assert_eq!(health.degraded(), [], "without TLS");
+        health.set_certificate_expiry(Some(1_000_000_000 + 15 * 86_400));
+        assert_eq!(health.degraded(), []);
+        tokio::time::advance(Duration::from_secs(36 * 3_600)).await;
+        assert_eq!(health.degraded()[0].why, "it expires in 13 days");
+        tokio::time::advance(Duration::from_secs(14 * 86_400)).await;
+        assert_eq!(health.degraded()[0].why, "it has expired");
+        health.set_certificate_expiry(Some(1_000_000_000 + 90 * 86_400));
+        assert_eq!(health.degraded(), []);
+    }
+
+    /// Answers at one address only, and at another never.
+    #[derive(Debug)]
+    struct There;
+
+    impl Dial for There {
+        fn dial<'a>(&'a self, address: &'a str, _: Duration) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
+            Box::pin(async move {
+                match address {
+                    "there:1" => Ok(Box::new(tokio::io::duplex(1).0) as Box<dyn Io>),
+                    "hole:1" => std::future::pending().await,
+                    _ => Err(io::ErrorKind::ConnectionRefused.into()),
+                }
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_chat_server_is_degraded_until_somebody_reaches_it() {
+        let (health, _) = healthy();
+        let dial = health.watch_upstreams(Arc::new(There));
+        let second = Duration::from_secs(1);
+        for (address, reached) in [("there:1", true), ("hole:1", false), ("refuses:1", false)] {
+            assert_eq!(dial.dial(address, second).await.is_ok(), reached, "{address}");
+        }
+        tokio::time::advance(3 * second).await;
+        let why: Vec<String> = health.degraded().into_iter().map(|it| it.why).collect();
+        assert_eq!(why, ["hole:1 has not been reached for 3 s", "refuses:1 has not been reached for 3 s"]);
+        health.dialled("refuses:1", true);
+        assert_eq!(health.degraded().len(), 1);
+        // A device that leaves while it is being connected says nothing about the chat server.
+        assert!(futures_util::FutureExt::now_or_never(dial.dial("hole:1", second)).is_none());
+        health.dialled("hole:1", true);
+        assert!(futures_util::FutureExt::now_or_never(dial.dial("hole:1", second)).is_none());
+        assert_eq!(health.degraded(), []);
+    }
+}
