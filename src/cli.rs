@@ -4,7 +4,7 @@
 //! wrong way. Results go to standard output, logs and complaints to standard error.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,21 +14,22 @@ use clap::{Args, Parser, Subcommand};
 use miette::{IntoDiagnostic as _, WrapErr as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{self, ConfigError, Effective, Flag, Sources};
-use crate::{server, tools};
-
-/// Names what is logged, as in `info,heliostat::upstream=debug`.
-const LOG_FILTER: &str = "HELIOSTAT_LOG";
+use crate::{logging, server, tools};
 
 /// How long a health check may take altogether.
 const HEALTHCHECK: Duration = Duration::from_secs(5);
 
 /// Lets one chat account live on many devices.
 #[derive(Debug, Parser)]
-#[command(name = "heliostat", version, about, propagate_version = true)]
+#[command(
+    name = "heliostat",
+    version,
+    about,
+    propagate_version = true,
+    after_help = "Begin with `heliostat serve`; it says what to do next. HELIOSTAT_LOG=debug logs more."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -51,7 +52,7 @@ pub enum Command {
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Ask a running server whether it is alive; the answer is the exit status.
+    /// Ask a running server whether it is alive; the answer is the exit status
     Healthcheck(HealthcheckArgs),
 }
 
@@ -64,22 +65,22 @@ pub struct ServeArgs {
     /// Any key of the configuration, as in `limits.idle_timeout=90 s`; may be given again.
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
     pub set: Vec<(String, String)>,
-    /// Where everything is kept.
+    /// Where everything is kept [default: heliostat-data]
     #[arg(long, value_name = "DIR")]
     pub data: Option<String>,
-    /// Where devices connect.
-    #[arg(long, value_name = "ADDR")]
+    /// Where devices connect [default: 127.0.0.1:8443]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub listen: Option<SocketAddr>,
     /// WebSocket without TLS, on a loopback address only.
     #[arg(long)]
     pub plain: bool,
-    /// Run the embedded CSP chat server there.
-    #[arg(long, value_name = "ADDR")]
+    /// Run the embedded CSP chat server there [default: 127.0.0.1:5222 in a development box, else none]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub csp_listen: Option<SocketAddr>,
-    /// Where the operator connects: a loopback address.
-    #[arg(long, value_name = "ADDR")]
+    /// Where the operator connects: a loopback address [default: 127.0.0.1:9090]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
-    /// Keep nothing: everything is lost when the server ends.
+    /// Keep device groups and their messages in memory only: they are lost when the server ends.
     #[arg(long)]
     pub memory: bool,
 }
@@ -132,6 +133,10 @@ impl ServeArgs {
             .filter_map(|(name, key, value)| Some(Flag { name, key: key.to_owned(), value: value? }))
             .collect()
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an address is an IP address and a port, as in 127.0.0.1:8443 or [::]:443".to_owned())
 }
 
 fn key_and_value(text: &str) -> Result<(String, String), String> {
@@ -189,14 +194,21 @@ fn admin_authority(text: &str) -> Result<String, String> {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = init_log().and_then(|()| {
-        let runtime = tokio::runtime::Runtime::new().into_diagnostic().wrap_err("cannot start the runtime")?;
-        runtime.block_on(run(cli.command))
-    });
-    done.unwrap_or_else(|report| {
+    done(cli.command).unwrap_or_else(|report| {
         eprintln!("{report:?}");
         ExitCode::FAILURE
     })
+}
+
+fn done(command: Command) -> miette::Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().into_diagnostic().wrap_err("cannot start the runtime")?;
+    let inside = runtime.enter();
+    let logging = logging::start()?;
+    drop(inside);
+    let code = runtime.block_on(run(command));
+    // While there is a runtime to send the last traces.
+    drop(logging);
+    code
 }
 
 async fn run(command: Command) -> miette::Result<ExitCode> {
@@ -209,23 +221,6 @@ async fn run(command: Command) -> miette::Result<ExitCode> {
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }
-}
-
-/// People read on a terminal, everything else is read by programs.
-fn init_log() -> miette::Result<()> {
-    let filter = EnvFilter::builder()
-        .with_env_var(LOG_FILTER)
-        .with_default_directive(LevelFilter::INFO.into())
-        .from_env()
-        .into_diagnostic()
-        .wrap_err_with(|| format!("{LOG_FILTER} cannot be understood"))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    if io::stderr().is_terminal() {
-        log.init()
-    } else {
-        log.json().init()
-    }
-    Ok(())
 }
 
 /// Asks a server how it is, and says why when it is not well.
@@ -319,6 +314,26 @@ mod tests {
             assert_eq!(*effective.origin(&flag.key), config::Origin::Flag(flag.name));
         }
         assert_eq!(effective.config.durability, config::Durability::Memory);
+    }
+
+    #[test]
+    fn the_help_tells_the_defaults_that_are_used() {
+        let config = Config::development();
+        let help = ServeArgs::augment_args(clap::Command::new("serve")).render_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        let addresses = [config.listen.address, config.chat.csp.listen, config.admin.listen];
+        let defaults = addresses.map(|address| address.to_string());
+        for default in defaults.into_iter().chain([config.data_dir.display().to_string()]) {
+            assert!(help.contains(&format!("[default: {default}")), "{default}: {help}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_answered_with_one_that_is() {
+        for wrong in ["8443", "localhost:8443", ":8443"] {
+            let error = serve(&["--listen", wrong]).unwrap_err().to_string();
+            assert!(error.contains("as in 127.0.0.1:8443"), "{error}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use crate::crypto::random;
+
 /// Makes a directory, and those above it, for its owner alone. One that exists stays as it is.
 ///
 /// # Errors
@@ -17,11 +19,7 @@ pub fn make_private_dir(dir: &Path) -> io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.recursive(true).create(dir)?;
     // What holds the directory must know it, or a loss of power takes everything with it.
-    match dir.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => sync_dir(Path::new(".")),
-        Some(parent) => sync_dir(parent),
-        None => Ok(()),
-    }
+    sync_parent(dir)
 }
 
 /// Options that make a file for its owner alone.
@@ -43,22 +41,53 @@ pub fn make_private(path: &Path) -> io::Result<()> {
     private().create(true).truncate(false).open(path).map(drop)
 }
 
-/// Writes a file that is whole or not there, whatever happens half way; with `secret`, for its owner alone.
+/// Writes a file that is whole or not there, whatever happens half way; with `secret`, for its owner alone. It takes the
+/// place of one that exists; of those who write it at the same time, one may fail.
 ///
 /// # Errors
 /// The operating system's.
 pub fn write_whole(path: &Path, text: &str, secret: bool) -> io::Result<()> {
     let beside = path.with_extension("new");
-    match std::fs::remove_file(&beside) {
+    write_beside(&beside, text, secret)?;
+    std::fs::rename(&beside, path)?;
+    sync_parent(path)
+}
+
+/// The same for a file that must not exist: of those who make it at the same time, one does.
+///
+/// # Errors
+/// The operating system's; `AlreadyExists` when there is one.
+pub fn write_new(path: &Path, text: &str, secret: bool) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{:016x}", random::u64()));
+    let beside = Path::new(&beside);
+    // Unlike a rename, a link replaces nothing.
+    let made = write_beside(beside, text, secret).and_then(|()| std::fs::hard_link(beside, path));
+    match std::fs::remove_file(beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => made?,
+    }
+    sync_parent(path)
+}
+
+/// What an earlier attempt left is replaced.
+fn write_beside(beside: &Path, text: &str, secret: bool) -> io::Result<()> {
+    match std::fs::remove_file(beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut options = if secret { private() } else { File::options().write(true).clone() };
-    let mut file = options.create_new(true).open(&beside)?;
+    let mut file = options.create_new(true).open(beside)?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)?;
-    path.parent().filter(|dir| !dir.as_os_str().is_empty()).map_or(Ok(()), sync_dir)
+    file.sync_all()
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(dir) if dir.as_os_str().is_empty() => sync_dir(Path::new(".")),
+        Some(dir) => sync_dir(dir),
+        None => Ok(()),
+    }
 }
 
 /// Makes what was created, renamed or removed in a directory survive a loss of power.
@@ -92,6 +121,10 @@ mod tests {
         make_private(&dir.join("db")).unwrap();
         assert_eq!((mode(&dir.join("key")), mode(&dir.join("db"))), (0o600, 0o600));
         assert_eq!(std::fs::read_to_string(dir.join("key")).unwrap(), "2", "nothing that exists is emptied");
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2, "nothing is left beside");
+        assert_eq!(write_new(&dir.join("key"), "3", true).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        write_new(&dir.join("new"), "3", true).unwrap();
+        assert_eq!((mode(&dir.join("new")), mode(&dir.join("key"))), (0o600, 0o600));
+        assert_eq!(std::fs::read_to_string(dir.join("key")).unwrap(), "2");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 3, "nothing is left beside");
     }
 }

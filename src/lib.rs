@@ -4,7 +4,7 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 5 | [`cli`] [`config`] [`server`] [`tools`] | doors: command line, sockets, admin pages, tools |
+//! | 5 | [`cli`] [`config`] [`logging`] [`server`] [`tools`] | doors: command line, sockets, admin pages, tools |
 //! | 4 | [`session`] [`upstream`] [`client`] | one device connection's life; the pipe to the chat server; the device side |
 //! | 3 | [`hub`] | who is awake; decide, keep, speak |
 //! | 2 | [`store`] | what is promised to disk |
@@ -22,6 +22,7 @@ pub mod files;
 pub mod group;
 pub mod hub;
 pub mod log;
+pub mod logging;
 pub mod metrics;
 pub mod net;
 pub mod server;
@@ -29,5 +30,7 @@ pub mod session;
 pub mod store;
 pub mod time;
 pub mod tools;
+#[cfg(feature = "otel")]
+pub mod traces;
 pub mod upstream;
 pub mod wire;

@@ -28,6 +28,10 @@ use crate::crypto::{Secret, kdf};
 use crate::metrics::{self, Bounded};
 use crate::time::Clock;
 
+/// The target of spans, which are there for traces and never in the log. Below `debug` and to nobody who listens they cost
+/// nothing.
+pub const SPANS: &str = "heliostat::spans";
+
 /// How somebody appears in today's log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogId([u8; Self::LEN]);

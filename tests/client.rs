@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use heliostat::chat::csp::wire::handshake::{AwaitLogin, CLIENT_HELLO, LOGIN_BOX};
+use heliostat::chat::csp::wire::{Frames, FromClient, Identity, LoginAck, Opener};
+use heliostat::client::csp::{CspClient, CspError, Login};
 use heliostat::client::{Begun, ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator, RawConnection, Trust};
 use heliostat::crypto::{Secret, boxes, kdf, random};
 use heliostat::wire::d2m::{
@@ -12,6 +15,7 @@ use heliostat::wire::d2m::{
     ReflectFlags, ReflectId, Reflected, ReflectedId, ServerGroup, ServerHello, ServerInfo, SlotState, ToDevice,
     TransactionHolder,
 };
+use heliostat::wire::delimit::Cutter;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::net::TcpListener;
@@ -343,6 +347,42 @@ async fn dropping_every_sender_closes_and_aborting_does_not() {
 }
 
 #[tokio::test]
+async fn a_proxy_stream_keeps_the_connection_like_a_socket_of_its_own() {
+    let (mut device, mut mediator) = pair().await;
+    let mut proxy = device.proxy_stream().unwrap();
+    drop(device);
+    proxy.write_all(b"still here").await.unwrap();
+    assert_eq!(mediator.hear().await, FromDevice::Proxy(Bytes::from_static(b"still here")));
+    mediator.say(ToDevice::Proxy(Bytes::from_static(b"me too"))).await;
+    let mut heard = [0; 6];
+    proxy.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"me too");
+    drop(proxy);
+    assert!(matches!(mediator.message().await, Some(Message::Close(Some(_)))));
+}
+
+#[tokio::test]
+async fn nothing_private_is_printed_for_debugging() {
+    let mut config = config();
+    config.device_info = b"private".to_vec();
+    let holder = TransactionHolder { device_id: DeviceId(2), encrypted_scope: b"private".to_vec() };
+    let (mut device, mut mediator) = pair().await;
+    mediator.say(reflected(1, b"private")).await;
+    mediator.say(ToDevice::TransactionEnded(holder.clone())).await;
+    mediator.say(ToDevice::ReflectionQueueDry).await;
+    device.wait_dry().await.unwrap();
+    let mut proxy = device.proxy_stream().unwrap();
+    mediator.say(ToDevice::Proxy(Bytes::from_static(b"private"))).await;
+    proxy.read_u8().await.unwrap();
+    let (ca, begun) = (Trust::CaPem(b"private".to_vec()), Begun::Rejected(holder));
+    for shown in [format!("{config:?}"), format!("{device:?}"), format!("{proxy:?}"), format!("{ca:?} {begun:?}")] {
+        // As text, and as a list of numbers: "rivat" is what is left to be read of the proxied bytes, too.
+        assert!(!shown.contains("rivat") && !shown.contains("114, 105, 118, 97"), "{shown}");
+    }
+    assert!(format!("{config:?} {device:?} {proxy:?} {ca:?}").contains("bytes: 6"), "lengths are printed");
+}
+
+#[tokio::test]
 async fn a_raw_connection_can_misbehave() {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let config = config();
@@ -376,6 +416,97 @@ async fn a_raw_connection_can_misbehave() {
         assert_eq!(raw.recv().await, Err(ended));
     };
     tokio::join!(script, naughty);
+}
+
+/// A chat server that lets one client in and reads what it says.
+struct CspServer {
+    io: DuplexStream,
+    opener: Opener,
+    cutter: Cutter<Frames>,
+}
+
+impl CspServer {
+    /// A client and its server over a pipe of `len` bytes.
+    async fn pair(len: usize) -> (CspClient<DuplexStream>, Self) {
+        let (ours, mut theirs) = tokio::io::duplex(len);
+        let (server_key, client_key) = (Secret::random(), Secret::random());
+        let client = boxes::public(&client_key);
+        let login = Login::new(Identity::random(), client_key, boxes::public(&server_key));
+        let serve = async {
+            let mut hello = [0; CLIENT_HELLO];
+            theirs.read_exact(&mut hello).await.unwrap();
+            let (wait, answer) = AwaitLogin::answer(&server_key, &hello, Secret::random(), random::bytes()).unwrap();
+            theirs.write_all(&answer).await.unwrap();
+            let mut login = [0; LOGIN_BOX];
+            theirs.read_exact(&mut login).await.unwrap();
+            let data = wait.open(&login).unwrap();
+            let mut extensions = vec![0; data.extensions_len()];
+            theirs.read_exact(&mut extensions).await.unwrap();
+            let verified = data.claim(&extensions).unwrap().verify(&server_key, &client).unwrap();
+            let (session, ack) = verified.accept(LoginAck { time_ms: 1, queued: 0 });
+            theirs.write_all(&ack).await.unwrap();
+            session.opener
+        };
+        let (client, opener) = tokio::join!(CspClient::login(ours, login), serve);
+        (client.unwrap(), Self { io: theirs, opener, cutter: Cutter::new(Frames) })
+    }
+
+    /// The next echo-request's bytes. Fails when a frame does not open, as any does behind one that was cut short.
+    async fn hears(&mut self) -> Bytes {
+        loop {
+            if let Some(frame) = self.cutter.next_unit().unwrap() {
+                let container = self.opener.open_frame(&frame).unwrap();
+                let FromClient::EchoRequest(bytes) = FromClient::decode(&container).unwrap() else { panic!() };
+                return bytes;
+            }
+            assert_ne!(self.io.read_buf(self.cutter.buffer()).await.unwrap(), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_csp_send_that_is_cancelled_half_way_corrupts_nothing() {
+    let (mut client, mut server) = CspServer::pair(64).await;
+    assert!(client.echo(vec![1; 1_000]).now_or_never().is_none(), "the pipe holds 64 bytes");
+    assert!(client.echo("never begun").now_or_never().is_none(), "the first one is still in the way");
+    let (sent, (first, second)) =
+        tokio::join!(client.echo("next"), async { (server.hears().await, server.hears().await) });
+    sent.unwrap();
+    assert_eq!((&first[..], &second[..]), (&[1; 1_000][..], &b"next"[..]));
+
+    assert!(client.echo(vec![2; 1_000]).now_or_never().is_none());
+    let (sent, last) = tokio::join!(client.flush(), server.hears());
+    sent.unwrap();
+    assert_eq!(last, vec![2; 1_000], "nothing has to be said after it");
+
+    assert!(client.echo(vec![3; 1_000]).now_or_never().is_none());
+    let shown = format!("{client:?}");
+    assert!(!shown.contains("\\x") && shown.contains("unsent_bytes"), "{shown}");
+    drop(server);
+    assert!(matches!(client.flush().await, Err(CspError::Closed(_))));
+}
+
+#[tokio::test]
+async fn a_script_fails_when_the_mediator_closes_in_order_and_owes_an_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command.args(["device", &format!("ws://{}", listener.local_addr().unwrap())]);
+    command.current_dir(dir.path()).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let script = async {
+        let mut mediator = Scripted::greet(listener.accept().await.unwrap().0).await;
+        mediator.admit().await;
+        assert!(matches!(mediator.hear().await, FromDevice::Reflect(_)));
+        assert!(matches!(mediator.message().await, Some(Message::Close(_))), "it gave up waiting");
+        mediator.message().await;
+    };
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"reflect hello\n").unwrap();
+    let (output, ()) = tokio::join!(tokio::task::spawn_blocking(|| child.wait_with_output()), script);
+    let output = output.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("closed with 1000") && said.contains("-- answers that did not come: 1"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
 }
 
 /// A self-signed CA and a certificate of its own, as PEM and as a server configuration.

@@ -70,15 +70,15 @@ fn group() -> Vec<Write> {
     vec![Write::Group(record), slot(1), slot(2)]
 }
 
-/// A process that another test is about to start holds our locks for a moment, between its fork and its exec.
+/// Opens a directory that nobody has. A process that another test is about to start holds our locks, too, between its fork and
+/// its exec: whoever meets one waits until it lets go.
 fn open(dir: &Path) -> Result<Arc<SqliteStore>, OpenError> {
-    for _ in 0..100 {
+    loop {
         match SqliteStore::open(dir, Durability::Memory, NOW) {
-            Err(OpenError::InUse { .. }) => std::thread::sleep(Duration::from_millis(10)),
+            Err(OpenError::InUse { .. }) => std::fs::File::open(dir.join("mediator.lock")).unwrap().lock().unwrap(),
             opened => return opened,
         }
     }
-    panic!("somebody else has {}", dir.display());
 }
 
 /// Eight groups with twenty messages each, closed in order.
@@ -168,6 +168,35 @@ async fn a_file_that_was_cut_off_is_refused_and_left_alone() {
         file.set_len(keep).unwrap();
         let named = |error: &OpenError| matches!(error, OpenError::Engine { .. } | OpenError::NotOurs { .. });
         is_refused(dir.path(), named, "");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_gone_is_not_taken_for_one_that_never_was() {
+    type Loss = fn(&Path);
+    let losses: [Loss; 4] = [
+        |database| std::fs::write(database, b"").unwrap(),
+        |database| std::fs::remove_file(database).unwrap(),
+        // Of a crash: the log of what is not there any more. SQLite would delete it.
+        |database| {
+            std::fs::write(database, b"").unwrap();
+            std::fs::write(database.with_extension("sqlite-wal"), vec![1; 5_000]).unwrap();
+        },
+        |database| {
+            std::fs::remove_file(database).unwrap();
+            rusqlite::Connection::open(database).unwrap().execute_batch("PRAGMA journal_mode = WAL").unwrap();
+        },
+    ];
+    for lose in losses {
+        let dir = filled().await;
+        lose(&dir.path().join(DATABASE));
+        is_refused(dir.path(), |error| matches!(error, OpenError::Gone { .. }), "Restore a backup");
+        // As it is told.
+        for file in files(dir.path()).keys() {
+            std::fs::remove_file(file).unwrap();
+        }
+        std::fs::remove_file(dir.path().join("mediator.lock")).unwrap();
+        assert_eq!(told(&open(dir.path()).unwrap(), 1).await.0, Ok(None));
     }
 }
 

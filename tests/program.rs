@@ -14,6 +14,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::JoinHandle;
 
 fn heliostat(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
@@ -33,6 +34,7 @@ fn said(output: &Output) -> String {
 struct Server {
     child: Child,
     banner: String,
+    rest: Option<JoinHandle<String>>,
 }
 
 impl Server {
@@ -43,7 +45,11 @@ impl Server {
             args.extend(["--csp-listen", "127.0.0.1:0"]);
         }
         args.extend(more);
-        let mut child = heliostat(&args).stdout(Stdio::piped()).spawn().unwrap();
+        Self::wait(heliostat(&args))
+    }
+
+    fn wait(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut banner = String::new();
         // The last line before the closing advice; the pipe ends when the server does.
@@ -54,8 +60,14 @@ impl Server {
             }
         }
         // Whatever it prints later must find a reader.
-        std::thread::spawn(move || lines.count());
-        Self { child, banner }
+        let rest = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
+        Self { child, banner, rest: Some(rest) }
+    }
+
+    /// Ends the server in order, and gives what it printed behind the list of its doors.
+    fn advice(&mut self) -> String {
+        self.signal("TERM");
+        self.rest.take().unwrap().join().unwrap()
     }
 
     fn address(&self, label: &str) -> SocketAddr {
@@ -74,9 +86,7 @@ impl Server {
     }
 
     fn ended(mut self) -> ExitStatus {
-        let status = self.child.wait().unwrap();
-        std::mem::forget(self);
-        status
+        self.child.wait().unwrap()
     }
 }
 
@@ -154,6 +164,56 @@ fn a_second_server_on_the_same_data_is_refused_and_told_why() {
 }
 
 #[test]
+fn in_memory_too_the_data_directory_of_a_chat_server_is_one_servers_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let mut first = Server::start(data.path(), &["--listen", "127.0.0.1:0", "--memory"]);
+    assert!(!data.path().join("mediator.sqlite").exists());
+    for more in [&["--memory"][..], &[]] {
+        let mut args = vec!["serve", "--data", data.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        args.extend(["--csp-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        let second = runs(&[&args, more].concat());
+        assert_eq!(second.status.code(), Some(1));
+        assert!(said(&second).contains("another mediator"), "{}", said(&second));
+    }
+    let advice = first.advice();
+    assert!(advice.contains("in memory only") && advice.contains("chat server's data"), "{advice}");
+}
+
+#[test]
+fn a_server_without_a_chat_server_that_keeps_nothing_uses_no_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, data) = (dir.path().join("heliostat.toml"), dir.path().join("data"));
+    let text = format!(
+        "data_dir = {data:?}\ndurability = \"memory\"\nlisten = {{ address = \"127.0.0.1:0\", plain = true }}\n"
+    );
+    std::fs::write(&file, text + "admin.listen = \"127.0.0.1:0\"\n").unwrap();
+    let mut server = Server::wait(heliostat(&["serve", "--config", file.to_str().unwrap()]));
+    let advice = server.advice();
+    assert!(advice.contains("in memory only") && !advice.contains("Kept all the same"), "{advice}");
+    assert!(!data.exists());
+}
+
+/// A supervisor may ask for the end as soon as it is told that the server is ready.
+#[test]
+fn a_signal_right_behind_the_first_line_of_the_banner_ends_in_order() {
+    for signal in ["TERM", "INT"] {
+        let data = tempfile::tempdir().unwrap();
+        let args = ["--listen", "127.0.0.1:0", "--csp-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+        let mut child = heliostat(&[&["serve", "--data", data.path().to_str().unwrap()], &args[..]].concat())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert!(line.contains("is ready"), "{line}");
+        assert!(Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap().success());
+        std::thread::spawn(move || stdout.lines().count());
+        assert!(child.wait().unwrap().success(), "SIG{signal}");
+    }
+}
+
+#[test]
 fn identities_are_made_and_revoked_while_the_server_runs_and_secrets_are_nobody_elses() {
     let data = tempfile::tempdir().unwrap();
     let dir = data.path().to_str().unwrap();
@@ -179,6 +239,79 @@ fn identities_are_made_and_revoked_while_the_server_runs_and_secrets_are_nobody_
     let listed = said(&runs(&["identity", "list", "--data", dir]));
     assert!(listed.lines().any(|line| line.starts_with("ABCD1234") && line.ends_with("active")), "{listed}");
     assert!(listed.lines().any(|line| line.starts_with("WXYZ9876") && line.ends_with("revoked")), "{listed}");
+}
+
+/// What a device said and heard, and its exit status, when it is given these lines.
+fn script(server: &Server, data: &Path, device: &str, lines: &str) -> (Option<i32>, String) {
+    use std::io::Write as _;
+    let key = data.join("script.key");
+    let mut command = heliostat(&["device", &server.url(), "--device-id", device, "--data", data.to_str().unwrap()]);
+    command.arg("--group-key").arg(key).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), said(&output))
+}
+
+#[test]
+fn a_script_tells_by_its_exit_status_whether_it_was_obeyed_and_answered() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--listen", "127.0.0.1:0"]);
+    let (status, said) = script(&server, data.path(), "1", "reflect hi\nbegin x\nreflect y\ncommit\ndevices\n");
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("<- commit-transaction-ack") && said.contains("<- devices-info"), "{said}");
+    for (lines, why) in [
+        ("reflcet hi\ndevices\n", "-- lines that could not be obeyed: 1"),
+        ("login\nsay BOB00001 hi\n", "-- lines that could not be obeyed: 2"),
+        // Nobody holds the lock, so the mediator ends the connection without an answer.
+        ("commit\n", "-- answers that did not come: 1"),
+    ] {
+        let (status, said) = script(&server, data.path(), "1", lines);
+        assert_eq!(status, Some(1), "{said}");
+        assert!(said.contains(why), "{said}");
+    }
+    let (status, said) = script(&server, data.path(), "1", "drop me\n");
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("closed with 4113"), "{said}");
+    let (status, said) = script(&server, data.path(), "1", "");
+    assert_eq!(status, Some(0), "it is a new device again: {said}");
+}
+
+/// What a newcomer runs into first: each says what to do, at once, and leaves nothing behind.
+#[test]
+fn what_cannot_work_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let data = data.to_str().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    // Nobody listens there, now that it is closed.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = format!("wss://localhost:{}", free.port());
+    let any = "127.0.0.1:0";
+    for (args, advice) in [
+        (&["serve", "--data", data, "--listen", &address][..], "--listen ADDR"),
+        (&["serve", "--data", data, "--listen", any, "--admin-listen", &address], "--admin-listen ADDR"),
+        (
+            &["serve", "--data", data, "--listen", any, "--admin-listen", any, "--csp-listen", &address],
+            "--csp-listen ADDR",
+        ),
+    ] {
+        let output = runs(args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains(advice) && said(&output).contains(&address), "{}", said(&output));
+    }
+    std::fs::remove_dir_all(data).unwrap();
+    for (args, advice) in [
+        (&["decode"][..], "nothing to decode"),
+        (&["simulate", "--data", data, "--url", &nobody], "heliostat serve"),
+        (&["identity", "list", "--data", data], "--data DIR"),
+    ] {
+        let output = heliostat(args).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains(advice), "{}", said(&output));
+    }
+    assert!(!Path::new(data).exists());
 }
 
 #[test]

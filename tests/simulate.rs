@@ -23,6 +23,8 @@ enum Tamper {
     Delay,
     /// One bit of the sealed envelope.
     Change,
+    /// However often it comes again; and whoever is told that a commit was made hears no more on that connection.
+    DropAndCutBehindCommits,
 }
 
 const VICTIM: u32 = 10;
@@ -31,7 +33,7 @@ const VICTIM: u32 = 10;
 async fn relay(mediator: SocketAddr, tamper: Tamper) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let seen = Arc::new(AtomicU32::new(0));
+    let seen = Arc::new(Seen::default());
     tokio::spawn(async move {
         loop {
             let (device, _) = listener.accept().await.unwrap();
@@ -41,7 +43,27 @@ async fn relay(mediator: SocketAddr, tamper: Tamper) -> SocketAddr {
     address
 }
 
-async fn pass(device: TcpStream, mediator: SocketAddr, tamper: Tamper, seen: Arc<AtomicU32>) -> std::io::Result<()> {
+/// What went through the relay.
+#[derive(Default)]
+struct Seen {
+    reflected: AtomicU32,
+    /// The reflected-id of the message that is tampered with.
+    victim: AtomicU32,
+}
+
+impl Seen {
+    fn is_victim(&self, tamper: Tamper, reflected: &[u8]) -> bool {
+        let id = u32::from_le_bytes(reflected[8..12].try_into().unwrap());
+        if self.reflected.fetch_add(1, Ordering::Relaxed) + 1 == VICTIM {
+            self.victim.store(id, Ordering::Relaxed);
+            return true;
+        }
+        // An id is never 0.
+        tamper == Tamper::DropAndCutBehindCommits && self.victim.load(Ordering::Relaxed) == id
+    }
+}
+
+async fn pass(device: TcpStream, mediator: SocketAddr, tamper: Tamper, seen: Arc<Seen>) -> std::io::Result<()> {
     let (mut from_mediator, mut to_mediator) = TcpStream::connect(mediator).await?.into_split();
     let (mut from_device, mut to_device) = device.into_split();
     tokio::spawn(async move { tokio::io::copy(&mut from_device, &mut to_mediator).await });
@@ -55,9 +77,14 @@ async fn pass(device: TcpStream, mediator: SocketAddr, tamper: Tamper, seen: Arc
     loop {
         let (mut frame, payload_at) = frame(&mut from_mediator).await?;
         let is_reflected = frame.get(payload_at) == Some(&0x82);
-        let is_victim = is_reflected && seen.fetch_add(1, Ordering::Relaxed) + 1 == VICTIM;
+        let is_victim = is_reflected && seen.is_victim(tamper, &frame[payload_at..]);
+        let is_commit_ack = frame.get(payload_at) == Some(&0x43);
         match tamper {
-            Tamper::Drop if is_victim => continue,
+            Tamper::Drop | Tamper::DropAndCutBehindCommits if is_victim => continue,
+            Tamper::DropAndCutBehindCommits if is_commit_ack => {
+                to_device.write_all(&frame).await?;
+                return to_device.shutdown().await;
+            }
             Tamper::Delay if is_victim => {
                 held = Some(frame);
                 continue;
@@ -104,7 +131,8 @@ async fn simulate(tamper: Tamper) -> (bool, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
     command.args(["simulate", "--no-csp", "--groups", "1", "--devices", "2", "--messages", "20", "--url", &url]);
     // Only one kind of message, so that the tampered one is known; nothing moves any more once it is gone.
-    command.args(["--transactions", "0", "--ephemeral", "0", "--patience", "2s"]);
+    let transactions = if tamper == Tamper::DropAndCutBehindCommits { "1" } else { "0" };
+    command.args(["--transactions", transactions, "--ephemeral", "0", "--patience", "2s"]);
     let output = soon(tokio::task::spawn_blocking(move || command.output())).await.unwrap().unwrap();
     server.stop().await;
     (output.status.success(), String::from_utf8(output.stdout).unwrap())
@@ -151,4 +179,12 @@ async fn a_message_with_a_changed_bit_is_foreign_and_the_true_one_lost() {
     assert!(!good, "{table}");
     assert_eq!(row(&table, "lost"), "1", "{table}");
     assert!(table.contains("1 messages that nobody sent"), "{table}");
+}
+
+#[tokio::test]
+async fn a_message_of_an_acknowledged_commit_is_owed_even_if_the_connection_broke_right_behind_it() {
+    let (good, table) = simulate(Tamper::DropAndCutBehindCommits).await;
+    assert!(!good, "{table}");
+    assert_eq!((row(&table, "lost"), row(&table, "misordered")), ("1", "0"), "{table}");
+    assert_ne!(row(&table, "reconnects"), "0", "{table}");
 }

@@ -79,9 +79,20 @@ async fn whole_log(store: &dyn Store, group: DeviceGroupId) -> Vec<u64> {
 /// A store, and the directory it lies in.
 struct Kept<S>(Arc<S>, TempDir);
 
+/// Opens a directory that nobody has. A process that another test is about to start holds our locks, too, between its fork and
+/// its exec: whoever meets one waits until it lets go.
+fn open(dir: &Path, durability: Durability, now_wall_ms: u64) -> Result<Arc<SqliteStore>, OpenError> {
+    loop {
+        match SqliteStore::open(dir, durability, now_wall_ms) {
+            Err(OpenError::InUse { .. }) => std::fs::File::open(dir.join("mediator.lock")).unwrap().lock().unwrap(),
+            opened => return opened,
+        }
+    }
+}
+
 fn sqlite() -> Kept<SqliteStore> {
     let dir = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(dir.path(), Durability::Fsync, NOW).unwrap();
+    let store = open(dir.path(), Durability::Fsync, NOW).unwrap();
     Kept(store, dir)
 }
 
@@ -363,7 +374,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let dir = tempfile::tempdir().unwrap();
-            let disk = SqliteStore::open(dir.path(), Durability::Memory, NOW).unwrap();
+            let disk = open(dir.path(), Durability::Memory, NOW).unwrap();
             let memory = MemoryStore::new();
             for (n, writes) in commits {
                 let answers = (disk.commit(id(n), writes.clone()).await, memory.commit(id(n), writes).await);
@@ -371,7 +382,7 @@ proptest! {
             }
             prop_assert_eq!(told(&*disk).await, told(&memory).await);
             disk.close().await.unwrap();
-            let disk = SqliteStore::open(dir.path(), Durability::Memory, NOW + 5).unwrap();
+            let disk = open(dir.path(), Durability::Memory, NOW + 5).unwrap();
             prop_assert_eq!(told(&*disk).await, told(&memory.survivors(NOW + 5)).await);
             Ok(())
         })?;
@@ -460,7 +471,7 @@ async fn a_crash_leaves_every_answered_commit_and_nobody_connected() {
     for seq in 1..=30 {
         store.commit(id(1), vec![append(seq, 1)]).await.unwrap();
         let copy = copy_of(dir.path());
-        let survivors = SqliteStore::open(copy.path(), Durability::Fsync, NOW + seq).unwrap();
+        let survivors = open(copy.path(), Durability::Fsync, NOW + seq).unwrap();
         assert_eq!(whole_log(&*survivors, id(1)).await, (1..=seq).collect::<Vec<_>>());
         let slots = survivors.load(id(1)).await.unwrap().unwrap().slots;
         assert!(!slots[0].record.connected);
@@ -483,7 +494,7 @@ async fn a_crash_in_the_middle_of_a_transaction_leaves_what_was_answered() {
         let wal = std::fs::File::options().write(true).open(copy.path().join("mediator.sqlite-wal")).unwrap();
         wal.set_len(length_before + (length_after - length_before) * part / 10).unwrap();
         drop(wal);
-        let survivors = SqliteStore::open(copy.path(), Durability::Fsync, NOW).unwrap();
+        let survivors = open(copy.path(), Durability::Fsync, NOW).unwrap();
         assert_eq!(whole_log(&*survivors, id(1)).await, [1], "part {part}");
     }
 }
@@ -495,7 +506,7 @@ const VICTIM_DIR: &str = "HELIOSTAT_TEST_VICTIM_DIR";
 #[ignore = "runs as a child process"]
 async fn victim() {
     let Some(dir) = std::env::var_os(VICTIM_DIR) else { return };
-    let store = SqliteStore::open(Path::new(&dir), Durability::Memory, NOW).unwrap();
+    let store = open(Path::new(&dir), Durability::Memory, NOW).unwrap();
     store.commit(id(1), vec![group(64)]).await.unwrap();
     for seq in 1.. {
         store.commit(id(1), vec![append(seq, 1)]).await.unwrap();
@@ -521,7 +532,7 @@ fn a_killed_process_loses_nothing_it_had_said() {
     child.wait().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let store = SqliteStore::open(dir.path(), Durability::Memory, NOW).unwrap();
+        let store = open(dir.path(), Durability::Memory, NOW).unwrap();
         let log = whole_log(&*store, id(1)).await;
         assert!(log.len() as u64 >= last, "{} of {last}", log.len());
         assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>());
@@ -541,7 +552,7 @@ async fn closing_keeps_what_was_asked_before_and_gives_the_directory_free() {
     assert_eq!(store.load(id(1)).await, Err(StoreError::Closed));
     assert_eq!(store.close().await, Err(StoreError::Closed));
     assert!(!dir.path().join("mediator.sqlite-wal").exists(), "all of it is in the database");
-    let again = SqliteStore::open(dir.path(), Durability::Fsync, NOW).unwrap();
+    let again = open(dir.path(), Durability::Fsync, NOW).unwrap();
     for n in 0..20 {
         assert!(again.load(id(n)).await.unwrap().is_some());
     }
@@ -556,14 +567,14 @@ async fn a_second_opener_is_refused() {
     assert!(matches!(refused, OpenError::InUse { .. }));
     assert!(refused.to_string().contains("another mediator is running on"), "{refused}");
     store.close().await.unwrap();
-    SqliteStore::open(dir.path(), Durability::Fsync, NOW).unwrap();
+    open(dir.path(), Durability::Fsync, NOW).unwrap();
 }
 
 async fn closed_and_changed(sql: &str) -> Result<Arc<SqliteStore>, OpenError> {
     let Kept(store, dir) = sqlite();
     store.close().await.unwrap();
     Connection::open(dir.path().join("mediator.sqlite")).unwrap().execute_batch(sql).unwrap();
-    SqliteStore::open(dir.path(), Durability::Fsync, NOW)
+    open(dir.path(), Durability::Fsync, NOW)
 }
 
 #[tokio::test]
@@ -581,12 +592,12 @@ async fn a_database_of_someone_else_is_refused_and_left_alone() {
     let path = dir.path().join("mediator.sqlite");
     Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
     let before = std::fs::read(&path).unwrap();
-    let refused = SqliteStore::open(dir.path(), Durability::Fsync, NOW).unwrap_err();
+    let refused = open(dir.path(), Durability::Fsync, NOW).unwrap_err();
     assert!(matches!(refused, OpenError::NotOurs { .. }), "{refused}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 
     std::fs::write(&path, vec![b'?'; 8_192]).unwrap();
-    let refused = SqliteStore::open(dir.path(), Durability::Fsync, NOW).unwrap_err();
+    let refused = open(dir.path(), Durability::Fsync, NOW).unwrap_err();
     assert!(matches!(refused, OpenError::NotOurs { .. }), "{refused}");
 }
 
@@ -595,7 +606,7 @@ async fn a_directory_that_cannot_be_made_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, b"").unwrap();
-    let refused = SqliteStore::open(&file.join("data"), Durability::Fsync, NOW).unwrap_err();
+    let refused = open(&file.join("data"), Durability::Fsync, NOW).unwrap_err();
     assert!(matches!(&refused, OpenError::Unusable { path, .. } if path.ends_with("data")), "{refused}");
 }
 
@@ -605,7 +616,7 @@ async fn everything_is_the_owners_alone() {
     use std::os::unix::fs::PermissionsExt as _;
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("deep/data");
-    let store = SqliteStore::open(&dir, Durability::Fsync, NOW).unwrap();
+    let store = open(&dir, Durability::Fsync, NOW).unwrap();
     store.commit(id(1), vec![group(1)]).await.unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&dir), 0o700);
@@ -665,7 +676,7 @@ async fn a_damaged_slot_does_not_keep_the_store_from_opening() {
     let other = Connection::open(dir.path().join("mediator.sqlite")).unwrap();
     other.execute("UPDATE slots SET issued = 9 WHERE group_no = 1", []).unwrap();
     drop(other);
-    let store = SqliteStore::open(dir.path(), Durability::Fsync, NOW).unwrap();
+    let store = open(dir.path(), Durability::Fsync, NOW).unwrap();
     assert!(matches!(store.load(id(1)).await, Err(StoreError::Damaged(_))));
     assert!(!store.load(id(2)).await.unwrap().unwrap().slots[0].record.connected);
 }
@@ -689,7 +700,7 @@ async fn a_group_gets_a_number_also_after_the_highest_was_given() {
 #[tokio::test]
 async fn the_log_stays_bounded_and_space_comes_back() {
     let dir = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(dir.path(), Durability::Memory, NOW).unwrap();
+    let store = open(dir.path(), Durability::Memory, NOW).unwrap();
     let size = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().len();
     store.commit(id(1), vec![group(64)]).await.unwrap();
     let mut wal_most = 0;

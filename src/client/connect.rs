@@ -96,7 +96,8 @@ impl Mediator {
         let (tls, port) = match uri.scheme_str() {
             Some("wss") => (Some(trust.client_config()?), 443),
             Some("ws") => (None, 80),
-            other => return Err(BadMediator::Scheme(other.unwrap_or_default().to_owned())),
+            Some(other) => return Err(BadMediator::Scheme(other.to_owned())),
+            None => return Err(bad()),
         };
         let slash = if base.ends_with('/') { "" } else { "/" };
         Ok(Self { base: format!("{base}{slash}"), host, port: uri.port_u16().unwrap_or(port), tls })
@@ -193,7 +194,7 @@ mod tests {
     #[test]
     fn what_is_no_mediator_is_named() {
         let bad = |base| Mediator::new(base, &Trust::CaPem(Vec::new())).unwrap_err();
-        assert_eq!(bad("localhost:8443"), BadMediator::Scheme(String::new()));
+        assert_eq!(bad("localhost:8443"), BadMediator::Url("localhost:8443".to_owned()));
         assert_eq!(bad("http://localhost"), BadMediator::Scheme("http".to_owned()));
         assert_eq!(bad("wss://"), BadMediator::Url("wss://".to_owned()));
         assert!(matches!(bad("wss://localhost"), BadMediator::Ca(_)));

@@ -22,6 +22,7 @@
 //! The client answers nothing by itself, neither messages nor echo requests: harnesses have to be able not to. For the
 //! handshake and the frames without any transport see [`chat::csp::wire`](crate::chat::csp::wire).
 
+use std::fmt;
 use std::io;
 
 use bytes::{Bytes, BytesMut};
@@ -134,7 +135,7 @@ impl Login {
     }
 }
 
-/// A connection that is logged in.
+/// A connection that is logged in. Sending and receiving may be cancelled: see [`CspSender`] and [`CspReceiver::next_event`].
 #[derive(Debug)]
 pub struct CspClient<IO> {
     sender: CspSender<IO>,
@@ -162,7 +163,7 @@ impl<IO: AsyncRead + AsyncWrite> CspClient<IO> {
         reading.read_exact(&mut ack).await?;
         let (session, login_ack) = wait.finish(&ack)?;
         Ok(Self {
-            sender: CspSender { io: writing, sealer: session.sealer, buffer: BytesMut::new() },
+            sender: CspSender { io: writing, sealer: session.sealer, unsent: BytesMut::new() },
             receiver: CspReceiver { io: reading, opener: session.opener, cutter: Cutter::new(Frames) },
             login_ack,
         })
@@ -251,14 +252,26 @@ impl<IO: AsyncRead + AsyncWrite> CspClient<IO> {
     pub async fn send_raw(&mut self, bytes: &[u8]) -> Result<(), CspError> {
         self.sender.send_raw(bytes).await
     }
+
+    /// See [`CspSender::flush`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn flush(&mut self) -> Result<(), CspError> {
+        self.sender.flush().await
+    }
 }
 
 /// What a client says.
-#[derive(Debug)]
+///
+/// Sending may be cancelled. A frame whose nonce is used has to go out whole, or everything behind it is lost; so what was
+/// sealed and not yet written is kept and goes first the next time. A send that was dropped has therefore either not begun, or
+/// its frame is sent before the next one; [`Self::flush`] sends it if there is no next one. No more than one frame is ever kept.
 pub struct CspSender<IO> {
     io: WriteHalf<IO>,
     sealer: Sealer,
-    buffer: BytesMut,
+    /// Sealed, and not written yet.
+    unsent: BytesMut,
 }
 
 impl<IO: AsyncWrite> CspSender<IO> {
@@ -315,10 +328,9 @@ impl<IO: AsyncWrite> CspSender<IO> {
     /// # Errors
     /// [`CspError::Closed`] when the connection is gone.
     pub async fn send_container(&mut self, container: &[u8]) -> Result<(), CspError> {
-        self.buffer.clear();
-        self.sealer.seal_frame(container, &mut self.buffer);
-        self.io.write_all(&self.buffer).await?;
-        Ok(self.io.flush().await?)
+        self.write().await?;
+        self.sealer.seal_frame(container, &mut self.unsent);
+        self.flush().await
     }
 
     /// Sends bytes that are no frame, to see what the server makes of them.
@@ -326,13 +338,38 @@ impl<IO: AsyncWrite> CspSender<IO> {
     /// # Errors
     /// [`CspError::Closed`] when the connection is gone.
     pub async fn send_raw(&mut self, bytes: &[u8]) -> Result<(), CspError> {
-        self.io.write_all(bytes).await?;
+        self.write().await?;
+        self.unsent.extend_from_slice(bytes);
+        self.flush().await
+    }
+
+    /// Sends what a cancelled send has left to be sent.
+    ///
+    /// # Errors
+    /// [`CspError::Closed`] when the connection is gone.
+    pub async fn flush(&mut self) -> Result<(), CspError> {
+        self.write().await?;
         Ok(self.io.flush().await?)
+    }
+
+    async fn write(&mut self) -> io::Result<()> {
+        while !self.unsent.is_empty() {
+            // Takes off what was written in the same breath.
+            if self.io.write_buf(&mut self.unsent).await? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<IO> fmt::Debug for CspSender<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CspSender").field("unsent_bytes", &self.unsent.len()).finish_non_exhaustive()
     }
 }
 
 /// What a client hears.
-#[derive(Debug)]
 pub struct CspReceiver<IO> {
     io: ReadHalf<IO>,
     opener: Opener,
@@ -353,5 +390,11 @@ impl<IO: AsyncRead> CspReceiver<IO> {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
         }
+    }
+}
+
+impl<IO> fmt::Debug for CspReceiver<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CspReceiver").field("cutter", &self.cutter).finish_non_exhaustive()
     }
 }

@@ -13,6 +13,7 @@
 //! device that waits keeps at most [`EVENTS_KEPT`] events, then it gives up with [`Ended::Lost`].
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -43,8 +44,8 @@ pub const MESSAGES_TO_SEND: usize = 64;
 /// Events that a device keeps while it waits for something else.
 pub const EVENTS_KEPT: usize = 100_000;
 
-/// Who a device is, and what it asks for when it connects.
-#[derive(Debug, Clone)]
+/// Who a device is, and what it asks for when it connects. Prints no more of its description than the length.
+#[derive(Clone)]
 pub struct DeviceConfig {
     /// The keys of its group.
     pub key: GroupKey,
@@ -116,8 +117,8 @@ impl DeviceConfig {
     }
 }
 
-/// What became of a wish for the lock.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What became of a wish for the lock. Prints no more of a scope than the length.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Begun {
     /// The lock is ours.
     Granted,
@@ -126,13 +127,13 @@ pub enum Begun {
 }
 
 /// What the connection's task is asked to send.
-#[derive(Debug)]
 pub(super) enum Outgoing {
     Message(Bytes),
     Close(u16, String),
 }
 
-/// The sending half. Clones send on the same connection; when the last one is gone, it is closed with 1000.
+/// The sending half. Clones send on the same connection. It is closed with 1000 when nobody can send on it any more: when the
+/// last clone is gone, and the [`ProxyStream`], if there is one.
 #[derive(Debug, Clone)]
 pub struct Sender {
     out: mpsc::Sender<Outgoing>,
@@ -148,8 +149,7 @@ pub struct Receiver {
     ended: Arc<OnceLock<Ended>>,
 }
 
-/// An admitted device: both halves, and the events that came while it waited for something else.
-#[derive(Debug)]
+/// An admitted device: both halves, and the events that came while it waited for something else. Prints how many these are.
 pub struct Device {
     sender: Sender,
     receiver: Receiver,
@@ -558,6 +558,53 @@ impl Device {
         self.dry |= payload == ToDevice::ReflectionQueueDry;
         self.leader |= payload == ToDevice::RolePromotedToLeader;
         Ok(payload)
+    }
+}
+
+// What is said and kept is private, sealed or not: it prints as a length or a number.
+
+impl fmt::Debug for DeviceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceConfig")
+            .field("key", &self.key)
+            .field("server_group", &self.server_group)
+            .field("device_id", &self.device_id)
+            .field("slots_exhausted", &self.slots_exhausted)
+            .field("slot_expiration", &self.slot_expiration)
+            .field("expected_slot_state", &self.expected_slot_state)
+            .field("device_info_bytes", &self.device_info.len())
+            .finish()
+    }
+}
+
+impl fmt::Debug for Begun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Granted => f.write_str("Granted"),
+            Self::Rejected(holder) => {
+                write!(f, "Rejected({:?}, {} bytes of scope)", holder.device_id, holder.encrypted_scope.len())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Message(bytes) => write!(f, "Message({} bytes)", bytes.len()),
+            Self::Close(code, reason) => write!(f, "Close({code}, {reason:?})"),
+        }
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device")
+            .field("kept", &self.kept.len())
+            .field("dry", &self.dry)
+            .field("leader", &self.leader)
+            .field("ended", &self.receiver.ended.get())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The chat server's byte stream, carried in proxy payloads.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,8 +20,10 @@ use crate::wire::d2m::{FromDevice, PAYLOAD_MAX};
 /// connection's reader stops, and with it everything else on the socket. A chat server stops before that: it does not send
 /// more than a window of messages that nobody acknowledged.
 ///
-/// There is no half-closing: shutting down does nothing, dropping only stops the reading.
-#[derive(Debug)]
+/// There is no half-closing: shutting down does nothing. After it is dropped, what the chat server says is an event again.
+///
+/// It is one of those who send on the connection, which therefore lasts as long as this does, like a socket of its own: also
+/// when the device and all its [`Sender`](super::Sender)s are gone.
 pub struct ProxyStream {
     units: mpsc::Receiver<Bytes>,
     /// The payload being read.
@@ -31,6 +34,12 @@ pub struct ProxyStream {
 impl ProxyStream {
     pub(super) fn new(units: mpsc::Receiver<Bytes>, out: mpsc::Sender<Outgoing>) -> Self {
         Self { units, unit: Bytes::new(), out: PollSender::new(out) }
+    }
+}
+
+impl fmt::Debug for ProxyStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyStream").field("unit_bytes", &self.unit.len()).finish_non_exhaustive()
     }
 }
 

@@ -1,13 +1,14 @@
 //! `heliostat serve`: everything the configuration names, in one process.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use miette::{IntoDiagnostic as _, WrapErr as _};
-use tokio::signal::unix::{SignalKind, signal};
+use miette::{IntoDiagnostic as _, WrapErr as _, miette};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,7 @@ use crate::net::{development, tls};
 use crate::session::Timeouts;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{self, Store};
+use crate::store::{self, DirLock, Store};
 use crate::time::Clock;
 use crate::upstream::{TcpDial, UpstreamLimits};
 use crate::{log, metrics};
@@ -29,24 +30,27 @@ use crate::{log, metrics};
 /// # Errors
 /// What could not be opened, read or bound, in a sentence that says what to do.
 pub async fn run(config: Config) -> miette::Result<ExitCode> {
+    // Before anybody can know that we run, or a signal that comes early would kill instead of ending in order.
+    let mut end = EndSignals::listen().into_diagnostic().wrap_err("cannot listen for signals")?;
     let clock = Clock::system();
     let data = &config.data_dir;
     let now_ms = clock.now().wall_ms;
     // Opening may have to repair after a crash; it must not hold up the runtime.
-    let kept = Kept::open(config.durability, data, now_ms).await?;
+    let kept = Kept::open(&config, now_ms).await?;
+    let public = open_door("devices", config.listen.address, "--listen").await?;
+    let admin = open_door("the operator", config.admin.listen, "--admin-listen").await?;
     let door = Door::open(config.listen.security(), data, now_ms)?;
 
     let stop_chat = CancellationToken::new();
     let csp = if config.chat.csp.enabled {
+        let listener = open_door("the chat server", config.chat.csp.listen, "--csp-listen").await?;
         let mut settings = csp::Config::new(config.chat.csp.listen, data.clone());
         settings.limits.device_cookie_indication = config.chat.csp.device_cookie_indication;
-        Some(csp::start(settings, clock, stop_chat.clone()).await.into_diagnostic()?)
+        Some(csp::start_on(listener, settings, clock, stop_chat.clone()).await.into_diagnostic()?)
     } else {
         None
     };
 
-    let public = bind(config.listen.address).await.into_diagnostic().wrap_err("cannot open the door for devices")?;
-    let admin = bind(config.admin.listen).await.into_diagnostic().wrap_err("cannot open the admin door")?;
     let addresses = Addresses {
         public: public.local_addr().into_diagnostic()?,
         admin: admin.local_addr().into_diagnostic()?,
@@ -72,7 +76,7 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     mediator.open_admin(admin);
     banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
 
-    asked_to_end().await?;
+    end.wait().await;
     tracing::info!("stopping");
     if let Err(unfinished) = mediator.stop().await {
         tracing::warn!(%unfinished, "connections were left behind");
@@ -85,23 +89,45 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The store that the configuration asks for.
+/// A listener, or what to do when there can be none.
+async fn open_door(for_whom: &str, address: SocketAddr, flag: &str) -> miette::Result<TcpListener> {
+    bind(address).await.map_err(|error| {
+        let help = match error.kind() {
+            ErrorKind::AddrInUse => "another program listens there, perhaps another heliostat: stop it, or",
+            ErrorKind::PermissionDenied => "ports below 1024 are not for everybody: run with the right to, or",
+            ErrorKind::AddrNotAvailable => "that address is not one of this machine's:",
+            _ => "",
+        };
+        let help = format!(
+            "{help} choose another address with {flag} ADDR or in the configuration; port 0 takes any that is free"
+        );
+        miette!(help = help.trim_start(), "cannot listen for {for_whom} on {error}")
+    })
+}
+
+/// The store that the configuration asks for. Whatever that is, the data directory is ours alone as long as something is kept
+/// there: the embedded chat server always keeps its queues in a file, and two that share it would overwrite each other.
 struct Kept {
     store: Arc<dyn Store>,
     sqlite: Option<Arc<SqliteStore>>,
     durability: &'static str,
+    /// A store on disk has its own.
+    _lock: Option<DirLock>,
 }
 
 impl Kept {
-    async fn open(durability: Durability, data: &Path, now_ms: u64) -> miette::Result<Self> {
-        match durability {
-            Durability::Memory => Ok(Self { store: Arc::new(MemoryStore::new()), sqlite: None, durability: "memory" }),
+    async fn open(config: &Config, now_ms: u64) -> miette::Result<Self> {
+        let data = config.data_dir.clone();
+        match config.durability {
+            Durability::Memory => {
+                let lock = config.chat.csp.enabled.then(|| DirLock::take(&data)).transpose().into_diagnostic()?;
+                Ok(Self { store: Arc::new(MemoryStore::new()), sqlite: None, durability: "memory", _lock: lock })
+            }
             Durability::Fsync => {
-                let data = data.to_owned();
                 let open = move || SqliteStore::open(&data, store::Durability::Fsync, now_ms);
                 let sqlite = tokio::task::spawn_blocking(open).await.into_diagnostic()?.into_diagnostic()?;
                 let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(&sqlite);
-                Ok(Self { store, sqlite: Some(sqlite), durability: "fsync" })
+                Ok(Self { store, sqlite: Some(sqlite), durability: "fsync", _lock: None })
             }
         }
     }
@@ -197,7 +223,18 @@ fn banner(
     writeln!(out, "  admin        http://{}/readyz", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;
     if durability == "memory" {
-        writeln!(out, "\nNothing is kept: everything is lost when this process ends.")?;
+        writeln!(
+            out,
+            "\nDevice groups and their messages are in memory only: they are lost when this process ends, for good."
+        )?;
+        match (csp.is_some(), door.ca.is_some()) {
+            (true, true) => {
+                writeln!(out, "Kept all the same: the chat server's data, and the development certificate.")?
+            }
+            (true, false) => writeln!(out, "Kept all the same: the chat server's data.")?,
+            (false, true) => writeln!(out, "Kept all the same: the development certificate.")?,
+            (false, false) => {}
+        }
     }
     if door.ca.is_some() {
         writeln!(
@@ -211,13 +248,21 @@ fn banner(
     out.flush()
 }
 
-/// Waits for an interrupt or a termination signal.
-async fn asked_to_end() -> miette::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).into_diagnostic()?;
-    let mut interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that ask for the end. From [`Self::listen`] on none of them is missed.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

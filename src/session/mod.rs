@@ -27,16 +27,19 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 pub use self::ending::{Culprit, Ending};
 use self::handshake::{AwaitClientHello, Progress};
 use self::socket::{Frame, Sink, Stream};
 use crate::crypto::{Secret, random};
 use crate::hub::{Admitted, Challenge, Hub, Seat};
-use crate::metrics::{self, Handshake, Presence};
+use crate::log::SPANS;
+use crate::metrics::{self, Bounded as _, Handshake, Presence};
 use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
-use crate::wire::d2m::{ClientUrlInfo, FromDevice};
+use crate::wire::d2m::{ClientUrlInfo, CloseCode, FromDevice};
 
 /// What all sessions of a mediator share.
 #[derive(Debug)]
@@ -80,7 +83,11 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -
     let (opened, closed) = (&metrics.connections_opened, &metrics.connections_closed);
     let _counted = Presence::new(&metrics.connections, Some(opened), Some(closed));
     let (mut sink, mut stream) = socket.split();
-    let ending = run_inner(&mut sink, &mut stream, &url, &context).await;
+    let span =
+        tracing::debug_span!(target: SPANS, "connection", group = %url.device_group_id, code = Empty, culprit = Empty);
+    let ending = run_inner(&mut sink, &mut stream, &url, &context).instrument(span.clone()).await;
+    span.record("code", ending.close_code().map(CloseCode::code));
+    span.record("culprit", ending.culprit().value());
     tracing::info!(
         group = %url.device_group_id,
         code = ending.close_code().map(|code| code.code()),
@@ -96,9 +103,9 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -
 }
 
 async fn run_inner(sink: &mut Sink, stream: &mut Stream, url: &ClientUrlInfo, context: &Context) -> Ending {
-    let began = context.clock.now();
+    let (began, span) = (context.clock.now(), tracing::debug_span!(target: SPANS, "handshake"));
     let shaken = tokio::select! {
-        shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url)) => {
+        shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url).instrument(span)) => {
             shaken.unwrap_or(Err(Ending::HandshakeTimeout))
         }
         () = context.stop.cancelled() => Err(Ending::ShuttingDown),

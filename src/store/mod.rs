@@ -48,7 +48,7 @@
 //! | `mediator.sqlite` | the database: `groups`, `slots`, `log` |
 //! | `mediator.sqlite-wal` | what was committed since the last checkpoint: part of the database while it exists |
 //! | `mediator.sqlite-shm` | index of the above; made anew when needed |
-//! | `mediator.lock` | nothing; locked by the process that has the directory |
+//! | `mediator.lock` | a line that says that there is a store; locked by the process that has the directory |
 //!
 //! A reflected message is one row of `log`, however many devices it waits for: the envelope alone, since the
 //! container around it follows from seq and timestamp. Its key is the group's number in the upper bits and the seq in the lower
@@ -76,7 +76,7 @@ mod writer;
 use futures_util::future::BoxFuture;
 
 pub use memory::MemoryStore;
-pub use sqlite::{OpenError, SqliteStore};
+pub use sqlite::{DirLock, OpenError, SqliteStore};
 
 use crate::group::limits::PAYLOAD_COST;
 use crate::group::record::{LogEntry, Page, Seq, SlotSnapshot, Snapshot, Write};

@@ -4,6 +4,7 @@
 //! `no` and `last_disconnect_ms` are compared by SQLite, and these stay below 2^63.
 
 use std::fs::{File, TryLockError};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +30,8 @@ use crate::wire::d2m::{DeviceGroupId, DeviceId, Envelope, ReflectFlags, Reflecte
 
 const DATABASE_FILE: &str = "mediator.sqlite";
 const LOCK_FILE: &str = "mediator.lock";
+/// What the lock's file says once there is a store beside it. Whatever it says, it is not empty.
+const MARK: &[u8] = b"A store was made here. Without this line an empty database is taken for a new one.\n";
 
 /// "Heli", so that `file` and we know whose database it is.
 const APPLICATION_ID: i64 = 0x4865_6c69;
@@ -121,6 +124,12 @@ pub enum OpenError {
         /// The data directory.
         path: PathBuf,
     },
+    /// What was made here is not here any more.
+    #[error("{} is gone or empty, but a store was made there. Restore a backup. To begin anew, with nothing of what was kept, remove {LOCK_FILE} and all of {DATABASE_FILE}* in that directory", path.display())]
+    Gone {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is a file of that name which is not ours.
     #[error("{} is not a mediator's database. Move it away, or choose another data directory", path.display())]
     NotOurs {
@@ -203,10 +212,17 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`]; its message says what to do.
     pub fn open(dir: &Path, durability: Durability, now_wall_ms: u64) -> Result<Arc<Self>, OpenError> {
-        let lock = lock(dir)?;
+        let lock = DirLock::take(dir)?;
         let path = dir.join(DATABASE_FILE);
+        let was_made = lock.is_marked().map_err(unusable(&lock.path))?;
+        // SQLite would make an empty file a database, and delete the write-ahead log beside it.
+        let len = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+        if len(&path) == 0 && (was_made || len(&wal_of(&path)) > 0) {
+            return Err(OpenError::Gone { path });
+        }
         files::make_private(&path).and_then(|()| files::sync_dir(dir)).map_err(unusable(&path))?;
-        let mut connection = prepare(&path, durability)?;
+        let mut connection = prepare(&path, durability, was_made)?;
+        lock.mark().map_err(unusable(&lock.path))?;
         mark_disconnected(&mut connection, now_wall_ms).map_err(engine(&path))?;
         let counters = Arc::<Counters>::default();
         let tally = Tally { through: Some(i64::MIN), messages: 0 };
@@ -298,21 +314,47 @@ fn engine<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> OpenError {
     move |reason| OpenError::Engine { path: path.to_owned(), reason: reason.to_string() }
 }
 
-/// Makes the directory and takes it: it is ours until the file is closed.
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    files::make_private_dir(dir).map_err(unusable(dir))?;
-    let path = dir.join(LOCK_FILE);
-    files::make_private(&path).map_err(unusable(&path))?;
-    let file = File::options().write(true).open(&path).map_err(unusable(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(unusable(&path)(error)),
+/// A data directory that is ours until this is dropped. Its file also says whether a store was made there, so that one that is
+/// gone is not taken for one that never was.
+#[derive(Debug)]
+pub struct DirLock {
+    path: PathBuf,
+    file: File,
+}
+
+impl DirLock {
+    /// Makes the directory and takes it.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] when another process has it, [`OpenError::Unusable`] when it cannot be made.
+    pub fn take(dir: &Path) -> Result<Self, OpenError> {
+        files::make_private_dir(dir).map_err(unusable(dir))?;
+        let path = dir.join(LOCK_FILE);
+        files::make_private(&path).map_err(unusable(&path))?;
+        let file = File::options().write(true).open(&path).map_err(unusable(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { path, file }),
+            Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => Err(unusable(&path)(error)),
+        }
+    }
+
+    fn is_marked(&self) -> std::io::Result<bool> {
+        Ok(self.file.metadata()?.len() > 0)
+    }
+
+    /// Comes after the database is on the disk: a crash in between leaves it without the mark, which the next start makes up for.
+    fn mark(&self) -> std::io::Result<()> {
+        if !self.is_marked()? {
+            (&self.file).write_all(MARK)?;
+            self.file.sync_all()?;
+        }
+        Ok(())
     }
 }
 
 /// The connection that writes, on a database that is ours and of our schema.
-fn prepare(path: &Path, durability: Durability) -> Result<Connection, OpenError> {
+fn prepare(path: &Path, durability: Durability, was_made: bool) -> Result<Connection, OpenError> {
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     let not_a_database = |error: rusqlite::Error| match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => OpenError::NotOurs { path: path.to_owned() },
@@ -327,6 +369,9 @@ fn prepare(path: &Path, durability: Durability) -> Result<Connection, OpenError>
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(not_a_database);
     let found = number("PRAGMA user_version")?;
     let is_new = found == 0 && number("SELECT count(*) FROM sqlite_schema")? == 0;
+    if is_new && was_made {
+        return Err(OpenError::Gone { path: path.to_owned() });
+    }
     if !is_new && number("PRAGMA application_id")? != APPLICATION_ID {
         return Err(OpenError::NotOurs { path: path.to_owned() });
     }
@@ -415,7 +460,7 @@ struct SqliteEngine {
     /// Whether something was removed since free pages were last looked for.
     trimmed: bool,
     tally: Tally,
-    _lock: File,
+    _lock: DirLock,
 }
 
 /// How many messages are kept. What a database holds when it is opened is not known without reading its whole log, which

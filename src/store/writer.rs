@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Condition, StoreError};
 use crate::group::record::Write;
+use crate::log::SPANS;
 use crate::metrics;
 use crate::time::Clock;
 use crate::wire::d2m::{DeviceGroupId, ENVELOPE_MAX};
@@ -184,6 +185,7 @@ fn keep(
 /// One transaction, measured.
 fn commit(engine: &mut impl Engine, jobs: &[Job], clock: Clock, failing: &AtomicBool) -> Result<(), StoreError> {
     let metrics = metrics::get();
+    let _traced = tracing::debug_span!(target: SPANS, "commit batch", commits = jobs.len()).entered();
     let began = clock.now().monotonic;
     let kept = engine.commit(jobs);
     metrics.sync_seconds.record(clock.now().monotonic.saturating_sub(began).as_secs_f64());

@@ -1,11 +1,11 @@
 //! `heliostat decode`: names every field of a frame, a URL, a close code.
 
-use std::io::{Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bytes::Bytes;
-use miette::{IntoDiagnostic as _, Result, WrapErr as _};
+use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 
 use super::describe::{self, Described, From};
 use super::keyfile;
@@ -48,7 +48,14 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let key = args.group_key.as_deref().map(keyfile::load).transpose()?;
     let mut out = std::io::stdout().lock();
     let mut good = true;
-    for input in inputs(&args)? {
+    let inputs = inputs(&args)?;
+    if inputs.is_empty() {
+        return Err(miette!(
+            help = "give a frame in hex, a URL or a close code, or see --help",
+            "there is nothing to decode"
+        ));
+    }
+    for input in inputs {
         let described = input.describe(args.from, key.as_ref());
         good &= described.is_ok();
         let text = match (described, args.json) {
@@ -75,6 +82,9 @@ fn inputs(args: &Args) -> Result<Vec<Input>> {
             std::fs::read(path).into_diagnostic().wrap_err_with(|| format!("{} cannot be read", path.display()))?
         }
         (None, _) => {
+            if std::io::stdin().is_terminal() {
+                eprintln!("Reading lines; end them with Ctrl-D. `heliostat decode --help` tells what is understood.");
+            }
             let mut bytes = Vec::new();
             std::io::stdin().read_to_end(&mut bytes).into_diagnostic()?;
             bytes

@@ -27,15 +27,16 @@ pub enum From {
     Mediator,
 }
 
-/// Something with a name and fields.
-#[derive(Debug, Clone, PartialEq)]
+/// Something with a name and fields. Shows what it was made to show when it is asked for a table, a line or JSON, and nothing of
+/// it in [`Debug`](std::fmt::Debug).
+#[derive(Clone, PartialEq)]
 pub struct Described {
     /// What it is.
     pub title: String,
     fields: Vec<Field>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Field {
     name: String,
     /// What a program gets.
@@ -219,6 +220,12 @@ const fn expiration(policy: SlotExpiration) -> &'static str {
 impl Field {
     fn text(name: &str, value: Value, shown: String) -> Self {
         Self { name: name.to_owned(), value, shown, label: Some(name.trim().replace(' ', "-")) }
+    }
+}
+
+impl std::fmt::Debug for Described {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Described({}, {} fields)", self.title, self.fields.len())
     }
 }
 

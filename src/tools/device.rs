@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
 use self::chat::{Account, Line};
 use super::describe::{self, Described};
 use super::keyfile::{self, Remembered};
-use super::{TrustArgs, trust_of};
+use super::{TrustArgs, not_connected, trust_of};
 use crate::client::csp::{CspError, Event};
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator};
 use crate::crypto::random;
@@ -56,7 +56,10 @@ Examples:
   printf 'reflect hello\\ndevices\\n' | heliostat device --device-id 3
 
 Type `help` for the commands. Lines are read from standard input when that is no terminal; the end of the \
-                  input is the end of the device."
+                  input is the end of the device.
+
+Exit status 0: the connection was closed by this device, or by its own `drop me`; of a script also: every line was \
+                  obeyed and every answer came. 1: it was not so."
 )]
 pub struct Args {
     /// The mediator's base URL
@@ -135,7 +138,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     terminal.print(&format!("-- device {device_id} connects to {}", mediator.url(&config.url_info())))?;
     let device = match Device::connect(&mediator, &config).await {
         Ok(device) => device,
-        Err(error) => return Err(not_connected(error, &config)),
+        Err(error) => return Err(not_admitted(&error, &config, &mediator)),
     };
     remembered.note(&args.url, device_id, true)?;
     let info = ToDevice::ServerInfo(device.server_info().clone());
@@ -147,9 +150,11 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         line: None,
         acknowledge: true,
         unanswered: 0,
+        refused: 0,
         next_reflect_id: 1,
         device_id,
         leaves: false,
+        finished: false,
     };
     session.heard(&describe::of_mediator(&info, Some(&session.key)))?;
     let ended = session.run().await?;
@@ -157,22 +162,15 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     if ended.close_code() == Some(CloseCode::Dropped) {
         remembered.note(&args.url, device_id, false)?;
     }
+    let good = session.went_well(&ended)?;
     session.terminal.close();
-    let wanted = match ended.close_code() {
-        Some(CloseCode::Normal) => true,
-        Some(CloseCode::Dropped) => session.leaves,
-        _ => false,
-    };
-    Ok(if wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn not_connected(error: ConnectError, config: &DeviceConfig) -> miette::Report {
-    let mismatch = matches!(&error, ConnectError::NotAdmitted(ended)
-        if ended.close_code() == Some(CloseCode::DeviceSlotStateMismatch));
-    let text = match &error {
-        ConnectError::NotAdmitted(ended) => format!("not admitted: {}", tell_end(ended)),
-        _ => error.to_string(),
-    };
+fn not_admitted(error: &ConnectError, config: &DeviceConfig, mediator: &Mediator) -> miette::Report {
+    let ConnectError::NotAdmitted(ended) = error else { return not_connected(error, mediator) };
+    let mismatch = ended.close_code() == Some(CloseCode::DeviceSlotStateMismatch);
+    let text = format!("not admitted: {}", tell_end(ended));
     match config.expected_slot_state {
         SlotState::Existing if mismatch => {
             miette!(
@@ -206,10 +204,14 @@ struct Session {
     acknowledge: bool,
     /// Answers that a script's end waits for.
     unanswered: u32,
+    /// Lines that could not be obeyed.
+    refused: u32,
     next_reflect_id: u32,
     device_id: DeviceId,
     /// Whether it dropped itself.
     leaves: bool,
+    /// Whether there were no more lines.
+    finished: bool,
 }
 
 /// What a line asks for besides payloads.
@@ -237,7 +239,7 @@ impl Session {
                     Some(line) => match self.parse(&line) {
                         Ok(Command::Quit) => return self.finish().await,
                         Ok(command) => if let Err(ended) = self.obey(command).await? { return Ok(ended) },
-                        Err(why) => self.terminal.print(&format!("-- {why}; try help"))?,
+                        Err(why) => self.refuse(&format!("{why}; try help"))?,
                     },
                     None => return self.finish().await,
                 },
@@ -247,7 +249,14 @@ impl Session {
 
     /// Waits for the answers that are still due, then closes.
     async fn finish(&mut self) -> Result<Ended> {
+        self.finished = true;
         if let Err(ended) = self.listen(ANSWERS, |session| session.unanswered == 0).await? {
+            return Ok(ended);
+        }
+        // Whoever dropped itself is about to be told so, which is a better end.
+        if self.leaves
+            && let Err(ended) = self.listen(ANSWERS, |_| false).await?
+        {
             return Ok(ended);
         }
         // When it ended already, the next event tells how.
@@ -258,6 +267,32 @@ impl Session {
                 Err(ended) => return Ok(ended),
             }
         }
+    }
+
+    /// Whether it ended as it should. A person sees what was answered; whoever runs a script sees the exit status.
+    fn went_well(&mut self, ended: &Ended) -> Result<bool> {
+        let wanted = match ended.close_code() {
+            Some(CloseCode::Normal) => self.finished,
+            Some(CloseCode::Dropped) => self.leaves,
+            _ => false,
+        };
+        if self.terminal.is_interactive() {
+            return Ok(wanted);
+        }
+        for (count, what) in
+            [(self.unanswered, "answers that did not come"), (self.refused, "lines that could not be obeyed")]
+        {
+            if count > 0 {
+                self.terminal.print(&format!("-- {what}: {count}"))?;
+            }
+        }
+        Ok(wanted && self.unanswered == 0 && self.refused == 0)
+    }
+
+    /// A line cannot be obeyed.
+    fn refuse(&mut self, why: &str) -> Result<()> {
+        self.refused += 1;
+        self.terminal.print(&format!("-- {why}"))
     }
 
     /// Prints what comes, for so long or until that.
@@ -321,10 +356,10 @@ impl Session {
 
     async fn login(&mut self) -> Result<()> {
         let Some(account) = &self.account else {
-            return self.terminal.print("-- there is no identity: start with --csp-identity FILE");
+            return self.refuse("there is no identity: start with --csp-identity FILE");
         };
         let Some(stream) = self.device.proxy_stream() else {
-            return self.terminal.print("-- one login per connection");
+            return self.refuse("one login per connection");
         };
         match account.login(self.device_id, stream).await {
             Ok((line, told)) => {
@@ -332,7 +367,7 @@ impl Session {
                 self.terminal.print(&format!("<~ {told}"))?;
                 if self.device.is_leader() { self.unblock().await } else { Ok(()) }
             }
-            Err(error) => self.terminal.print(&format!("-- no login: {error}")),
+            Err(error) => self.refuse(&format!("no login: {error}")),
         }
     }
 
@@ -347,7 +382,7 @@ impl Session {
 
     async fn chat(&mut self, to: &str, text: &str) -> Result<()> {
         let (Some(account), Some(line)) = (&self.account, &mut self.line) else {
-            return self.terminal.print("-- log in first");
+            return self.refuse("log in first");
         };
         match account.seal(to, text).await {
             Ok(message) => {
@@ -355,7 +390,7 @@ impl Session {
                 self.unanswered += 1;
                 line.send(message).await.into_diagnostic()
             }
-            Err(error) => self.terminal.print(&format!("-- {error}")),
+            Err(error) => self.refuse(&error.to_string()),
         }
     }
 
@@ -478,6 +513,10 @@ impl Terminal {
         } else {
             Ok(Self::Script(BufReader::new(tokio::io::stdin()).lines()))
         }
+    }
+
+    const fn is_interactive(&self) -> bool {
+        matches!(self, Self::Interactive(..))
     }
 
     /// The next line; nothing at the end.

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 
 use super::keyfile;
-use crate::chat::csp::store::{AddError, Directory, DirectoryState};
+use crate::chat::csp::store::{AddError, Directory, DirectoryState, FILE};
 use crate::chat::csp::wire::Identity;
 use crate::crypto::Secret;
 use crate::crypto::boxes::{self, Public};
@@ -51,7 +51,7 @@ enum What {
     },
     /// List all identities
     List,
-    /// Let an identity log in no more, and get no messages
+    /// Let an identity log in no more, and get no new messages; it cannot be taken back
     Revoke {
         /// Which one
         identity: String,
@@ -63,6 +63,13 @@ enum What {
 /// # Errors
 /// What is wrong with the arguments, or why the directory cannot be changed.
 pub async fn run(args: Args) -> Result<ExitCode> {
+    if matches!(args.what, What::List | What::Revoke { .. }) && !args.data.join(FILE).exists() {
+        return Err(miette!(
+            help = "name the server's data directory with --data DIR",
+            "there are no identities in {}",
+            args.data.display()
+        ));
+    }
     files::make_private_dir(&args.data)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot make the data directory {}", args.data.display()))?;
@@ -111,7 +118,12 @@ async fn carry_out(directory: &Directory, what: What, data: &Path) -> Result<Exi
             if !directory.revoke(identity).await.into_diagnostic()? {
                 return Err(miette!("there is no identity {identity}"));
             }
-            writeln!(out, "{identity} is revoked").into_diagnostic()?;
+            writeln!(
+                out,
+                "{identity} is revoked, for good: it cannot log in any more, and nothing new is kept for it.\n\
+                 A connection that it has now lasts until it ends; restarting the server ends it at once."
+            )
+            .into_diagnostic()?;
         }
     }
     Ok(ExitCode::SUCCESS)

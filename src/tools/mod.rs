@@ -20,9 +20,9 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use miette::{Result, miette};
+use miette::{Report, Result, miette};
 
-use crate::client::Trust;
+use crate::client::{ConnectError, Mediator, Trust};
 
 /// How a mediator proves to be the right one
 #[derive(Debug, clap::Args)]
@@ -37,12 +37,34 @@ pub struct TrustArgs {
     pin: Option<String>,
 }
 
+/// A connection that was not made, and what a person can do about it.
+fn not_connected(error: &ConnectError, mediator: &Mediator) -> Report {
+    let help = match error {
+        ConnectError::Tcp(_) => "is a server running there? `heliostat serve` starts one on wss://localhost:8443",
+        ConnectError::Tls(_) => {
+            "trust the server's CA with --ca FILE or its key with --pin BASE64, both of which `heliostat serve` prints, or \
+             name its data directory with --data DIR; a server without TLS is reached by ws://"
+        }
+        ConnectError::WebSocket(_) if !mediator.is_encrypted() => "a server with TLS is reached by wss://",
+        ConnectError::Status(403) => "the server serves the groups of its configuration only: see [admission] there",
+        ConnectError::Status(429 | 503) => "the server is full or about to stop: try again later",
+        ConnectError::Status(_) | ConnectError::WebSocket(_) => "is that a mediator, and the path of its URL right?",
+        ConnectError::NotAdmitted(_)
+        | ConnectError::Version(_)
+        | ConnectError::Unexpected(..)
+        | ConnectError::LowOrder => return miette!("{error}"),
+    };
+    miette!(help = help, "{error}")
+}
+
 /// What the arguments say, and what is meant when they say nothing.
 fn trust_of(args: &TrustArgs, data: &Path) -> Result<Trust> {
     if let Some(pin) = &args.pin {
         let digits = pin.strip_prefix("sha256/").or_else(|| pin.strip_prefix("sha256:")).unwrap_or(pin);
         let pin = BASE64_STANDARD.decode(digits).ok().and_then(|pin| pin.try_into().ok());
-        return pin.map(Trust::Pin).ok_or_else(|| miette!("the pin is not the base64 of 32 bytes"));
+        return pin.map(Trust::Pin).ok_or_else(|| {
+            miette!(help = "`heliostat serve` prints the right one", "the pin is not the base64 of 32 bytes")
+        });
     }
     if let Some(ca) = &args.ca {
         return Ok(Trust::CaFile(ca.clone()));

@@ -37,11 +37,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Span};
 
 pub use directory::{Directory, Target};
 pub use framer::Framing;
 pub use pipe::Gone;
 
+use crate::log::SPANS;
 use crate::metrics::{self, Connect, Direction, Presence};
 use crate::time::Clock;
 use framer::Framer;
@@ -130,9 +132,11 @@ impl Upstream {
         let (events, from) = pipe::pipe(limits.from_bytes);
         let cut = cut.child_token();
         let to = ToChatServer { queue: to, _hang_up: cut.clone().drop_guard() };
+        // A task of its own, in the connection's trace.
+        let span = tracing::Span::current();
         tracker.spawn(async move {
             // Leaving this drops the socket; the end is told only after that.
-            let end = cut.run_until_cancelled(run(&target, limits, &*dial, device, &events)).await;
+            let end = cut.run_until_cancelled(run(&target, limits, &*dial, device, &events, &span)).await;
             if let Some(Some(end)) = end {
                 let _gone = cut.run_until_cancelled(events.send(Event::Ended(end))).await;
             }
@@ -165,8 +169,10 @@ async fn run(
     dial: &dyn Dial,
     device: pipe::Receiver<Bytes>,
     events: &pipe::Sender<Event>,
+    connection: &Span,
 ) -> Option<UpstreamEnd> {
-    let io = match connect(target, limits.connect_timeout, dial).await {
+    let span = tracing::debug_span!(target: SPANS, parent: connection, "upstream connect");
+    let io = match connect(target, limits.connect_timeout, dial).instrument(span).await {
         Ok(io) => io,
         Err(error) => return Some(UpstreamEnd::Unreachable(error.kind())),
     };

@@ -3,6 +3,8 @@
 //! A [`Delimiter`] says where the first unit ends, a [`Cutter`] keeps what is incomplete. How the bytes were cut by TCP
 //! makes no difference to the units that come out.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 
 /// What a look at the front of a stream tells.
@@ -31,8 +33,8 @@ pub trait Delimiter {
     fn cut(&mut self, pending: &[u8]) -> Result<Cut, BadUnit>;
 }
 
-/// Collects a stream and cuts it.
-#[derive(Debug)]
+/// Collects a stream and cuts it. Nothing is set aside for what a stream announces: the buffer grows with what was received,
+/// so that a length costs its sender as many bytes as it costs us.
 pub struct Cutter<D> {
     delimiter: D,
     pending: BytesMut,
@@ -59,6 +61,15 @@ impl<D: Delimiter> Cutter<D> {
             Cut::Unit(len) => Some(self.pending.split_to(len).freeze()),
             Cut::More => None,
         })
+    }
+}
+
+impl<D: fmt::Debug> fmt::Debug for Cutter<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cutter")
+            .field("delimiter", &self.delimiter)
+            .field("pending_bytes", &self.pending.len())
+            .finish()
     }
 }
 
@@ -94,6 +105,18 @@ mod tests {
             }
             assert_eq!(units, [vec![2, 7, 8], vec![0], vec![1, 9]], "in steps of {step}");
         }
+    }
+
+    #[test]
+    fn a_length_alone_takes_no_memory() {
+        let mut cutter = Cutter::new(Prefixed);
+        cutter.buffer().extend_from_slice(&[254]);
+        assert_eq!(cutter.next_unit(), Ok(None));
+        assert!(cutter.buffer().capacity() < 64, "{}", cutter.buffer().capacity());
+        assert!(
+            !format!("{cutter:?}", cutter = Cutter { delimiter: (), pending: BytesMut::from("secret") })
+                .contains("secret")
+        );
     }
 
     #[test]

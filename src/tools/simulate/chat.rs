@@ -1,26 +1,38 @@
 //! The chat side: each group has one identity, its leader logs in through the proxy, and messages go from each group to
 //! the next. The books are as the ledger's: an acknowledged message has to arrive.
+//!
+//! The identities are made once, kept in the server's data directory and used by one simulation after the other, since the
+//! directory forgets nobody: however often a server is simulated with, it is left with as many as its largest simulation
+//! had groups. A queue may therefore hold what an earlier run left behind. Each message says of which run it is, inside its
+//! box.
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use miette::{IntoDiagnostic as _, Result, WrapErr as _};
+use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use tokio_util::sync::CancellationToken;
 
 use crate::chat::csp::serve::KEY_FILE;
-use crate::chat::csp::store::{Directory, FILE};
+use crate::chat::csp::store::{Directory, DirectoryState, FILE};
 use crate::chat::csp::wire::message::Message;
-use crate::chat::csp::wire::{CspDeviceId, Identity, MessageFlags, MessageId, WireIdentity};
+use crate::chat::csp::wire::{CspDeviceId, Identity, MessageAck, MessageFlags, MessageId};
 use crate::client::ProxyStream;
 use crate::client::csp::{CspClient, CspError, Draft, EndToEnd, Event, Login};
 use crate::crypto::boxes::{self, Public};
 use crate::crypto::{Secret, random};
+use crate::files;
 use crate::tools::keyfile;
-use crate::wire::d2m::ServerGroup;
+use crate::wire::d2m::{DeviceId, ServerGroup};
 
+/// The identities and their keys, in the server's data directory, and what keeps simulations from sharing them.
+const IDENTITIES_FILE: &str = "simulate.identities";
+const LOCK_FILE: &str = "simulate.lock";
 /// Messages under way before one has to be acknowledged.
 const WINDOW: usize = 4;
+/// The type of a text message.
+const TEXT: u8 = 0x01;
 /// How long a login may take.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -28,9 +40,15 @@ const LOGIN_PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(super) struct Chat {
     server_key: Public,
+    /// One for each group, and behind them those of earlier runs.
     accounts: Vec<Account>,
+    groups: usize,
+    /// Tells this run's messages from those of an earlier one.
+    run: u64,
     books: Mutex<Books>,
     over: CancellationToken,
+    /// As long as it is open, the identities are ours.
+    _lock: Option<File>,
 }
 
 #[derive(Debug)]
@@ -43,7 +61,7 @@ struct Account {
 struct Books {
     /// By sending group, in the order they are said.
     messages: Vec<Vec<State>>,
-    /// First message-id of each group: a queue may hold messages of an earlier run.
+    /// First message-id of each group.
     first_ids: Vec<u64>,
     /// By sending group: one beyond the last message that arrived for the first time.
     arrived_through: Vec<usize>,
@@ -68,6 +86,8 @@ pub(super) struct ChatTally {
     pub(super) duplicates: u64,
     pub(super) lost: u64,
     pub(super) misordered: u64,
+    /// Messages and acknowledgements of what nobody sent.
+    pub(super) foreign: u64,
 }
 
 /// Whether there is a chat server's data that identities can be made in.
@@ -76,7 +96,7 @@ pub(super) fn is_reachable(data: &Path) -> bool {
 }
 
 impl Chat {
-    /// Makes an identity for each group in the directory of the server whose data is there.
+    /// Takes an identity for each group, and makes those that are missing in the directory of the server whose data is there.
     pub(super) async fn prepare(
         data: &Path,
         groups: usize,
@@ -84,23 +104,31 @@ impl Chat {
         server_group: &ServerGroup,
     ) -> Result<Self> {
         let server_key = keyfile::load_secret(&data.join(KEY_FILE)).wrap_err("the chat server's key is needed")?;
+        let lock = lock(data)?;
+        let file = data.join(IDENTITIES_FILE);
+        let kept = if file.exists() { keyfile::read_identities(&file)? } else { Vec::new() };
+        let mut accounts: Vec<_> = kept.into_iter().map(|(identity, key)| Account { identity, key }).collect();
+        let missing = groups.saturating_sub(accounts.len());
+        accounts.extend(std::iter::repeat_with(Account::random).take(missing));
+        // First the file: of an identity whose key went nowhere the directory would never be rid.
+        keyfile::write_identities(&file, accounts.iter().map(|account| (account.identity, &account.key)))?;
         let directory = Directory::open(data).await.into_diagnostic()?;
-        let mut accounts = Vec::with_capacity(groups);
-        for _ in 0..groups {
-            let account = Account { identity: Identity::random(), key: Secret::random() };
-            let public = boxes::public(&account.key);
-            directory.add(account.identity, &public, server_group.as_str()).await.into_diagnostic()?;
-            accounts.push(account);
+        for account in accounts.iter().take(groups) {
+            account
+                .register(&directory, server_group)
+                .await
+                .wrap_err_with(|| format!("to begin anew with other identities, remove {}", file.display()))?;
         }
         directory.close().await;
-        Ok(Self::new(boxes::public(&server_key), accounts, messages))
+        Ok(Self::new(boxes::public(&server_key), accounts, groups, messages, Some(lock)))
     }
 
-    fn new(server_key: Public, accounts: Vec<Account>, messages: usize) -> Self {
-        let groups = accounts.len();
+    fn new(server_key: Public, accounts: Vec<Account>, groups: usize, messages: usize, lock: Option<File>) -> Self {
         let chat = Self {
             server_key,
             accounts,
+            groups,
+            run: random::u64(),
             books: Mutex::new(Books {
                 messages: vec![vec![State::default(); messages]; groups],
                 first_ids: (0..groups).map(|_| random::u64()).collect(),
@@ -109,6 +137,7 @@ impl Chat {
                 tally: ChatTally::default(),
             }),
             over: CancellationToken::new(),
+            _lock: lock,
         };
         chat.settle(&chat.books());
         chat
@@ -138,9 +167,9 @@ impl Chat {
     }
 
     /// One connection of a group's leader.
-    pub(super) async fn converse(&self, group: usize, device: u64, stream: ProxyStream) -> Result<(), CspError> {
+    pub(super) async fn converse(&self, group: usize, device: DeviceId, stream: ProxyStream) -> Result<(), CspError> {
         let Some(account) = self.accounts.get(group) else { return Ok(()) };
-        let login = Login::new(account.identity, account.key.clone(), self.server_key).device(CspDeviceId(device));
+        let login = Login::new(account.identity, account.key.clone(), self.server_key).device(CspDeviceId(device.0));
         let client = tokio::time::timeout(LOGIN_PATIENCE, CspClient::login(stream, login));
         let mut client = client.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         client.unblock().await?;
@@ -155,7 +184,7 @@ impl Chat {
                         self.arrived(group, message);
                         client.ack(message).await?;
                     } else if let Event::MessageAck(ack) = &event {
-                        self.acked(group, ack.id);
+                        self.acked(group, *ack);
                     }
                 }
             }
@@ -186,14 +215,20 @@ impl Chat {
             flags: MessageFlags::SEND_PUSH,
             nickname: "simulated",
             metadata: None,
-            content: &[&[0x01][..], format!("message {at}").as_bytes(), &[0x01]].concat(),
+            content: &[&[TEXT][..], format!("run {:016x} message {at}", self.run).as_bytes(), &[1]].concat(),
         };
         Message::seal(&draft, &account.key, &boxes::public(&to.key)).ok()
     }
 
-    fn acked(&self, group: usize, id: MessageId) {
+    /// An acknowledgement is of a message that was said, and names its receiver.
+    fn acked(&self, group: usize, ack: MessageAck) {
+        let to = self.accounts.get(self.receiver(group)).map(|account| account.identity);
         let mut books = self.books();
-        let Some((_, state)) = books.find(group, id) else { return };
+        let found = books.find(group, ack.id).filter(|(_, state)| state.said_on != 0);
+        let Some((_, state)) = found.filter(|_| to.is_some_and(|to| ack.identity == to)) else {
+            books.tally.foreign += 1;
+            return;
+        };
         if !std::mem::replace(&mut state.acked, true) {
             let done = state.arrived;
             books.tally.acked += 1;
@@ -203,14 +238,18 @@ impl Chat {
     }
 
     fn arrived(&self, receiver: usize, message: &Message) {
-        let Some(from) = self.sender(receiver, message.sender) else { return };
-        let (Some(sender), Some(account)) = (self.accounts.get(from), self.accounts.get(receiver)) else { return };
-        let opens =
-            EndToEnd::new(&account.key, &boxes::public(&sender.key)).is_ok_and(|keys| message.open(&keys).is_ok());
+        let read = self.read(receiver, message);
+        if read.is_some_and(|read| read.run != self.run) {
+            // An earlier run left it in the queue.
+            return;
+        }
         let mut books = self.books();
-        let found = books.find(from, message.id).filter(|_| opens);
-        let Some((at, state)) = found else {
-            // Of an earlier run, or changed on its way.
+        let found = read
+            .filter(|read| self.receiver(read.sender) == receiver)
+            .and_then(|read| Some((read, books.find(read.sender, message.id)?)))
+            .filter(|(read, (at, _))| read.at == *at);
+        let Some((Read { sender, at, .. }, (_, state))) = found else {
+            books.tally.foreign += 1;
             return;
         };
         let (first, acked) = (!std::mem::replace(&mut state.arrived, true), state.acked);
@@ -220,12 +259,22 @@ impl Chat {
         }
         books.tally.delivered += 1;
         books.open -= usize::from(acked);
-        if let Some(through) = books.arrived_through.get_mut(from) {
+        if let Some(through) = books.arrived_through.get_mut(sender) {
             let behind = at < *through;
             *through = (*through).max(at + 1);
             books.tally.misordered += u64::from(behind);
         }
         self.settle(&books);
+    }
+
+    /// What is in a message, if it is for this receiver and from one of ours.
+    fn read(&self, receiver: usize, message: &Message) -> Option<Read> {
+        let to = self.accounts.get(receiver).filter(|account| message.receiver == account.identity)?;
+        let (sender, from) = self.accounts.iter().enumerate().find(|(_, from)| message.sender == from.identity)?;
+        let plain = message.open(&EndToEnd::new(&to.key, &boxes::public(&from.key)).ok()?).ok()?;
+        let text = std::str::from_utf8(plain.strip_prefix(&[TEXT])?.strip_suffix(&[1])?).ok()?;
+        let (run, at) = text.strip_prefix("run ")?.split_once(" message ")?;
+        Some(Read { sender, run: u64::from_str_radix(run, 16).ok()?, at: at.parse().ok()? })
     }
 
     fn settle(&self, books: &Books) {
@@ -235,18 +284,52 @@ impl Chat {
     }
 
     fn receiver(&self, group: usize) -> usize {
-        (group + 1) % self.accounts.len().max(1)
-    }
-
-    /// The group before, if it is the one that says to have sent this.
-    fn sender(&self, receiver: usize, identity: WireIdentity) -> Option<usize> {
-        let from = (receiver + self.accounts.len()).checked_sub(1)? % self.accounts.len().max(1);
-        let account = self.accounts.get(from)?;
-        (WireIdentity::from(account.identity) == identity).then_some(from)
+        (group + 1) % self.groups.max(1)
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a message says inside its box.
+#[derive(Debug, Clone, Copy)]
+struct Read {
+    sender: usize,
+    run: u64,
+    at: usize,
+}
+
+/// Two simulations with the same identities would throw each other out.
+fn lock(data: &Path) -> Result<File> {
+    let path = data.join(LOCK_FILE);
+    let failed = || format!("{} cannot be used", path.display());
+    files::make_private(&path).into_diagnostic().wrap_err_with(failed)?;
+    let file = File::open(&path).into_diagnostic().wrap_err_with(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(miette!(
+            help = "wait until it is over, or say --no-csp",
+            "another simulation uses the chat identities in {}",
+            data.display()
+        )),
+        Err(TryLockError::Error(error)) => Err(error).into_diagnostic().wrap_err_with(failed),
+    }
+}
+
+impl Account {
+    fn random() -> Self {
+        Self { identity: Identity::random(), key: Secret::random() }
+    }
+
+    /// Makes sure that the directory knows the identity under this key.
+    async fn register(&self, directory: &Directory, server_group: &ServerGroup) -> Result<()> {
+        let public = boxes::public(&self.key);
+        match directory.lookup(self.identity).await.into_diagnostic()? {
+            None => directory.add(self.identity, &public, server_group.as_str()).await.into_diagnostic(),
+            Some(entry) if entry.public_key == public && entry.state == DirectoryState::Active => Ok(()),
+            Some(_) => Err(miette!("the identity {} is revoked, or somebody else's", self.identity)),
+        }
     }
 }
 
@@ -259,7 +342,7 @@ impl Books {
 
 impl ChatTally {
     pub(super) const fn is_clean(&self) -> bool {
-        self.lost == 0 && self.misordered == 0
+        self.lost == 0 && self.misordered == 0 && self.foreign == 0
     }
 }
 
@@ -269,8 +352,11 @@ mod tests {
 
     /// Two groups that say two messages each.
     fn chat() -> Chat {
-        let account = || Account { identity: Identity::random(), key: Secret::random() };
-        Chat::new([7; 32], vec![account(), account()], 2)
+        Chat::new([7; 32], vec![Account::random(), Account::random()], 2, 2, None)
+    }
+
+    fn ack(message: &Message) -> MessageAck {
+        MessageAck { identity: message.receiver, id: message.id }
     }
 
     #[test]
@@ -280,7 +366,7 @@ mod tests {
             while let Some(message) = chat.next(group, 1) {
                 assert!(!chat.is_over());
                 chat.arrived(chat.receiver(group), &message);
-                chat.acked(group, message.id);
+                chat.acked(group, ack(&message));
             }
         }
         assert!(chat.is_over());
@@ -293,12 +379,48 @@ mod tests {
         let chat = chat();
         let message = chat.next(0, 1).unwrap();
         assert_eq!(chat.tally().lost, 0);
-        chat.acked(0, message.id);
+        chat.acked(0, ack(&message));
         assert_eq!(chat.tally().lost, 1);
         chat.arrived(0, &message);
-        assert_eq!(chat.tally().lost, 1, "it arrived at the wrong group");
+        assert_eq!((chat.tally().lost, chat.tally().foreign), (1, 1), "it arrived at the wrong group");
         chat.arrived(1, &message);
-        assert_eq!(chat.tally().lost, 0);
+        assert_eq!((chat.tally().lost, chat.tally().foreign), (0, 1));
+    }
+
+    #[test]
+    fn what_nobody_sent_is_a_fault_and_what_an_earlier_run_left_is_not() {
+        let mut chat = chat();
+        let (first, second) = (chat.next(0, 1).unwrap(), chat.next(0, 1).unwrap());
+        let mut changed = first.clone();
+        changed.message_box = changed.message_box.iter().map(|byte| byte ^ 1).collect();
+        chat.arrived(1, &changed);
+        chat.arrived(1, &Message { id: second.id, ..first.clone() });
+        chat.acked(0, MessageAck { identity: first.sender, ..ack(&first) });
+        chat.acked(0, MessageAck { id: MessageId(first.id.0.wrapping_sub(1)), ..ack(&first) });
+        chat.acked(1, ack(&first));
+        assert_eq!(chat.tally(), ChatTally { sent: 2, foreign: 5, ..ChatTally::default() });
+        chat.run = chat.run.wrapping_add(1);
+        chat.arrived(1, &first);
+        assert_eq!(chat.tally().foreign, 5);
+    }
+
+    #[tokio::test]
+    async fn the_identities_of_one_simulation_serve_the_next_and_nobody_else_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(KEY_FILE), "07".repeat(32)).unwrap();
+        let server_group = ServerGroup::new("a0").unwrap();
+        let prepare = async |groups| Chat::prepare(dir.path(), groups, 1, &server_group).await;
+        let directory = Directory::open(dir.path()).await.unwrap();
+        let mut first = None;
+        for (groups, identities) in [(2, 2), (3, 3), (2, 3)] {
+            let chat = prepare(groups).await.unwrap();
+            assert!(prepare(2).await.unwrap_err().to_string().contains("another simulation"));
+            let of_first_group = chat.accounts[0].identity;
+            assert_eq!(*first.get_or_insert(of_first_group), of_first_group);
+            assert_eq!((chat.groups, directory.list().await.unwrap().len()), (groups, identities));
+        }
+        directory.revoke(first.unwrap()).await.unwrap();
+        assert!(format!("{:?}", prepare(2).await.unwrap_err()).contains("simulate.identities"));
     }
 
     #[test]
@@ -306,7 +428,7 @@ mod tests {
         let chat = chat();
         let (first, second) = (chat.next(0, 1).unwrap(), chat.next(0, 1).unwrap());
         assert!(chat.next(0, 1).is_none());
-        chat.acked(0, first.id);
+        chat.acked(0, ack(&first));
         let again = chat.next(0, 3).unwrap();
         assert_eq!(again.id, second.id);
         chat.arrived(1, &second);

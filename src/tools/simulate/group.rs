@@ -14,7 +14,8 @@ use super::ledger::{Fault, Kind, Ledger, Member, Seen, Tally};
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator, Receiver, Sender};
 use crate::time::Clock;
 use crate::wire::d2m::{
-    CloseCode, DeviceId, Reconnect, ReflectFlags, ReflectId, Reflected, ReflectedId, ServerGroup, SlotState, ToDevice,
+    CloseCode, DeviceId, Reconnect, ReflectAck, ReflectFlags, ReflectId, Reflected, ReflectedId, ServerGroup,
+    SlotState, ToDevice, TransactionHolder,
 };
 
 /// Messages a device has under way before it waits for an acknowledgement.
@@ -22,12 +23,14 @@ const WINDOW: usize = 4;
 /// Messages of a transaction, at most.
 const TRANSACTION_MESSAGES_MAX: usize = 5;
 /// How long connecting may take before it is tried again.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 /// The longest pause between attempts.
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 /// How long the last words of a broken connection are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// What a simulated transaction is about.
+const SCOPE: &[u8] = b"simulated";
 /// First bytes of what is sealed into an envelope: tells our messages from others.
 const MARK: &[u8; 4] = b"hsim";
 /// Mark, sender, entry.
@@ -104,11 +107,12 @@ struct Lane {
     admitted: bool,
     finished: bool,
     leader: bool,
-    /// By unit: whether it went into a socket, and whether that is settled.
-    said: Vec<bool>,
+    /// By unit: how many of its messages went into a socket, and whether it is settled.
+    said: Vec<usize>,
     done: Vec<bool>,
-    /// Entries without acknowledgement on this connection, and their units.
-    awaiting: VecDeque<(usize, usize)>,
+    /// Entries without acknowledgement on this connection, and the units that are settled by it: those of a transaction are
+    /// settled by its commit.
+    awaiting: VecDeque<(usize, Option<usize>)>,
     /// As long as what arrives; emptied as fast as the socket takes it.
     to_ack: VecDeque<ReflectedId>,
     lock: Lock,
@@ -125,7 +129,11 @@ enum Lock {
     Rejected,
     /// Somebody else gave it back.
     Free,
-    Committed,
+    /// The commit went into the socket.
+    Committing {
+        transaction: usize,
+        unit: usize,
+    },
 }
 
 impl Group {
@@ -154,10 +162,10 @@ impl Group {
     pub(super) async fn live(self: Arc<Self>, member: Member, mut rng: fastrand::Rng) -> Result<(), String> {
         let units = self.plan(&mut rng);
         self.with_lane(member, |lane| {
-            lane.said = vec![false; units.len()];
+            lane.said = vec![0; units.len()];
             lane.done = vec![false; units.len()];
         });
-        let mut config = DeviceConfig::new(self.key.clone(), self.server_group.clone(), DeviceId(member as u64 + 1));
+        let mut config = DeviceConfig::new(self.key.clone(), self.server_group.clone(), device_id(member));
         config.device_info = format!("simulated device {member}").into_bytes();
         let (mut connection, mut attempt) = (0_u32, 0_u32);
         while !(self.lock().is_over() && self.world.chat.as_ref().is_none_or(Chat::is_over)) {
@@ -170,6 +178,7 @@ impl Group {
                     let Err(ended) = self.converse(member, connection, device, &units, &mut rng).await else {
                         return Ok(());
                     };
+                    self.lock().ended(member, &ended);
                     if ended.reconnect() == Reconnect::UserInteraction {
                         return Err(format!("device {member}: {ended}"));
                     }
@@ -258,7 +267,7 @@ impl Group {
             let (Some(chat), Some(proxy)) = (&self.world.chat, proxy) else { return std::future::pending().await };
             // Only the leader's connection is given messages.
             self.until(|state| state.lane(member)?.leader.then_some(())).await;
-            chat.converse(self.number, member as u64 + 1, proxy).await
+            chat.converse(self.number, device_id(member), proxy).await
         };
         tokio::select! {
             ended = &mut hear => Err(ended),
@@ -280,54 +289,71 @@ impl Group {
 
     async fn hear(&self, member: Member, connection: u32, mut receiver: Receiver) -> Ended {
         loop {
-            let payload = match receiver.next().await {
-                Ok(payload) => payload,
+            match receiver.next().await {
+                Ok(payload) => self.heard(member, connection, &payload),
                 Err(ended) => return ended,
-            };
-            let now = self.world.clock.now().monotonic;
-            let mut state = self.lock();
-            match payload {
-                ToDevice::Reflected(reflected) => self.reflected(&mut state, member, connection, &reflected, now),
-                ToDevice::ReflectAck(ack) => {
-                    let Some((entry, unit)) = state.lane(member).and_then(|lane| lane.awaiting.pop_front()) else {
-                        state.ledger.tally.fault(Fault::Foreign);
-                        continue;
-                    };
-                    if u32::try_from(entry) != Ok(ack.reflect_id.0) {
-                        state.ledger.tally.fault(Fault::LateAck);
-                    }
-                    if let Some(took) = state.ledger.acked(member, ack.reflect_id.0 as usize, ack.timestamp_ms, now) {
-                        self.world.totals.acked.fetch_add(1, Ordering::Relaxed);
-                        self.world.totals.record(|latencies| &mut latencies.to_ack, took);
-                    }
-                    if let Some(lane) = state.lane(member)
-                        && matches!(lane.lock, Lock::Idle | Lock::Free | Lock::Committed)
-                        && let Some(done) = lane.done.get_mut(unit)
-                    {
-                        *done = true;
-                    }
-                }
-                ToDevice::BeginTransactionAck => state.set_lock(member, |_| Lock::Held),
-                ToDevice::TransactionRejected(_) => state.set_lock(member, |_| Lock::Rejected),
-                ToDevice::TransactionEnded(_) => {
-                    state.set_lock(member, |lock| if lock == Lock::Rejected { Lock::Free } else { lock });
-                }
-                ToDevice::CommitTransactionAck => state.set_lock(member, |_| Lock::Committed),
-                ToDevice::RolePromotedToLeader => {
-                    if let Some(lane) = state.lane(member) {
-                        lane.leader = true;
-                    }
-                }
-                ToDevice::ReflectionQueueDry
-                | ToDevice::Proxy(_)
-                | ToDevice::ServerHello(_)
-                | ToDevice::ServerInfo(_)
-                | ToDevice::DevicesInfo(_)
-                | ToDevice::DropDeviceAck(_)
-                | ToDevice::Unknown(_) => {}
             }
-            drop(state);
-            self.changed.notify_waiters();
+        }
+    }
+
+    /// Books what the mediator says, at once and here: whatever becomes of the connection afterwards, what it promised it owes.
+    fn heard(&self, member: Member, connection: u32, payload: &ToDevice) {
+        let now = self.world.clock.now().monotonic;
+        let mut state = self.lock();
+        match payload {
+            ToDevice::Reflected(reflected) => self.reflected(&mut state, member, connection, reflected, now),
+            ToDevice::ReflectAck(ack) => self.reflect_acked(&mut state, member, *ack, now),
+            ToDevice::BeginTransactionAck => state.answered(member, |lock| (lock == Lock::Asked).then_some(Lock::Held)),
+            ToDevice::TransactionRejected(holder) => {
+                self.held_by_another(&mut state, member, holder);
+                state.answered(member, |lock| (lock == Lock::Asked).then_some(Lock::Rejected));
+            }
+            // Also told to those who did not ask.
+            ToDevice::TransactionEnded(holder) => {
+                self.held_by_another(&mut state, member, holder);
+                state.answered(member, |lock| Some(if lock == Lock::Rejected { Lock::Free } else { lock }));
+            }
+            ToDevice::CommitTransactionAck => state.commit_acked(member),
+            ToDevice::RolePromotedToLeader => {
+                if let Some(lane) = state.lane(member) {
+                    lane.leader = true;
+                }
+            }
+            ToDevice::ReflectionQueueDry
+            | ToDevice::Proxy(_)
+            | ToDevice::ServerHello(_)
+            | ToDevice::ServerInfo(_)
+            | ToDevice::DevicesInfo(_)
+            | ToDevice::DropDeviceAck(_)
+            | ToDevice::Unknown(_) => {}
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    fn reflect_acked(&self, state: &mut State, member: Member, ack: ReflectAck, now: Duration) {
+        let Some((entry, unit)) = state.lane(member).and_then(|lane| lane.awaiting.pop_front()) else {
+            state.ledger.tally.fault(Fault::Unasked);
+            return;
+        };
+        if u32::try_from(entry) != Ok(ack.reflect_id.0) {
+            state.ledger.tally.fault(Fault::LateAck);
+        }
+        if let Some(took) = state.ledger.acked(member, ack.reflect_id.0 as usize, ack.timestamp_ms, now) {
+            self.world.totals.acked.fetch_add(1, Ordering::Relaxed);
+            self.world.totals.record(|latencies| &mut latencies.to_ack, took);
+        }
+        if let (Some(lane), Some(unit)) = (state.lane(member), unit) {
+            lane.settle(unit);
+        }
+    }
+
+    /// Whoever holds the lock is another device of this group, and its scope is what our devices say.
+    fn held_by_another(&self, state: &mut State, member: Member, holder: &TransactionHolder) {
+        let ours = self.key.open_scope(&holder.encrypted_scope).is_ok_and(|scope| scope == SCOPE);
+        let another = (0..self.world.devices).any(|other| other != member && device_id(other) == holder.device_id);
+        if !(ours && another) {
+            state.ledger.tally.fault(Fault::Foreign);
         }
     }
 
@@ -376,14 +402,14 @@ impl Group {
         // What is said before a device has a slot is not for that device.
         self.until(|state| state.lanes.iter().all(|lane| lane.admitted).then_some(())).await;
         for (at, unit) in units.iter().enumerate() {
-            if self.with_lane(member, |lane| lane.done.get(at).copied()) == Some(Some(true)) {
+            if self.with_lane(member, |lane| lane.is_done(at)) == Some(true) {
                 continue;
             }
             match unit {
                 Unit::Single | Unit::Ephemeral => {
                     self.until(|state| (state.lane(member)?.awaiting.len() < WINDOW).then_some(())).await;
                     let kind = if matches!(unit, Unit::Single) { Kind::Single } else { Kind::Ephemeral };
-                    self.say(member, sender, kind, at).await?;
+                    self.say(member, sender, kind, at, 0).await?;
                 }
                 Unit::Transaction(messages) => self.transact(member, sender, *messages, at, rng).await?,
             }
@@ -407,7 +433,7 @@ impl Group {
         self.until(acknowledged).await;
         loop {
             self.with_lane(member, |lane| lane.lock = Lock::Asked);
-            sender.begin(&self.key.seal_scope(b"simulated"), 0).await?;
+            sender.begin(&self.key.seal_scope(SCOPE), 0).await?;
             let answer = self.until(|state| Some(state.lane(member)?.lock).filter(|lock| *lock != Lock::Asked)).await;
             if answer == Lock::Held {
                 break;
@@ -416,48 +442,22 @@ impl Group {
             self.until(|state| (state.lane(member)?.lock == Lock::Free).then_some(())).await;
         }
         let transaction = self.lock().ledger.begin(member);
-        for _ in 0..messages {
-            self.say(member, sender, Kind::Staged(transaction), unit).await?;
+        for part in 0..messages {
+            self.say(member, sender, Kind::Staged(transaction), unit, part).await?;
         }
         // Some clients wait for the acknowledgements before they commit, some do not.
         if rng.bool() {
             self.until(acknowledged).await;
         }
-        self.lock().ledger.commit_sent(member, transaction);
+        self.lock().committing(member, transaction, unit);
         sender.commit().await?;
-        self.until(|state| (state.lane(member)?.lock == Lock::Committed).then_some(())).await;
-        self.lock().ledger.committed(member, transaction);
-        self.with_lane(member, |lane| {
-            lane.lock = Lock::Idle;
-            if let Some(done) = lane.done.get_mut(unit) {
-                *done = true;
-            }
-        });
+        self.until(|state| state.lane(member)?.is_done(unit).then_some(())).await;
         Ok(())
     }
 
     /// Books a message and puts it into the socket.
-    async fn say(&self, member: Member, sender: &Sender, kind: Kind, unit: usize) -> Result<(), Ended> {
-        let now = self.world.clock.now().monotonic;
-        let entry = {
-            let mut state = self.lock();
-            let again = state.lane(member).and_then(|lane| lane.said.get_mut(unit)).is_some_and(|said| *said);
-            let entry = state.ledger.say(member, kind, again, now);
-            if let Some(lane) = state.lane(member) {
-                // All messages of a transaction are said again, or none.
-                if !matches!(kind, Kind::Staged(_))
-                    && let Some(said) = lane.said.get_mut(unit)
-                {
-                    *said = true;
-                }
-                if kind == Kind::Ephemeral {
-                    lane.done.get_mut(unit).into_iter().for_each(|done| *done = true);
-                } else {
-                    lane.awaiting.push_back((entry, unit));
-                }
-            }
-            entry
-        };
+    async fn say(&self, member: Member, sender: &Sender, kind: Kind, unit: usize, part: usize) -> Result<(), Ended> {
+        let entry = self.lock().say(member, kind, unit, part, self.world.clock.now().monotonic);
         self.world.totals.sent.fetch_add(1, Ordering::Relaxed);
         let reflect_id = ReflectId(u32::try_from(entry).unwrap_or(u32::MAX));
         let envelope = self.key.seal_envelope(&body(member, reflect_id.0, self.world.size));
@@ -498,15 +498,77 @@ impl State {
         self.lanes.get_mut(member)
     }
 
-    fn set_lock(&mut self, member: Member, change: impl FnOnce(Lock) -> Lock) {
+    /// Books one message of a unit that goes into the socket; says under which number.
+    fn say(&mut self, member: Member, kind: Kind, unit: usize, part: usize, now: Duration) -> usize {
+        let said = self.lanes.get_mut(member).and_then(|lane| lane.said.get_mut(unit));
+        let again = said.is_some_and(|said| {
+            let again = part < *said;
+            *said = (*said).max(part + 1);
+            again
+        });
+        let entry = self.ledger.say(member, kind, again, now);
         if let Some(lane) = self.lane(member) {
-            lane.lock = change(lane.lock);
+            match kind {
+                Kind::Single => lane.awaiting.push_back((entry, Some(unit))),
+                Kind::Staged(_) => lane.awaiting.push_back((entry, None)),
+                // Nobody acknowledges it.
+                Kind::Ephemeral => lane.settle(unit),
+            }
         }
+        entry
+    }
+
+    /// What the mediator says about the lock changes it, or nobody asked for it.
+    fn answered(&mut self, member: Member, change: impl FnOnce(Lock) -> Option<Lock>) {
+        let Some(lane) = self.lanes.get_mut(member) else { return };
+        match change(lane.lock) {
+            Some(lock) => lane.lock = lock,
+            None => self.ledger.tally.fault(Fault::Unasked),
+        }
+    }
+
+    /// The commit is about to go into the socket.
+    fn committing(&mut self, member: Member, transaction: usize, unit: usize) {
+        self.ledger.commit_sent(member, transaction);
+        if let Some(lane) = self.lane(member) {
+            lane.lock = Lock::Committing { transaction, unit };
+        }
+    }
+
+    /// A lock that was held too long was taken back before the commit arrived.
+    fn ended(&mut self, member: Member, ended: &Ended) {
+        if let Some(Lock::Committing { transaction, .. }) = self.lane(member).map(|lane| lane.lock)
+            && ended.close_code() == Some(CloseCode::TransactionTtlReached)
+        {
+            self.ledger.expired(member, transaction);
+        }
+    }
+
+    /// From here on everybody is owed what was staged.
+    fn commit_acked(&mut self, member: Member) {
+        let Some(lane) = self.lanes.get_mut(member) else { return };
+        let Lock::Committing { transaction, unit } = lane.lock else {
+            self.ledger.tally.fault(Fault::Unasked);
+            return;
+        };
+        lane.lock = Lock::Idle;
+        lane.settle(unit);
+        self.ledger.committed(member, transaction);
     }
 
     /// Whether everybody has said everything, and everything due has arrived.
     fn is_over(&self) -> bool {
         self.lanes.iter().all(|lane| lane.finished) && self.ledger.is_settled()
+    }
+}
+
+impl Lane {
+    fn settle(&mut self, unit: usize) {
+        self.done.get_mut(unit).into_iter().for_each(|done| *done = true);
+    }
+
+    fn is_done(&self, unit: usize) -> bool {
+        self.done.get(unit).is_some_and(|done| *done)
     }
 }
 
@@ -533,6 +595,10 @@ impl Totals {
     }
 }
 
+const fn device_id(member: Member) -> DeviceId {
+    DeviceId(member as u64 + 1)
+}
+
 fn body(sender: Member, entry: u32, size: usize) -> Vec<u8> {
     let mut body = Vec::with_capacity(size.max(BODY_MIN));
     body.extend_from_slice(MARK);
@@ -548,4 +614,101 @@ fn read_body(body: &[u8], size: usize) -> Option<(Member, usize)> {
     let mark: [u8; 4] = r.array().ok()?;
     let (sender, entry) = (r.u16().ok()?, r.u32().ok()?);
     (mark == *MARK && body.len() == size.max(BODY_MIN)).then_some((sender.into(), entry as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Trust;
+    use crate::wire::d2m::Envelope;
+
+    /// Two devices, the first of which has one transaction of two messages to say.
+    fn group() -> Arc<Group> {
+        let world = World {
+            clock: Clock::system(),
+            mediator: Mediator::new("ws://mediator.invalid", &Trust::System).unwrap(),
+            devices: 2,
+            messages: 2,
+            size: BODY_MIN,
+            transactions: 1.0,
+            ephemeral: 0.0,
+            pause: Duration::ZERO,
+            chat: None,
+            totals: Totals::new().unwrap(),
+        };
+        let group = Group::new(&Arc::new(world), 0, ServerGroup::new("a0").unwrap());
+        group.with_lane(0, |lane| (lane.said, lane.done) = (vec![0], vec![false]));
+        group
+    }
+
+    fn hears(group: &Group, member: Member, payload: &ToDevice) {
+        group.heard(member, 1, payload);
+    }
+
+    /// The first device stages both of its messages and is acknowledged; says under which number.
+    fn stages(group: &Group) -> usize {
+        group.lock().lane(0).unwrap().lock = Lock::Asked;
+        hears(group, 0, &ToDevice::BeginTransactionAck);
+        let transaction = group.lock().ledger.begin(0);
+        for part in 0..2 {
+            let entry = group.lock().say(0, Kind::Staged(transaction), 0, part, Duration::ZERO);
+            let reflect_id = ReflectId(u32::try_from(entry).unwrap());
+            hears(group, 0, &ToDevice::ReflectAck(ReflectAck { reflect_id, timestamp_ms: 9 }));
+        }
+        transaction
+    }
+
+    fn arrives(group: &Group, entry: u32) {
+        let envelope = Envelope::copy_from(&group.key.seal_envelope(&body(0, entry, BODY_MIN)));
+        hears(
+            group,
+            1,
+            &ToDevice::Reflected(Reflected::new(envelope, ReflectFlags::default(), ReflectedId(entry + 1), 9)),
+        );
+    }
+
+    #[test]
+    fn a_commit_is_booked_when_its_acknowledgement_is_heard() {
+        let group = group();
+        let transaction = stages(&group);
+        group.lock().committing(0, transaction, 0);
+        assert!(group.lock().ledger.is_settled());
+        hears(&group, 0, &ToDevice::CommitTransactionAck);
+        // Nobody who waits for it was woken yet, and the connection may be gone already.
+        assert!(!group.lock().ledger.is_settled());
+        assert_eq!(group.with_lane(0, |lane| lane.is_done(0)), Some(true), "it is not said again");
+        arrives(&group, 0);
+        let tally = group.tally();
+        assert_eq!((tally.committed, tally.lost), (2, 1));
+    }
+
+    #[test]
+    fn an_answer_that_nobody_asked_for_is_a_fault() {
+        let group = group();
+        stages(&group);
+        let nobody = TransactionHolder { device_id: DeviceId(7), encrypted_scope: group.key.seal_scope(SCOPE) };
+        for stray in [ToDevice::CommitTransactionAck, ToDevice::BeginTransactionAck] {
+            hears(&group, 0, &stray);
+        }
+        let stranger = TransactionHolder { device_id: device_id(1), encrypted_scope: vec![0; 40] };
+        for holder in [nobody, stranger] {
+            hears(&group, 0, &ToDevice::TransactionEnded(holder));
+        }
+        let faults = group.tally().faults;
+        assert_eq!(faults.into_iter().collect::<Vec<_>>(), [(Fault::Foreign, 2), (Fault::Unasked, 2)]);
+    }
+
+    #[test]
+    fn what_a_broken_connection_left_of_a_transaction_is_said_again_and_counted_so() {
+        let group = group();
+        let transaction = group.lock().ledger.begin(0);
+        group.lock().say(0, Kind::Staged(transaction), 0, 0, Duration::ZERO);
+        // Begun again on the next connection: one message was said before, one is new.
+        let again = group.lock().ledger.begin(0);
+        for part in 0..2 {
+            group.lock().say(0, Kind::Staged(again), 0, part, Duration::ZERO);
+        }
+        let tally = group.tally();
+        assert_eq!((tally.sent, tally.resent, tally.lost), (3, 1, 0));
+    }
 }

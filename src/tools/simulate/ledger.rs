@@ -9,10 +9,10 @@
 //! * an acknowledged entry arrives, one of a transaction when the commit was acknowledged;
 //! * the entries of one sender arrive in the order they were said, on each connection at most once, and over all
 //!   connections for the first time in that order;
-//! * what arrives again keeps its reflected-id, and is no ephemeral;
+//! * what arrives again keeps its reflected-id, and is no ephemeral; no two entries have the same at one receiver;
 //! * everybody, the sender included, is shown the same time for an entry;
-//! * a transaction whose commit was never sent arrives nowhere, and one whose commit was never answered arrives everywhere
-//!   whole or nowhere.
+//! * nothing of a transaction arrives before its commit was sent, and nothing at all when it ended without one; one whose
+//!   commit was never answered arrives everywhere whole or nowhere.
 //!
 //! A repeated arrival is allowed on a later connection only: the acknowledgement may have been lost with the first one. An
 //! entry that nobody acknowledged may have arrived or not; what it said is said again, so that both may arrive.
@@ -54,6 +54,7 @@ pub(super) enum Kind {
 /// How far a transaction got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transaction {
+    /// Not committed, and once its connection is gone never to be: nothing of it may arrive.
     Begun,
     CommitSent,
     Committed,
@@ -87,12 +88,16 @@ pub(super) enum Fault {
     NotEphemeral,
     /// Again, under another reflected-id.
     AnotherId,
+    /// Under the reflected-id of another message.
+    SameId,
     /// Not the time the others were shown.
     AnotherTime,
-    /// Part of a transaction that was never committed.
+    /// Part of a transaction that was not committed.
     Leaked,
     /// A transaction arrived in parts.
     Torn,
+    /// An answer to nothing that was said.
+    Unasked,
     /// An acknowledgement that is not of the oldest unacknowledged message, or comes behind that of the commit.
     LateAck,
 }
@@ -106,9 +111,11 @@ impl Fault {
             Self::Repeated => "messages twice on one connection",
             Self::NotEphemeral => "ephemeral messages that were kept, or flags that changed",
             Self::AnotherId => "messages again under another reflected-id",
+            Self::SameId => "messages under the reflected-id of another",
             Self::AnotherTime => "messages whose time is not what others were shown",
-            Self::Leaked => "messages of transactions that were never committed",
+            Self::Leaked => "messages of transactions that were not committed",
             Self::Torn => "transactions that arrived in parts",
+            Self::Unasked => "answers that nobody asked for",
             Self::LateAck => "acknowledgements out of their order",
         }
     }
@@ -122,6 +129,8 @@ pub(super) struct Ledger {
     transactions: Vec<Vec<Transaction>>,
     /// By receiver and sender: connection and entry of the last arrival, and the highest entry that ever arrived.
     last: HashMap<(Member, Member), (u32, usize, usize)>,
+    /// By receiver and reflected-id: whose entry it was. Ephemeral ones are given away once, too.
+    ids: HashMap<(Member, u32), (Member, usize)>,
     /// Arrivals that are due and have not happened.
     outstanding: usize,
     pub(super) tally: Tally,
@@ -182,6 +191,7 @@ impl Ledger {
             entries: per_member(),
             transactions: std::iter::repeat_with(Vec::new).take(members).collect(),
             last: HashMap::new(),
+            ids: HashMap::new(),
             outstanding: 0,
             tally: Tally::default(),
         }
@@ -222,6 +232,19 @@ impl Ledger {
                     self.tally.fault(Fault::LateAck);
                 }
             }
+        }
+    }
+
+    /// The mediator took the lock back: what was on the way to it as a commit came too late.
+    pub(super) fn expired(&mut self, sender: Member, transaction: usize) {
+        self.advance(sender, transaction, Transaction::Begun);
+        let staged = self.entries.get(sender).into_iter().flatten();
+        let leaked: usize = staged
+            .filter(|entry| entry.kind == Kind::Staged(transaction))
+            .map(|entry| entry.arrivals.iter().flatten().count())
+            .sum();
+        for _ in 0..leaked {
+            self.tally.fault(Fault::Leaked);
         }
     }
 
@@ -304,7 +327,15 @@ impl Ledger {
         }
         self.last.insert((receiver, sender), (connection, seen.entry, highest.max(seen.entry)));
 
+        if *self.ids.entry((receiver, seen.reflected_id)).or_insert((sender, seen.entry)) != (sender, seen.entry) {
+            self.tally.fault(Fault::SameId);
+        }
         let (missing, kind, acked, said_at) = (entry.missing(members), entry.kind, entry.acked, entry.said_at);
+        if let Kind::Staged(transaction) = kind
+            && self.state(sender, transaction) == Some(Transaction::Begun)
+        {
+            self.tally.fault(Fault::Leaked);
+        }
         if first && self.is_due(sender, kind, acked) {
             self.outstanding = self.outstanding.saturating_sub(1);
         }
@@ -344,11 +375,8 @@ impl Ledger {
                 *here += self.members - 1 - missing;
             }
             for (transaction, (here, gone)) in parts {
-                match self.state(sender, transaction) {
-                    Some(Transaction::Begun) if here > 0 => self.tally.fault(Fault::Leaked),
-                    Some(Transaction::CommitSent) if here > 0 && gone > 0 => torn += 1,
-                    _ => {}
-                }
+                let unanswered = self.state(sender, transaction) == Some(Transaction::CommitSent);
+                torn += u64::from(unanswered && here > 0 && gone > 0);
             }
         }
         if torn > 0 {
@@ -372,7 +400,7 @@ mod tests {
     const T: Duration = Duration::ZERO;
 
     fn seen(receiver: Member, sender: Member, entry: usize) -> Seen {
-        let reflected_id = u32::try_from(entry).unwrap();
+        let reflected_id = u32::try_from(100 * sender + entry).unwrap();
         Seen { receiver, connection: 1, sender, entry, reflected_id, ephemeral: false, timestamp_ms: 9 }
     }
 
@@ -440,15 +468,17 @@ mod tests {
         let mut ledger = Ledger::new(2);
         ledger.say(0, Kind::Single, false, T);
         ledger.say(0, Kind::Ephemeral, false, T);
+        ledger.say(0, Kind::Ephemeral, false, T);
         ledger.acked(0, 0, 9, T);
         ledger.arrived(seen(1, 0, 0), T);
         for wrong in [
-            seen(1, 0, 7),                                             // nobody said it
-            seen(0, 0, 0),                                             // its own sender
-            seen(1, 0, 0),                                             // again
-            Seen { connection: 2, reflected_id: 8, ..seen(1, 0, 0) },  // again, another id
-            Seen { connection: 3, timestamp_ms: 8, ..seen(1, 0, 0) },  // again, another time
-            Seen { connection: 3, ephemeral: false, ..seen(1, 0, 1) }, // without its flag
+            seen(1, 0, 7),                                              // nobody said it
+            seen(0, 0, 0),                                              // its own sender
+            seen(1, 0, 0),                                              // again
+            Seen { connection: 2, reflected_id: 8, ..seen(1, 0, 0) },   // again, another id
+            Seen { connection: 3, timestamp_ms: 8, ..seen(1, 0, 0) },   // again, another time
+            Seen { connection: 3, ephemeral: false, ..seen(1, 0, 1) },  // without its flag
+            Seen { ephemeral: true, reflected_id: 0, ..seen(1, 0, 2) }, // under an id that was given to another
         ] {
             ledger.arrived(wrong, T);
         }
@@ -460,6 +490,7 @@ mod tests {
                 (Fault::Repeated, 1),
                 (Fault::NotEphemeral, 1),
                 (Fault::AnotherId, 1),
+                (Fault::SameId, 1),
                 (Fault::AnotherTime, 1),
             ]
         );
@@ -495,10 +526,22 @@ mod tests {
             assert!(ledger.is_settled());
             assert_eq!(faults(&ledger.close()).contains(&(Fault::Torn, 1)), torn, "{arrive} arrived");
         }
-        // Never committed: nothing.
+        // Not committed: nothing, neither before the commit nor when there never is one.
         let mut ledger = Ledger::new(2);
-        staged(&mut ledger);
+        let transaction = staged(&mut ledger);
         ledger.arrived(seen(1, 0, 0), T);
+        ledger.commit_sent(0, transaction);
+        ledger.committed(0, transaction);
+        ledger.arrived(seen(1, 0, 1), T);
         assert_eq!(faults(&ledger.close()), [(Fault::Leaked, 1)]);
+        // Nor when the lock was taken back before the commit came.
+        let mut ledger = Ledger::new(2);
+        let transaction = staged(&mut ledger);
+        ledger.commit_sent(0, transaction);
+        ledger.arrived(seen(1, 0, 0), T);
+        ledger.expired(0, transaction);
+        ledger.arrived(seen(1, 0, 1), T);
+        let tally = ledger.close();
+        assert_eq!((faults(&tally), tally.lost), (vec![(Fault::Leaked, 2)], 0));
     }
 }

@@ -20,13 +20,13 @@ use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use tokio::task::JoinSet;
 
 use chat::{Chat, ChatTally};
-use group::{BODY_MIN, Group, Totals, World};
+use group::{BODY_MIN, CONNECT_PATIENCE, Group, Totals, World};
 use ledger::Tally;
 
-use super::{TrustArgs, trust_of};
-use crate::client::Mediator;
+use super::{TrustArgs, not_connected, trust_of};
+use crate::client::{GroupKey, Mediator};
 use crate::time::Clock;
-use crate::wire::d2m::{ENVELOPE_MAX, ServerGroup};
+use crate::wire::d2m::{ClientUrlInfo, CloseCode, ENVELOPE_MAX, ServerGroup};
 
 /// Let many groups of devices reflect, and judge what reached whom
 #[derive(Debug, clap::Args)]
@@ -43,7 +43,7 @@ pub struct Args {
     url: String,
     #[command(flatten)]
     trust: TrustArgs,
-    /// The server's data directory: its development CA is trusted, and chat identities are made there
+    /// The server's data directory: its development CA is trusted, and the chat identities of simulations are kept there
     #[arg(long, default_value = "heliostat-data", value_name = "DIR")]
     data: PathBuf,
     /// How many device groups
@@ -110,10 +110,12 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         return Err(miette!("a message of {size} bytes does not fit an envelope: {} is the most", ENVELOPE_MAX - 40));
     }
     let messages = usize::try_from(args.messages).into_diagnostic()?;
+    // Patience is for a server that is started again, not for one that was never there.
+    reach(&mediator, &server_group).await?;
     let chat = if args.no_csp || args.groups < 2 {
         None
     } else if !chat::is_reachable(&args.data) {
-        tell("no chat messages: there is no chat server's data to make identities in");
+        tell(&format!("no chat messages: {} is not the data directory of a chat server", args.data.display()));
         None
     } else {
         Some(Chat::prepare(&args.data, usize::from(args.groups), messages, &server_group).await?)
@@ -136,6 +138,18 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let good =
         outcome.gave_up.is_none() && outcome.tally.is_clean() && outcome.chat.as_ref().is_none_or(ChatTally::is_clean);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether there is a mediator at all, and whether it can be trusted.
+async fn reach(mediator: &Mediator, server_group: &ServerGroup) -> Result<()> {
+    let group =
+        ClientUrlInfo { device_group_id: GroupKey::generate().device_group_id(), server_group: server_group.clone() };
+    let opened = tokio::time::timeout(CONNECT_PATIENCE, mediator.open(&group)).await;
+    let mut connection = opened
+        .map_err(|_| miette!("no answer within {}", humantime::format_duration(CONNECT_PATIENCE)))?
+        .map_err(|error| not_connected(&error, mediator))?;
+    connection.close(CloseCode::Normal.code(), "").await;
+    Ok(())
 }
 
 async fn simulate(args: &Args, world: &Arc<World>, server_group: &ServerGroup) -> Outcome {
@@ -255,6 +269,9 @@ fn table(outcome: &Outcome, totals: &Totals) -> String {
         rows.push(("  duplicates", chat.duplicates.to_string()));
         rows.push(("  lost", chat.lost.to_string()));
         rows.push(("  misordered", chat.misordered.to_string()));
+        if chat.foreign > 0 {
+            rows.push(("  fault", format!("{} messages or acknowledgements of what nobody sent", chat.foreign)));
+        }
     }
     rows.extend(tally.faults.iter().map(|(fault, count)| ("  fault", format!("{count} {}", fault.text()))));
     rows.extend(outcome.gave_up.iter().map(|why| ("gave up", why.clone())));
