@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
 //! | [`admin`] | the admin door |
+//! | [`backup`] | a copy of the whole data directory while everything runs |
 //! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
 
 pub mod admin;
+pub mod backup;
 pub mod health;
 pub mod routes;
 pub mod serve;
