@@ -207,7 +207,7 @@ fn done(command: Command) -> miette::Result<ExitCode> {
     drop(inside);
     let code = runtime.block_on(run(command));
     // While there is a runtime to send the last traces.
-    drop(logging);
+    logging.finish();
     code
 }
 

@@ -21,11 +21,20 @@ const FILTER: &str = "HELIOSTAT_LOG";
 /// The way to the filter that holds.
 static CHANGE: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// What was started. Dropping it sends what was traced and not sent yet.
+/// What was started.
 #[derive(Debug)]
+#[must_use = "what was traced last is sent when this is finished"]
 pub struct Logging {
     #[cfg(feature = "otel")]
-    _traces: Option<crate::traces::Traces>,
+    traces: Option<crate::traces::Traces>,
+}
+
+impl Logging {
+    /// Sends what was traced and not sent yet.
+    pub fn finish(self) {
+        #[cfg(feature = "otel")]
+        drop(self.traces);
+    }
 }
 
 /// Why the filter was not changed.
@@ -68,7 +77,7 @@ pub fn start() -> miette::Result<Logging> {
     CHANGE.set(handle).unwrap_or_default();
     Ok(Logging {
         #[cfg(feature = "otel")]
-        _traces: traces,
+        traces,
     })
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use heliostat::chat::csp::state::PushRequest;
+use heliostat::chat::csp::state::{AlertText, PushRequest};
 use heliostat::chat::csp::store::{AddError, Directory, DirectoryState};
 use heliostat::chat::csp::wire::handshake::AwaitServerHello;
 use heliostat::chat::csp::wire::{
@@ -208,30 +208,6 @@ async fn login_bytes(room: &Room, socket: &mut TcpStream, login: &Login) -> Vec<
     bytes
 }
 
-#[tokio::test]
-async fn csp_13_2_login_split_at_every_byte_position() {
-    let dir = temp();
-    let room = Room::open(dir.path()).await;
-    let person = room.person().await;
-    let login = room.login_of(&person).device(CspDeviceId(1)).cookie(DeviceCookie([3; 16]));
-    let mut len = usize::MAX;
-    let mut at = 0;
-    while at < len {
-        let mut socket = room.socket().await;
-        let bytes = login_bytes(&room, &mut socket, &login).await;
-        len = bytes.len();
-        let (head, tail) = bytes.split_at(at);
-        socket.write_all(head).await.unwrap();
-        tokio::task::yield_now().await;
-        socket.write_all(tail).await.unwrap();
-        let mut ack = [0; 32];
-        soon(socket.read_exact(&mut ack)).await.unwrap_or_else(|error| panic!("split at {at}: {error}"));
-        at += 1;
-    }
-    assert!(len > 144 + 16, "both boxes were there");
-    room.close().await;
-}
-
 /// The server closes the socket and has not said a byte since.
 async fn closes_silently(mut socket: TcpStream) {
     let mut rest = Vec::new();
@@ -301,7 +277,7 @@ async fn csp_13_3_wrong_server_cookie_and_changed_bytes_end_without_a_word() {
 #[tokio::test]
 async fn csp_2_7_who_fails_too_often_is_not_heard_for_a_while() {
     let dir = temp();
-    let room = Room::open_with(dir.path(), |config| config.failures_exempt.clear()).await;
+    let room = Room::open_with(dir.path(), |config| config.exempt.clear()).await;
     let person = room.person().await;
     for _ in 0..csp::serve::FAILURES_MAX {
         let mut socket = room.socket().await;
@@ -312,6 +288,71 @@ async fn csp_2_7_who_fails_too_often_is_not_heard_for_a_while() {
     // The last failure is counted after its socket closed: wait for the gate to shut.
     let shut = async { while room.try_login(room.login_of(&person)).await.is_ok() {} };
     soon(shut).await;
+    room.close().await;
+}
+
+#[tokio::test]
+async fn csp_2_7_who_leaves_in_the_middle_of_a_handshake_has_failed_and_who_said_nothing_has_not() {
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.exempt.clear()).await;
+    let person = room.person().await;
+    for _ in 0..2 * csp::serve::FAILURES_MAX {
+        let mut socket = room.socket().await;
+        socket.shutdown().await.unwrap();
+        closes_silently(socket).await;
+    }
+    room.alone(&person).await;
+    for _ in 0..csp::serve::FAILURES_MAX {
+        let mut socket = room.socket().await;
+        login_bytes(&room, &mut socket, &room.login_of(&person)).await;
+        socket.shutdown().await.unwrap();
+        closes_silently(socket).await;
+    }
+    // The last failure is counted after its socket closed: wait for the gate to shut.
+    let shut = async { while room.try_login(room.login_of(&person)).await.is_ok() {} };
+    soon(shut).await;
+    room.close().await;
+}
+
+#[tokio::test]
+async fn csp_2_7_handshakes_at_a_time_are_bounded_and_connections_are_not() {
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.exempt.clear()).await;
+    let (person, other) = (room.person().await, room.person().await);
+    let mut trying = Vec::new();
+    for _ in 0..csp::serve::HANDSHAKES_PER_ADDRESS_MAX - 1 {
+        let mut socket = room.socket().await;
+        // It is known to be accepted, because it is answered.
+        login_bytes(&room, &mut socket, &room.login_of(&person)).await;
+        trying.push(socket);
+    }
+    let mut first = room.alone(&person).await;
+    let mut second = room.alone(&other).await;
+    let mut socket = room.socket().await;
+    login_bytes(&room, &mut socket, &room.login_of(&person)).await;
+    trying.push(socket);
+    closes_silently(room.socket().await).await;
+    echoes(&mut first, b"undisturbed").await;
+    echoes(&mut second, b"undisturbed").await;
+    drop(trying);
+    room.close().await;
+}
+
+/// On a listener for both families the mediator's address comes as an IPv4 address in IPv6's clothes.
+#[tokio::test]
+async fn csp_2_7_the_mediator_is_exempt_also_on_a_listener_for_both_families() {
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.listen = "[::]:0".parse().unwrap()).await;
+    let person = room.person().await;
+    let address = ("127.0.0.1", room.running.local_addr().port());
+    // A failure is counted after its socket is closed: a few more, so that the gate would be shut by now.
+    for _ in 0..csp::serve::FAILURES_MAX + 5 {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(&[0; 48]).await.unwrap();
+        closes_silently(socket).await;
+    }
+    let socket = TcpStream::connect(address).await.unwrap();
+    soon(CspClient::login(socket, room.login_of(&person))).await.unwrap();
     room.close().await;
 }
 
@@ -438,6 +479,27 @@ async fn csp_13_6_each_flag() {
     room.close().await;
 }
 
+/// The client was told to go and has not gone yet: it does not count as present.
+#[tokio::test]
+async fn csp_5_who_was_told_to_go_is_not_active_any_more() {
+    let dir = temp();
+    let pushes: std::sync::Arc<Pushes> = Default::default();
+    let hook = std::sync::Arc::clone(&pushes);
+    let room = Room::open_with(dir.path(), |config| config.push = hook).await;
+    let (a, b) = (room.person().await, room.person().await);
+    let mut sender = room.alone(&a).await;
+    let mut receiver = room.alone(&b).await;
+    receiver.set_idle_timeout(29).await.unwrap();
+    assert!(matches!(event(&mut receiver).await, Event::CloseError { .. }));
+    sent(&mut sender, a.flagged(&b, 1, MessageFlags::SEND_PUSH), b.ack_of(1)).await;
+    assert_eq!(*pushes.0.lock().unwrap(), [b.identity]);
+    sent(&mut sender, a.flagged(&b, 2, MessageFlags::NO_QUEUING), b.ack_of(2)).await;
+    ends(&mut receiver).await;
+    let mut receiver = room.login(room.login_of(&b)).await;
+    assert_eq!(events_until_complete(&mut receiver).await, [1]);
+    room.close().await;
+}
+
 async fn event_flags(client: &mut Client) -> (u64, MessageFlags) {
     match event(client).await {
         Event::Message(message) => (message.id.0, message.flags),
@@ -521,6 +583,45 @@ async fn csp_13_10_hand_over_between_two_devices_without_loss() {
 }
 
 #[tokio::test]
+async fn csp_5_a_connection_that_is_blocked_again_gets_no_more_messages() {
+    const COUNT: u64 = 1_000;
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.limits.window = 1_000).await;
+    let (a, b) = (room.person().await, room.person().await);
+    // Nothing is read, and 8 MB are more than the sockets between hold: the rest waits in the server.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let socket = socket.connect(room.running.local_addr()).await.unwrap();
+    let mut one = soon(CspClient::login(socket, room.login_of(&b).device(CspDeviceId(1)))).await.unwrap();
+    one.unblock().await.unwrap();
+    assert_eq!(event(&mut one).await, Event::QueueSendComplete);
+    let mut sender = room.alone(&a).await;
+    for id in 1..=COUNT {
+        let message = Message { message_box: vec![1; 7_900].into(), ..a.message(&b, id) };
+        sender.send_message(message).await.unwrap();
+    }
+    for id in 1..=COUNT {
+        assert_eq!(event(&mut sender).await, b.ack_of(id));
+    }
+    let mut two = room.device(&b, 2).await;
+    two.unblock().await.unwrap();
+    assert_eq!(events_until_complete(&mut two).await, (1..=COUNT).collect::<Vec<_>>());
+
+    // Whatever was on the socket of the first one by now comes ahead of the echo, and nothing behind it.
+    one.echo(&b"blocked"[..]).await.unwrap();
+    let mut before = 0;
+    loop {
+        match event(&mut one).await {
+            Event::Message(_) => before += 1,
+            other => break assert_eq!(other, Event::EchoResponse(b"blocked"[..].into())),
+        }
+    }
+    echoes(&mut one, b"still nothing").await;
+    assert!(before < COUNT, "all of it fitted the sockets: this proves nothing");
+    room.close().await;
+}
+
+#[tokio::test]
 async fn csp_13_11_the_same_device_id_twice_ends_the_older_with_the_text_that_apps_know() {
     let dir = temp();
     let room = Room::open(dir.path()).await;
@@ -543,6 +644,34 @@ async fn csp_13_11_the_same_device_id_twice_ends_the_older_with_the_text_that_ap
         }
         echoes(&mut new, b"the new one stays").await;
     }
+    room.close().await;
+}
+
+/// Logins that come together are decided together: all but the last are displaced before they are let in.
+#[tokio::test]
+async fn csp_7_who_is_displaced_while_logging_in_is_let_in_and_told() {
+    const COUNT: usize = 20;
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let person = room.person().await;
+    let logins = (0..COUNT).map(|_| room.login(room.login_of(&person)));
+    let mut told = 0;
+    for mut client in futures_util::future::join_all(logins).await {
+        client.echo(&b"last"[..]).await.unwrap_or_default();
+        let last = loop {
+            match event(&mut client).await {
+                Event::QueueSendComplete => {}
+                other => break other,
+            }
+        };
+        match last {
+            Event::CloseError { can_reconnect: false, message } if message.starts_with("Another connection") => {
+                told += 1
+            }
+            other => assert_eq!(other, Event::EchoResponse(b"last"[..].into())),
+        }
+    }
+    assert_eq!(told, COUNT - 1);
     room.close().await;
 }
 
@@ -618,7 +747,7 @@ async fn a_failed_write_ends_connections_without_an_ack_and_loses_nothing_that_w
     let (a, b) = (room.person().await, room.person().await);
     let mut sender = room.alone(&a).await;
     sent(&mut sender, a.message(&b, 1), b.ack_of(1)).await;
-    let file = sqlx::SqlitePool::connect(&format!("sqlite:{}", dir.path().join("csp.sqlite").display())).await.unwrap();
+    let file = file_of(dir.path()).await;
     sqlx::query("CREATE TRIGGER full BEFORE INSERT ON queue BEGIN SELECT RAISE(ABORT, 'disk full'); END")
         .execute(&file)
         .await
@@ -738,6 +867,27 @@ async fn csp_13_17_a_malformed_message_never_reaches_a_receiver() {
     room.close().await;
 }
 
+#[derive(Debug)]
+struct Breaks;
+
+impl PushHook for Breaks {
+    fn push(&self, _: PushRequest) {
+        panic!("this hook is broken");
+    }
+}
+
+#[tokio::test]
+async fn a_room_whose_task_fails_says_so() {
+    let dir = temp();
+    let room = Room::open_with(dir.path(), |config| config.push = std::sync::Arc::new(Breaks)).await;
+    let (a, b) = (room.person().await, room.person().await);
+    let mut sender = room.alone(&a).await;
+    assert!(futures_util::FutureExt::now_or_never(room.running.over()).is_none());
+    sender.send_message(a.flagged(&b, 1, MessageFlags::SEND_PUSH)).await.unwrap();
+    soon(room.running.over()).await;
+    room.close().await;
+}
+
 #[tokio::test]
 async fn csp_3_unknown_and_obsolete_payloads_are_ignored() {
     let dir = temp();
@@ -757,7 +907,7 @@ async fn csp_7_an_alert_is_shown_to_the_connected() {
     let room = Room::open(dir.path()).await;
     let person = room.person().await;
     let mut client = room.alone(&person).await;
-    room.running.alert(person.identity, "Maintenance at noon".into()).await;
+    room.running.alert(person.identity, AlertText::new("Maintenance at noon")).await;
     assert_eq!(event(&mut client).await, Event::Alert("Maintenance at noon".into()));
     room.close().await;
 }
@@ -878,6 +1028,45 @@ async fn csp_10_the_directory_is_changed_beside_a_running_server() {
     room.close().await;
 }
 
+/// The directory is changed through a connection of its own, as another process does.
+#[tokio::test]
+async fn csp_10_who_is_revoked_while_connected_is_told_and_ended() {
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let (a, b) = (room.person().await, room.person().await);
+    let directory = Directory::open(dir.path()).await.unwrap();
+    let revoke = async |who: &Person| assert!(directory.revoke(who.identity).await.unwrap());
+    let told = async |client: &mut Client| {
+        let farewell = event(client).await;
+        let Event::CloseError { can_reconnect: false, message } = farewell else { panic!("{farewell:?}") };
+        assert!(message.contains("revoked"), "{message}");
+        ends(client).await;
+    };
+
+    // One that speaks is ended by that, unheard.
+    let mut receiver = room.alone(&b).await;
+    let mut sender = room.alone(&a).await;
+    revoke(&a).await;
+    sender.send_message(a.message(&b, 1)).await.unwrap();
+    told(&mut sender).await;
+    echoes(&mut receiver, b"nothing came").await;
+
+    // One that is spoken to is ended by that. Its sender sees no difference to one that never was.
+    let c = room.person().await;
+    let mut sender = room.alone(&c).await;
+    revoke(&b).await;
+    sent(&mut sender, c.message(&b, 2), b.ack_of(2)).await;
+    told(&mut receiver).await;
+
+    // One that says nothing is ended within a minute.
+    let mut silent = sender;
+    revoke(&c).await;
+    pass(60).await;
+    told(&mut silent).await;
+    directory.close().await;
+    room.close().await;
+}
+
 #[tokio::test]
 async fn the_servers_key_is_made_once_kept_private_and_never_guessed_at() {
     let dir = temp();
@@ -897,4 +1086,39 @@ async fn the_servers_key_is_made_once_kept_private_and_never_guessed_at() {
     let config = Config::new(([127, 0, 0, 1], 0).into(), dir.path().to_owned());
     let refused = csp::start(config, Clock::system(), CancellationToken::new()).await;
     assert!(matches!(refused, Err(StartError::Key(_))), "a damaged key is not replaced by another one");
+}
+
+/// The file beside the running server.
+async fn file_of(dir: &Path) -> sqlx::SqlitePool {
+    sqlx::SqlitePool::connect(&format!("sqlite:{}", dir.join("csp.sqlite").display())).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_damaged_row_of_one_receiver_is_skipped_and_ends_nobody() {
+    let dir = temp();
+    let room = Room::open(dir.path()).await;
+    let (a, b, c) = (room.person().await, room.person().await, room.person().await);
+    let mut sender = room.alone(&a).await;
+    for id in 1..=3 {
+        sent(&mut sender, a.message(&b, id), b.ack_of(id)).await;
+    }
+    let file = file_of(dir.path()).await;
+    sqlx::query("UPDATE queue SET message = x'00' WHERE seq = 2").execute(&file).await.unwrap();
+    sqlx::query("INSERT INTO device_cookie (identity, cookie, changed) VALUES ($1, x'00', 0)")
+        .bind(b.identity.as_str())
+        .execute(&file)
+        .await
+        .unwrap();
+    room.close().await;
+
+    // Now the receiver's mailbox sleeps, and is woken by a message, with the damage in it.
+    let room = Room::open(dir.path()).await;
+    let (mut bystander, mut sender) = (room.alone(&c).await, room.alone(&a).await);
+    sent(&mut sender, a.message(&b, 4), b.ack_of(4)).await;
+    let mut receiver = room.login(room.login_of(&b)).await;
+    assert_eq!(events_until_complete(&mut receiver).await, [1, 3, 4]);
+    echoes(&mut bystander, b"undisturbed").await;
+    echoes(&mut sender, b"undisturbed").await;
+    file.close().await;
+    room.close().await;
 }

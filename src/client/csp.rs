@@ -31,7 +31,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use crate::chat::csp::wire::handshake::AwaitServerHello;
 use crate::chat::csp::wire::{
     BadContainer, CspDeviceId, DeviceCookie, Extensions, Features, Frames, FromClient, HandshakeError, Identity,
-    Introduction, LoginAck, Message, MessageAck, Opener, Sealer, ToClient,
+    Introduction, LoginAck, Message, MessageAck, Opener, Sealer, ToClient, TooLong,
 };
 use crate::crypto::boxes::{BadBox, Public};
 use crate::crypto::{Secret, random};
@@ -56,6 +56,9 @@ pub enum CspError {
     /// The server's frame has a length that is not allowed.
     #[error("the server sent a bad frame: {0}")]
     BadFrame(#[from] BadUnit),
+    /// What was to be sent does not fit a frame. The connection goes on.
+    #[error("not sent: {0}")]
+    TooLong(#[from] TooLong),
     /// The server's frame does not open.
     #[error("the server's frame: {0}")]
     BadBox(#[from] BadBox),
@@ -326,10 +329,10 @@ impl<IO: AsyncWrite> CspSender<IO> {
     /// Sends a container of any content, well-formed or not.
     ///
     /// # Errors
-    /// [`CspError::Closed`] when the connection is gone.
+    /// [`CspError::Closed`] when the connection is gone, [`CspError::TooLong`] when the container does not fit a frame.
     pub async fn send_container(&mut self, container: &[u8]) -> Result<(), CspError> {
         self.write().await?;
-        self.sealer.seal_frame(container, &mut self.unsent);
+        self.sealer.seal_frame(container, &mut self.unsent)?;
         self.flush().await
     }
 

@@ -25,7 +25,7 @@ pub mod settings;
 mod sources;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -139,6 +139,9 @@ settings! {
             listen: SocketAddr = local(5222), ADDRESS, Restart;
             /// Whether devices are told that the account's device cookie changed. Desktop clients end the connection then.
             device_cookie_indication: bool = true, Switch, Restart;
+            /// Addresses behind which many clients stand, so that none is shut out for what others do to log in: the
+            /// mediator's above all. When not set, this machine's own.
+            exempt: Option<BTreeSet<IpAddr>> = None, Or(None, List(Parsed("an IP address", "10.0.0.2"))), Restart;
         }
     }
 
@@ -392,6 +395,7 @@ mod tests {
         enabled = true
         listen = "127.0.0.1:0"
         device_cookie_indication = false
+        exempt = ["10.0.0.2", "2001:db8::2"]
         [limits]
         max_device_slots = 15
         max_queue_messages = 1

@@ -153,7 +153,10 @@ mod tests {
             assert!(inside.lines().any(stands), "{key}: {shown}");
         }
         assert!(shown.contains("plain = false\n") && shown.contains("max_device_slots = 15 "), "{shown}");
-        assert_eq!(shown.lines().filter(|line| line.contains("# full.toml, line ")).count(), 24, "{shown}");
+        // What stands in a server group is not a key of its own.
+        let inner = |line: &&str| ["addresses", "framing"].iter().any(|name| line.trim().starts_with(name));
+        let keys = FULL.lines().filter(|line| line.contains(" = ") && !inner(line)).count() + 1;
+        assert_eq!(shown.lines().filter(|line| line.contains("# full.toml, line ")).count(), keys, "{shown}");
         assert!(!shown.contains("[chat]"), "a section without keys needs no header: {shown}");
     }
 }

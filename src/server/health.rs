@@ -11,8 +11,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::http::{StatusCode, header};
@@ -50,11 +50,19 @@ struct Inner {
     durability: &'static str,
     stop: CancellationToken,
     draining: AtomicBool,
-    /// In Unix time; 0 for none.
-    certificate_expires_s: AtomicU64,
+    certificate: OnceLock<Certificate>,
     doors: Mutex<Vec<(&'static str, AbortHandle)>>,
     /// By address: since when nobody answers there.
     upstreams: Mutex<HashMap<String, Duration>>,
+}
+
+/// Knows until when a certificate is valid.
+struct Certificate(Box<dyn Fn() -> Option<u64> + Send + Sync>);
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Certificate(until {:?})", (self.0)())
+    }
 }
 
 /// Why only a restart helps.
@@ -102,7 +110,7 @@ impl Health {
             durability,
             stop,
             draining: AtomicBool::new(false),
-            certificate_expires_s: AtomicU64::new(0),
+            certificate: OnceLock::new(),
             doors: Mutex::default(),
             upstreams: Mutex::default(),
         }))
@@ -113,13 +121,10 @@ impl Health {
         self.0.doors.lock().unwrap_or_else(PoisonError::into_inner).push((name, accepting.abort_handle()));
     }
 
-    /// When the certificate of the public door expires, in seconds of Unix time; `None` without TLS. To be said again with
-    /// each new one.
-    pub fn set_certificate_expiry(&self, unix_s: Option<u64>) {
-        let unix_s = unix_s.unwrap_or(0);
-        self.0.certificate_expires_s.store(unix_s, Ordering::Relaxed);
-        #[expect(clippy::cast_precision_loss, reason = "exact for the next 285 million years")]
-        metrics::get().certificate_expires.set(unix_s as f64);
+    /// Who knows until when the public door's certificate is valid, in seconds of Unix time, as of now; `None` while there is
+    /// none. The first one who says so stays.
+    pub fn watch_certificate(&self, not_after_s: impl Fn() -> Option<u64> + Send + Sync + 'static) {
+        self.0.certificate.get_or_init(|| Certificate(Box::new(not_after_s)));
     }
 
     /// Whether devices are being sent away. Stopping is draining, and need not be said.
@@ -169,9 +174,9 @@ impl Health {
             out.push(Degraded { what: "store", why: why.to_owned() });
         }
         let now = self.0.clock.now();
-        let expires_s = self.0.certificate_expires_s.load(Ordering::Relaxed);
-        let left = Duration::from_secs(expires_s).saturating_sub(Duration::from_millis(now.wall_ms));
-        if expires_s != 0 && left < EXPIRES_SOON {
+        let not_after_s = self.0.certificate.get().and_then(|certificate| (certificate.0)());
+        let left = not_after_s.map(|s| Duration::from_secs(s).saturating_sub(Duration::from_millis(now.wall_ms)));
+        if let Some(left) = left.filter(|left| *left < EXPIRES_SOON) {
             let why = if left.is_zero() {
                 "it has expired".to_owned()
             } else {
@@ -288,6 +293,8 @@ async fn scrape(extract::State(state): extract::State<State>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
     use crate::group::record::{Page, Seq, Snapshot, Write};
     use crate::store::StoreError;
@@ -374,13 +381,15 @@ mod tests {
     async fn a_certificate_is_degraded_for_its_last_two_weeks() {
         let (health, _) = healthy();
         assert_eq!(health.degraded(), [], "without TLS");
-        health.set_certificate_expiry(Some(1_000_000_000 + 15 * 86_400));
+        let valid_s = Arc::new(AtomicU64::new(1_000_000_000 + 15 * 86_400));
+        let known = Arc::clone(&valid_s);
+        health.watch_certificate(move || Some(known.load(Ordering::Relaxed)));
         assert_eq!(health.degraded(), []);
         tokio::time::advance(Duration::from_secs(36 * 3_600)).await;
         assert_eq!(health.degraded()[0].why, "it expires in 13 days");
         tokio::time::advance(Duration::from_secs(14 * 86_400)).await;
         assert_eq!(health.degraded()[0].why, "it has expired");
-        health.set_certificate_expiry(Some(1_000_000_000 + 90 * 86_400));
+        valid_s.store(1_000_000_000 + 90 * 86_400, Ordering::Relaxed);
         assert_eq!(health.degraded(), []);
     }
 

@@ -46,6 +46,9 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         let listener = open_door("the chat server", config.chat.csp.listen, "--csp-listen").await?;
         let mut settings = csp::Config::new(config.chat.csp.listen, data.clone());
         settings.limits.device_cookie_indication = config.chat.csp.device_cookie_indication;
+        if let Some(exempt) = &config.chat.csp.exempt {
+            settings.exempt = exempt.iter().copied().collect();
+        }
         Some(csp::start_on(listener, settings, clock, stop_chat.clone()).await.into_diagnostic()?)
     } else {
         None
@@ -76,8 +79,12 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     mediator.open_admin(admin);
     banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
 
-    end.wait().await;
-    tracing::info!("stopping");
+    let reason = until_over(end.wait(), csp.as_ref()).await;
+    if let Err(fault) = &reason {
+        tracing::error!(%fault, "stopping");
+    } else {
+        tracing::info!("stopping");
+    }
     if let Err(unfinished) = mediator.stop().await {
         tracing::warn!(%unfinished, "connections were left behind");
     }
@@ -86,7 +93,22 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         csp.wait().await;
     }
     kept.close().await?;
-    Ok(ExitCode::SUCCESS)
+    reason.map(|()| ExitCode::SUCCESS)
+}
+
+/// Waits for the request to end, or for a chat server that ended without one. A process that serves half of what it is
+/// configured to looks healthy and is not: it stops in order, and fails, so that a supervisor starts it anew.
+async fn until_over(asked: impl Future<Output = ()>, csp: Option<&csp::Running>) -> miette::Result<()> {
+    let csp_over = async {
+        match csp {
+            Some(csp) => csp.over().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = asked => Ok(()),
+        () = csp_over => Err(miette::miette!("the CSP chat server ended unexpectedly")),
+    }
 }
 
 /// A listener, or what to do when there can be none.
@@ -264,5 +286,23 @@ impl EndSignals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_chat_server_that_ends_unasked_ends_the_process_with_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let settings = csp::Config::new("127.0.0.1:0".parse().unwrap(), dir.path().to_owned());
+        let csp = csp::start(settings, Clock::system(), stop.clone()).await.unwrap();
+        assert!(until_over(std::future::ready(()), Some(&csp)).await.is_ok(), "asked");
+        stop.cancel();
+        let fault = until_over(std::future::pending(), Some(&csp)).await.unwrap_err();
+        assert!(fault.to_string().contains("CSP"), "{fault}");
+        csp.wait().await;
     }
 }

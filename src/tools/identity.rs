@@ -51,7 +51,7 @@ enum What {
     },
     /// List all identities
     List,
-    /// Let an identity log in no more, and get no new messages; it cannot be taken back
+    /// Let an identity log in no more, get no new messages, and lose its connections; it cannot be taken back
     Revoke {
         /// Which one
         identity: String,
@@ -121,7 +121,7 @@ async fn carry_out(directory: &Directory, what: What, data: &Path) -> Result<Exi
             writeln!(
                 out,
                 "{identity} is revoked, for good: it cannot log in any more, and nothing new is kept for it.\n\
-                 A connection that it has now lasts until it ends; restarting the server ends it at once."
+                 A connection that it has now is ended with its next word, within a minute at the latest."
             )
             .into_diagnostic()?;
         }

@@ -5,6 +5,10 @@
 //! an error, nobody has been told that anything was kept. One commit takes the writes of many connections: one sync
 //! answers them all.
 //!
+//! A row that cannot be what was written there (the disk changed it, or somebody's hand) is the trouble of the one it
+//! belongs to. It is skipped, named in the log, never by its contents, and left where it is for the operator to look
+//! at; everything else is served as if it were not there. Only a failure of the engine is everybody's.
+//!
 //! The [`Directory`] lives in the same file and may be changed by another process while the server runs; whoever needs
 //! it reads it.
 
@@ -16,7 +20,8 @@ use bytes::Bytes;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{QueryBuilder, Row as _, Sqlite, Transaction};
+use sqlx::{Decode, QueryBuilder, Row as _, Sqlite, Transaction, Type};
+use tracing::error;
 
 use super::state::{Kept, KeptEntry, KeptToken, Seq, Write};
 use super::wire::{CspDeviceId, DeviceCookie, Identity, Message, MessageFlags, MessageId, PushToken};
@@ -39,10 +44,15 @@ pub enum StoreError {
     /// The schema could not be brought up to date.
     #[error("the CSP store cannot be opened: {0}")]
     Schema(#[from] sqlx::migrate::MigrateError),
-    /// What was read back is not what can have been written.
-    #[error("the CSP store is damaged: {0}")]
-    Damaged(&'static str),
+    /// The one row that was asked for is not what can have been written.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
 }
+
+/// A row is not what can have been written: this column says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("damaged row in the CSP store: {0}")]
+pub struct Damaged(&'static str);
 
 /// Whether an identity may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,10 +170,10 @@ impl Directory {
         .bind(identity.as_str())
         .fetch_optional(&self.pool)
         .await?;
-        row.as_ref().map(Self::entry).transpose()
+        Ok(row.as_ref().map(Self::entry).transpose()?)
     }
 
-    /// Everybody, by name.
+    /// Everybody, by name, but for those whose row is damaged.
     ///
     /// # Errors
     /// [`StoreError`] when the store fails.
@@ -174,7 +184,10 @@ impl Directory {
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(Self::entry).collect()
+        // Whose row it is may be the very thing that is damaged: whatever is there instead is no name, so the place is told.
+        let entries =
+            rows.iter().zip(1..).map(|(row, nth)| sound(Self::entry(row), format_args!("directory, entry {nth}")));
+        Ok(entries.flatten().collect())
     }
 
     /// Which of these are active.
@@ -190,7 +203,8 @@ impl Directory {
             }
             query.push(")");
             for row in query.build().fetch_all(&self.pool).await? {
-                active.insert(identity(&row, "identity")?);
+                // It is one of those that were asked for.
+                active.extend(identity(&row, "identity"));
             }
         }
         Ok(active)
@@ -201,17 +215,17 @@ impl Directory {
         self.pool.close().await;
     }
 
-    fn entry(row: &SqliteRow) -> Result<DirectoryEntry, StoreError> {
-        let public_key: &[u8] = row.try_get("public_key")?;
-        let state = match row.try_get("state")? {
+    fn entry(row: &SqliteRow) -> Result<DirectoryEntry, Damaged> {
+        let public_key: &[u8] = column(row, "public_key")?;
+        let state = match column(row, "state")? {
             "active" => DirectoryState::Active,
             "revoked" => DirectoryState::Revoked,
-            _ => return Err(StoreError::Damaged("state of an identity")),
+            _ => return Err(Damaged("state")),
         };
         Ok(DirectoryEntry {
             identity: identity(row, "identity")?,
-            public_key: public_key.try_into().map_err(|_| StoreError::Damaged("length of a public key"))?,
-            server_group: row.try_get("server_group")?,
+            public_key: public_key.try_into().map_err(|_| Damaged("public_key"))?,
+            server_group: column(row, "server_group")?,
             state,
         })
     }
@@ -247,10 +261,10 @@ impl Store {
         Ok(Seq(row.try_get::<i64, _>("last")?.cast_unsigned() + 1))
     }
 
-    /// What wakes a mailbox.
+    /// What wakes a mailbox, but for damaged rows. A damaged cookie is none: the next login leaves a new one.
     ///
     /// # Errors
-    /// [`StoreError`] when the store fails or is damaged.
+    /// [`StoreError`] when the store fails.
     pub async fn kept(&self, who: Identity) -> Result<Kept, StoreError> {
         let queue = sqlx::query(
             "SELECT seq, sender, message_id, flags, len, expires_ms FROM queue WHERE receiver = $1 ORDER BY seq",
@@ -258,28 +272,10 @@ impl Store {
         .bind(who.as_str())
         .fetch_all(self.pool())
         .await?;
-        let entries = queue.iter().map(|row| {
-            Ok(KeptEntry {
-                seq: Seq(unsigned(row, "seq")?),
-                sender: identity(row, "sender")?,
-                id: MessageId(unsigned(row, "message_id")?),
-                len: number(row, "len")?,
-                flags: MessageFlags(number(row, "flags")?),
-                expires_ms: unsigned(row, "expires_ms")?,
-            })
-        });
-        let entries = entries.collect::<Result<_, StoreError>>()?;
-
         let cookie = sqlx::query("SELECT cookie, changed FROM device_cookie WHERE identity = $1")
             .bind(who.as_str())
             .fetch_optional(self.pool())
             .await?;
-        let cookie = cookie.map(|row| {
-            let cookie = <[u8; 16]>::try_from(row.try_get::<&[u8], _>("cookie")?);
-            let cookie = cookie.map_err(|_| StoreError::Damaged("length of a device cookie"))?;
-            Ok::<_, StoreError>((DeviceCookie(cookie), row.try_get::<i64, _>("changed")? != 0))
-        });
-
         let tokens = sqlx::query(
             "SELECT device, voip, kind, token \
              FROM push_token \
@@ -288,23 +284,43 @@ impl Store {
         .bind(who.as_str())
         .fetch_all(self.pool())
         .await?;
-        let tokens = tokens.iter().map(|row| {
-            let token =
-                PushToken { kind: number(row, "kind")?, token: Bytes::from(row.try_get::<Vec<u8>, _>("token")?) };
-            Ok(KeptToken {
-                device: device_of(row.try_get("device")?)?,
-                voip: row.try_get::<i64, _>("voip")? != 0,
-                token,
-            })
-        });
-        Ok(Kept { entries, cookie: cookie.transpose()?, tokens: tokens.collect::<Result<_, StoreError>>()? })
+        let id = who.log_id();
+        let (a_message, a_cookie, a_token) =
+            (format_args!("queue of {id}"), format_args!("device cookie of {id}"), format_args!("push token of {id}"));
+        Ok(Kept {
+            entries: queue.iter().filter_map(|row| sound(Self::queued(row), a_message)).collect(),
+            cookie: cookie.and_then(|row| sound(Self::cookie(&row), a_cookie)),
+            tokens: tokens.iter().filter_map(|row| sound(Self::token(row), a_token)).collect(),
+        })
     }
 
-    /// Queued messages, in order; those that are not there any more are left out.
+    fn queued(row: &SqliteRow) -> Result<KeptEntry, Damaged> {
+        Ok(KeptEntry {
+            seq: Seq(unsigned(row, "seq")?),
+            sender: identity(row, "sender")?,
+            id: MessageId(unsigned(row, "message_id")?),
+            len: number(row, "len")?,
+            flags: MessageFlags(number(row, "flags")?),
+            expires_ms: unsigned(row, "expires_ms")?,
+        })
+    }
+
+    fn cookie(row: &SqliteRow) -> Result<(DeviceCookie, bool), Damaged> {
+        let cookie = <[u8; 16]>::try_from(column::<&[u8]>(row, "cookie")?).map_err(|_| Damaged("cookie"))?;
+        Ok((DeviceCookie(cookie), column::<i64>(row, "changed")? != 0))
+    }
+
+    fn token(row: &SqliteRow) -> Result<KeptToken, Damaged> {
+        let token = PushToken { kind: number(row, "kind")?, token: Bytes::from(column::<Vec<u8>>(row, "token")?) };
+        Ok(KeptToken { device: device_of(column(row, "device")?)?, voip: column::<i64>(row, "voip")? != 0, token })
+    }
+
+    /// Queued messages, in order; those that are not there any more are left out, and nothing stands in for those that
+    /// are there and damaged.
     ///
     /// # Errors
-    /// [`StoreError`] when the store fails or is damaged.
-    pub async fn messages(&self, seqs: &[Seq]) -> Result<Vec<(Seq, Message)>, StoreError> {
+    /// [`StoreError`] when the store fails.
+    pub async fn messages(&self, seqs: &[Seq]) -> Result<Vec<(Seq, Option<Message>)>, StoreError> {
         let mut messages = Vec::with_capacity(seqs.len());
         for some in seqs.chunks(ROWS_MAX) {
             let mut query = QueryBuilder::<Sqlite>::new("SELECT seq, message FROM queue WHERE seq IN (");
@@ -314,12 +330,16 @@ impl Store {
             }
             query.push(") ORDER BY seq");
             for row in query.build().fetch_all(self.pool()).await? {
-                let message = Bytes::from(row.try_get::<Vec<u8>, _>("message")?);
-                let message = Message::decode(&message).map_err(|_| StoreError::Damaged("a queued message"))?;
-                messages.push((Seq(unsigned(&row, "seq")?), message));
+                // It is one of those that were asked for.
+                let Ok(seq) = unsigned(&row, "seq") else { continue };
+                messages.push((Seq(seq), sound(Self::message(&row), format_args!("queued message {seq}"))));
             }
         }
         Ok(messages)
+    }
+
+    fn message(row: &SqliteRow) -> Result<Message, Damaged> {
+        Message::decode(&column::<Vec<u8>>(row, "message")?.into()).map_err(|_| Damaged("message"))
     }
 
     /// Keeps all of `writes`, or nothing.
@@ -448,23 +468,33 @@ fn device_text(device: Option<CspDeviceId>) -> String {
     device.map(|CspDeviceId(id)| format!("{id:016x}")).unwrap_or_default()
 }
 
-fn device_of(text: &str) -> Result<Option<CspDeviceId>, StoreError> {
+fn device_of(text: &str) -> Result<Option<CspDeviceId>, Damaged> {
     if text.is_empty() {
         return Ok(None);
     }
-    u64::from_str_radix(text, 16).map(|id| Some(CspDeviceId(id))).map_err(|_| StoreError::Damaged("a device id"))
+    u64::from_str_radix(text, 16).map(|id| Some(CspDeviceId(id))).map_err(|_| Damaged("device"))
 }
 
-fn identity(row: &SqliteRow, column: &str) -> Result<Identity, StoreError> {
-    row.try_get::<&str, _>(column)?.parse().map_err(|_| StoreError::Damaged("an identity"))
+fn identity(row: &SqliteRow, name: &'static str) -> Result<Identity, Damaged> {
+    column::<&str>(row, name)?.parse().map_err(|_| Damaged(name))
 }
 
-fn unsigned(row: &SqliteRow, column: &str) -> Result<u64, StoreError> {
-    Ok(row.try_get::<i64, _>(column)?.cast_unsigned())
+fn unsigned(row: &SqliteRow, name: &'static str) -> Result<u64, Damaged> {
+    Ok(column::<i64>(row, name)?.cast_unsigned())
 }
 
-fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
-    T::try_from(row.try_get::<i64, _>(column)?).map_err(|_| StoreError::Damaged("a number"))
+fn number<T: TryFrom<i64>>(row: &SqliteRow, name: &'static str) -> Result<T, Damaged> {
+    T::try_from(column::<i64>(row, name)?).map_err(|_| Damaged(name))
+}
+
+/// The row is here, so what fails now is not the engine: the column holds something of another type.
+fn column<'r, T: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow, name: &'static str) -> Result<T, Damaged> {
+    row.try_get(name).map_err(|_| Damaged(name))
+}
+
+/// What was read, or nothing: then the operator is told `what` it would have been.
+fn sound<T>(read: Result<T, Damaged>, what: std::fmt::Arguments<'_>) -> Option<T> {
+    read.inspect_err(|damaged| error!(%what, %damaged, "skipped")).ok()
 }
 
 #[cfg(test)]
@@ -528,11 +558,83 @@ mod tests {
         assert_eq!(kept.entries.last(), Some(&last));
         let wanted = [Seq(6), Seq(7), Seq(8)];
         let found = store.messages(&wanted).await.unwrap();
-        assert_eq!(found, [(Seq(6), message(who, u64::MAX - 6)), (Seq(8), message(who, u64::MAX - 8))]);
+        assert_eq!(found, [6, 8].map(|n| (Seq(n), Some(message(who, u64::MAX - n)))));
 
         store.commit(&[Write::Sweep { now_ms: 1_199 }]).await.unwrap();
         assert_eq!(store.kept(who).await.unwrap().entries, [last]);
         store.close().await;
         assert!(store.commit(&[Write::Remove(Seq(200))]).await.is_err(), "a closed store promises nothing");
+    }
+
+    /// Every way a row of a receiver's can be spoilt costs this row, and no other.
+    #[tokio::test]
+    async fn a_damaged_row_is_skipped_and_left_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let who: Identity = "BBBBBBBB".parse().unwrap();
+        let enqueue = |seq| Write::Enqueue { seq: Seq(seq), message: message(who, seq), expires_ms: 1_000 };
+        let token = PushToken { kind: 0x11, token: Bytes::from_static(b"t") };
+        let set = |n| Write::PushToken {
+            identity: who,
+            device: Some(CspDeviceId(n)),
+            voip: false,
+            token: Some(token.clone()),
+        };
+        let cookie = Write::Cookie { identity: who, cookie: DeviceCookie([9; 16]), changed: true };
+        store.commit(&[enqueue(1), enqueue(2), enqueue(3), set(1), set(2), cookie]).await.unwrap();
+        let spoil = async |sql: &'static str| {
+            assert_eq!(sqlx::query(sql).execute(store.pool()).await.unwrap().rows_affected(), 1, "{sql}");
+        };
+
+        spoil("UPDATE push_token SET device = 'kitchen' WHERE device = '0000000000000001'").await;
+        spoil("UPDATE device_cookie SET cookie = x'00'").await;
+        for sender in
+            ["UPDATE queue SET sender = 'nobody' WHERE seq = 1", "UPDATE queue SET sender = x'ff' WHERE seq = 1"]
+        {
+            spoil(sender).await;
+            let kept = store.kept(who).await.unwrap();
+            assert_eq!(kept.entries.iter().map(|entry| entry.seq.0).collect::<Vec<_>>(), [2, 3]);
+            assert_eq!(kept.tokens.iter().map(|token| token.device).collect::<Vec<_>>(), [Some(CspDeviceId(2))]);
+            assert_eq!(kept.cookie, None);
+        }
+        spoil("UPDATE queue SET flags = 256 WHERE seq = 2").await;
+        assert_eq!(store.kept(who).await.unwrap().entries.len(), 1);
+
+        for sql in ["UPDATE queue SET message = x'00' WHERE seq = 2", "UPDATE queue SET message = 'text' WHERE seq = 2"]
+        {
+            spoil(sql).await;
+            let found = store.messages(&[Seq(2), Seq(3), Seq(4)]).await.unwrap();
+            assert_eq!(found, [(Seq(2), None), (Seq(3), Some(message(who, 3)))]);
+        }
+        let rows = sqlx::query("SELECT 1 FROM queue").fetch_all(store.pool()).await.unwrap();
+        assert_eq!(rows.len(), 3, "nothing is thrown away");
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_damaged_identity_hides_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::open(dir.path()).await.unwrap();
+        let public = boxes::public(&crate::crypto::Secret::random());
+        let [a, b, c] = ["AAAAAAAA", "BBBBBBBB", "CCCCCCCC"].map(|name| name.parse::<Identity>().unwrap());
+        for identity in [a, b, c] {
+            directory.add(identity, &public, "a0").await.unwrap();
+        }
+        for sql in [
+            "UPDATE directory SET public_key = x'00' WHERE identity = 'BBBBBBBB'",
+            "UPDATE directory SET public_key = 7, server_group = x'ff' WHERE identity = 'BBBBBBBB'",
+        ] {
+            sqlx::query(sql).execute(&directory.pool).await.unwrap();
+            let names: Vec<Identity> = directory.list().await.unwrap().iter().map(|entry| entry.identity).collect();
+            assert_eq!(names, [a, c]);
+            assert!(matches!(directory.lookup(b).await, Err(StoreError::Damaged(_))), "damaged is not unknown");
+            assert!(directory.lookup(a).await.unwrap().is_some());
+        }
+        sqlx::query("UPDATE directory SET identity = 'nobody' WHERE identity = 'BBBBBBBB'")
+            .execute(&directory.pool)
+            .await
+            .unwrap();
+        assert_eq!(directory.list().await.unwrap().len(), 2);
+        directory.close().await;
     }
 }

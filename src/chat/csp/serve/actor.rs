@@ -4,6 +4,11 @@
 //! While one transaction is being synced, inputs pile up for the next: the more there is to do, the less a sync costs
 //! each. When the store fails, nothing of the batch has been said, all connections are ended, and deciding begins anew
 //! from what the store has: memory is never ahead of what was promised.
+//!
+//! The directory is changed by other processes. Everybody a batch is about, whoever sends, receives or logs in, is looked
+//! up with one query before anything of it is decided, so that nothing a revoked identity says after its revocation is
+//! taken, and nothing reaches it. Who is connected and silent is looked up once a minute. *Rejected*: a poll of
+//! SQLite's `data_version`, which the server's own commits move as well, and which no other engine has.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,7 +19,8 @@ use tracing::{debug, error, info, warn};
 use super::PushHook;
 use super::outbox::Outbox;
 use crate::chat::csp::state::{
-    ConnId, Ending, FetchId, Input, Join, Limits, Notice, Request, Say, Seq, Standing, State, Step, Write,
+    AlertText, ConnId, Discard, Ending, FetchId, Input, Join, Limits, Notice, Request, Say, Seq, Standing, State, Step,
+    Write,
 };
 use crate::chat::csp::store::{Store, StoreError};
 use crate::chat::csp::wire::{Identity, Message, ToClient};
@@ -32,9 +38,16 @@ pub(super) enum Mail {
     Join { join: Join, outbox: Arc<Outbox> },
     Message { conn: ConnId, message: Message },
     Request { conn: ConnId, request: Request },
-    Written { receiver: Identity, seq: Seq },
+    Written { conn: ConnId, seq: Seq },
     Left(ConnId),
-    Alert { identity: Identity, text: String },
+    Alert { identity: Identity, text: AlertText },
+}
+
+/// What only the store can answer.
+#[derive(Debug)]
+enum Question {
+    Messages { receiver: Identity, fetch: FetchId, seqs: Vec<Seq> },
+    Standing(Vec<Identity>),
 }
 
 #[derive(Debug)]
@@ -73,61 +86,89 @@ impl Actor {
         // Deadlines first: what has expired is not to be sent any more, and no mailbox may fall asleep between being
         // woken for an input and that input.
         let mut step = self.state.handle(self.clock.now(), Input::Tick);
-        let known = self.prepare(batch).await?;
+        let (active, revoked) = self.prepare(batch).await?;
+        for identity in revoked {
+            append(&mut step, self.state.handle(self.clock.now(), Input::Revoked(identity)));
+        }
         for mail in batch.drain(..) {
-            let input = self.input(mail, &known);
+            let input = self.input(mail, &active);
             append(&mut step, self.state.handle(self.clock.now(), input));
         }
         loop {
             self.keep(&step.writes).await?;
-            let fetches = self.speak(step.says);
-            if fetches.is_empty() {
+            let questions = self.speak(step.says);
+            if questions.is_empty() {
                 return Ok(());
             }
             step = Step::default();
-            for (receiver, fetch, seqs) in fetches {
-                let through = seqs.last().copied().unwrap_or_default();
-                let messages = self.store.messages(&seqs).await?;
-                let input = Input::Fetched { receiver, fetch, through, messages };
-                append(&mut step, self.state.handle(self.clock.now(), input));
+            for question in questions {
+                for input in self.answer(question).await? {
+                    append(&mut step, self.state.handle(self.clock.now(), input));
+                }
             }
         }
     }
 
-    /// Reads what the batch needs to be decided: which receivers there are, and the mailboxes that sleep.
-    async fn prepare(&mut self, batch: &[Mail]) -> Result<HashSet<Identity>, StoreError> {
-        let receivers = batch.iter().filter_map(|mail| match mail {
-            Mail::Message { message, .. } => message.receiver.valid(),
-            _ => None,
-        });
-        let known = self.store.directory().active(&receivers.collect()).await?;
-        let joining = batch.iter().filter_map(|mail| match mail {
-            Mail::Join { join, .. } => Some(join.identity),
-            _ => None,
-        });
-        for identity in joining.chain(known.iter().copied()) {
+    async fn answer(&self, question: Question) -> Result<Vec<Input>, StoreError> {
+        match question {
+            Question::Messages { receiver, fetch, seqs } => {
+                let through = seqs.last().copied().unwrap_or_default();
+                let messages = self.store.messages(&seqs).await?;
+                Ok(vec![Input::Fetched { receiver, fetch, through, messages }])
+            }
+            Question::Standing(identities) => {
+                let asked = identities.into_iter().collect();
+                let active = self.store.directory().active(&asked).await?;
+                Ok(asked.difference(&active).copied().map(Input::Revoked).collect())
+            }
+        }
+    }
+
+    /// Reads what the batch needs to be decided: of those it is about, who is active and who is not, and the mailboxes
+    /// that sleep.
+    async fn prepare(&mut self, batch: &[Mail]) -> Result<(HashSet<Identity>, Vec<Identity>), StoreError> {
+        let (mut about, mut to_wake) = (HashSet::new(), HashSet::new());
+        for mail in batch {
+            match mail {
+                Mail::Join { join, .. } => to_wake.extend([join.identity]),
+                Mail::Message { conn, message } => {
+                    about.extend(self.state.identity(*conn));
+                    to_wake.extend(message.receiver.valid());
+                }
+                Mail::Request { conn, .. } => about.extend(self.state.identity(*conn)),
+                Mail::Written { .. } | Mail::Left(_) | Mail::Alert { .. } => {}
+            }
+        }
+        about.extend(&to_wake);
+        let active = self.store.directory().active(&about).await?;
+        for identity in to_wake.intersection(&active).copied() {
             if !self.state.is_awake(identity) {
                 let kept = self.store.kept(identity).await?;
                 self.state.wake(self.clock.now(), identity, kept);
             }
         }
-        Ok(known)
+        let revoked = about.difference(&active).copied().collect();
+        Ok((active, revoked))
     }
 
-    fn input(&mut self, mail: Mail, known: &HashSet<Identity>) -> Input {
+    fn input(&mut self, mail: Mail, active: &HashSet<Identity>) -> Input {
+        let standing = |who: Option<Identity>| match who {
+            Some(who) if active.contains(&who) => Standing::Active,
+            _ => Standing::Unknown,
+        };
         match mail {
             Mail::Join { join, outbox } => {
                 self.outboxes.insert(join.conn, outbox);
-                Input::Join(join)
+                let standing = standing(Some(join.identity));
+                Input::Join { join, standing }
             }
             Mail::Message { conn, message } => {
-                let is_known = message.receiver.valid().is_some_and(|receiver| known.contains(&receiver));
                 metrics::get().chat_accepted.of(Room::Csp).increment(1);
-                let receiver = if is_known { Standing::Active } else { Standing::Unknown };
+                let receiver = standing(message.receiver.valid());
                 Input::Message { conn, message, receiver }
             }
             Mail::Request { conn, request } => Input::Request { conn, request },
-            Mail::Written { receiver, seq } => Input::Written { receiver, seq },
+            Mail::Written { conn, seq } => Input::Written { conn, seq },
             Mail::Left(conn) => {
                 self.outboxes.remove(&conn);
                 Input::Left(conn)
@@ -146,9 +187,9 @@ impl Actor {
         Ok(())
     }
 
-    /// Says everything but the fetches, which are returned: they are for the store.
-    fn speak(&mut self, says: Vec<Say>) -> Vec<(Identity, FetchId, Vec<Seq>)> {
-        let mut fetches = Vec::new();
+    /// Says everything but the questions, which are returned: they are for the store.
+    fn speak(&mut self, says: Vec<Say>) -> Vec<Question> {
+        let mut questions = Vec::new();
         for say in says {
             match say {
                 Say::Admit(conn, ack) => self.with(conn, |outbox| outbox.admit(ack)),
@@ -160,16 +201,18 @@ impl Actor {
                 Say::QueueSendComplete(conn) => {
                     self.with(conn, |outbox| outbox.send_behind(&ToClient::QueueSendComplete));
                 }
+                Say::Retract(conn) => self.with(conn, Outbox::retract),
                 Say::End(conn, ending) => {
                     self.with(conn, |outbox| outbox.end(ending));
                     self.outboxes.remove(&conn);
                 }
-                Say::Fetch { receiver, fetch, seqs } => fetches.push((receiver, fetch, seqs)),
+                Say::Fetch { receiver, fetch, seqs } => questions.push(Question::Messages { receiver, fetch, seqs }),
+                Say::LookUp(identities) => questions.push(Question::Standing(identities)),
                 Say::Push(request) => self.push.push(request),
                 Say::Notice(notice) => tell(&notice),
             }
         }
-        fetches
+        questions
     }
 
     fn with(&self, conn: ConnId, say: impl FnOnce(&Outbox)) {
@@ -202,9 +245,19 @@ fn tell(notice: &Notice) {
     let discarded = metrics::get().chat_discarded.of(Room::Csp);
     match notice {
         Notice::Joined { identity, queued } => info!(identity = %identity.log_id(), queued, "logged in"),
-        Notice::Discarded { sender, why } => {
+        Notice::Discarded { sender, receiver, why } => {
             discarded.increment(1);
-            debug!(sender = %sender.log_id(), ?why, "message acked and discarded");
+            match why {
+                // The operator has to know whose messages are lost. Not once for each: anybody can send to a queue that is
+                // full.
+                Discard::QueueFull { so_far } if so_far.is_power_of_two() => {
+                    let (sender, receiver) = (sender.log_id(), receiver.log_id());
+                    warn!(%sender, %receiver, so_far, "queue full: message acked and discarded");
+                }
+                _ => {
+                    debug!(sender = %sender.log_id(), receiver = %receiver.log_id(), ?why, "message acked and discarded");
+                }
+            }
         }
         Notice::Expired { receiver } => {
             discarded.increment(1);

@@ -15,7 +15,7 @@ mod outbox;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -23,9 +23,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::state::{ConnId, Limits, PushRequest};
+use super::state::{AlertText, ConnId, Limits, PushRequest};
 use super::store::{Directory, Store, StoreError};
 use super::wire::Identity;
 use crate::crypto::Secret;
@@ -38,8 +38,8 @@ use connection::Shared;
 use gate::Gate;
 
 pub use connection::{HANDSHAKE_MAX, WRITE_STALL_MAX};
-pub use gate::{FAILURES_MAX, WINDOW as FAILURES_WINDOW};
-pub use outbox::OUTBOX_BYTES_MAX;
+pub use gate::{FAILURES_MAX, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, WINDOW as FAILURES_WINDOW};
+pub use outbox::outbox_bytes_max;
 
 /// The file in the data directory that holds the server's permanent key: 64 hexadecimal digits.
 pub const KEY_FILE: &str = "csp-server.key";
@@ -73,14 +73,15 @@ pub struct Config {
     pub limits: Limits,
     /// Connections at a time, at most; further ones wait to be accepted.
     pub connections_max: usize,
-    /// Addresses whose failed handshakes are not counted, because many clients stand behind them: the mediator's.
-    pub failures_exempt: Vec<IpAddr>,
+    /// Addresses that are not held responsible for single clients, because many stand behind them: the mediator's.
+    pub exempt: Vec<IpAddr>,
     /// Wakes phones.
     pub push: Arc<dyn PushHook>,
 }
 
 impl Config {
-    /// The defaults, with the mediator on the same machine.
+    /// The defaults, with the mediator on the same machine: what comes from there has a loopback address, or the very
+    /// one that is listened on.
     #[must_use]
     pub fn new(listen: SocketAddr, data_dir: PathBuf) -> Self {
         Self {
@@ -88,7 +89,7 @@ impl Config {
             data_dir,
             limits: Limits::default(),
             connections_max: 10_000,
-            failures_exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), listen.ip()],
             push: Arc::new(LogPush),
         }
     }
@@ -118,6 +119,8 @@ pub struct Running {
     public_key: Public,
     directory: Directory,
     mailbox: mpsc::WeakSender<Mail>,
+    /// Cancelled when one of the two is over, however it came to that.
+    over: CancellationToken,
     listener: JoinHandle<()>,
     actor: JoinHandle<()>,
 }
@@ -142,17 +145,24 @@ impl Running {
     }
 
     /// Shows a text to everybody who is connected as `identity`.
-    pub async fn alert(&self, identity: Identity, text: String) {
+    pub async fn alert(&self, identity: Identity, text: AlertText) {
         if let Some(mailbox) = self.mailbox.upgrade() {
             let _ = mailbox.send(Mail::Alert { identity, text }).await;
         }
+    }
+
+    /// Waits until the room is not served whole any more: the task that accepts or the one that decides is over. Before it
+    /// was asked to close, that is a fault, and what is left of it serves nobody well: connections that nobody decides
+    /// for, or the opposite.
+    pub async fn over(&self) {
+        self.over.cancelled().await;
     }
 
     /// Waits until every connection is closed, everything is written and the store is shut.
     pub async fn wait(self) {
         for task in [self.listener, self.actor] {
             if let Err(error) = task.await {
-                warn!(%error, "a task of the CSP server failed");
+                error!(%error, "a task of the CSP server failed");
             }
         }
     }
@@ -188,11 +198,27 @@ pub async fn start_on(
 
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
-    let actor = tokio::spawn(Actor::new(config.limits, store, next_seq, clock, config.push).run(mail));
-    let gate = Mutex::new(Gate::new(config.failures_exempt));
-    let shared = Arc::new(Shared { server_key, directory: directory.clone(), clock, gate, shutdown });
-    let listener = tokio::spawn(listen(listener, shared, mailbox, config.connections_max));
-    Ok(Running { local_addr, public_key, directory, mailbox: weak, listener, actor })
+    let over = CancellationToken::new();
+    let actor = Actor::new(config.limits, store, next_seq, clock, config.push).run(mail);
+    let actor = tokio::spawn(telling(over.clone(), actor));
+    let gate = Gate::new(&config.exempt);
+    let shared = Arc::new(Shared {
+        server_key,
+        directory: directory.clone(),
+        clock,
+        window: config.limits.window,
+        gate,
+        shutdown,
+    });
+    let listener = listen(listener, shared, mailbox, config.connections_max);
+    let listener = tokio::spawn(telling(over.clone(), listener));
+    Ok(Running { local_addr, public_key, directory, mailbox: weak, over, listener, actor })
+}
+
+/// Runs `task`, and cancels `over` when it has ended or panicked.
+async fn telling(over: CancellationToken, task: impl Future<Output = ()>) {
+    let _over = over.drop_guard();
+    task.await;
 }
 
 /// Accepts until told to stop, then waits for every connection to end.
@@ -212,17 +238,20 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>, mailbox: mpsc::Sende
                     continue;
                 }
             };
-            if !shared.gate_is_open(from.ip()) {
-                metrics::get().chat_logins.of(Room::Csp).of(Login::Throttled).increment(1);
-                debug!(%from, "too many failed handshakes");
-                continue;
-            }
+            let attempt = match shared.gate.enter(shared.clock.now(), from.ip()) {
+                Ok(attempt) => attempt,
+                Err(shut) => {
+                    metrics::get().chat_logins.of(Room::Csp).of(Login::Throttled).increment(1);
+                    debug!(%from, %shut, "turned away");
+                    continue;
+                }
+            };
             // Acks and echoes are small and waited for.
             let _ = socket.set_nodelay(true);
             next_conn += 1;
             let (shared, mailbox) = (Arc::clone(&shared), mailbox.clone());
             connections.spawn(async move {
-                connection::run(shared, mailbox, ConnId(next_conn), socket, from).await;
+                connection::run(shared, mailbox, ConnId(next_conn), socket, attempt).await;
                 drop(place);
             });
         }

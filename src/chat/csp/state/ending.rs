@@ -1,6 +1,6 @@
 //! Every way a connection ends, and the one place that says what the client is told.
 
-use crate::chat::csp::wire::{BadContainer, ToClient};
+use crate::chat::csp::wire::{BadContainer, ToClient, TooLong};
 
 /// Why a connection ends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,10 +36,16 @@ pub enum Ending {
     /// The same identity logged in again.
     #[error("replaced by another connection")]
     Replaced,
+    /// The identity was revoked.
+    #[error("the identity is revoked")]
+    Revoked,
     // Ours.
     /// The store failed: nothing that was not acked is promised.
     #[error("the store failed")]
     Store,
+    /// What was to be said does not fit a frame.
+    #[error("unsendable: {0}")]
+    Unsendable(#[from] TooLong),
     /// The server stops.
     #[error("shutting down")]
     ShuttingDown,
@@ -53,6 +59,8 @@ impl Ending {
             // Apps compare the beginning of this text: with any other, a change of networks would leave a phone
             // disconnected and showing an error (spec 7).
             Self::Replaced => (false, "Another connection for the same identity has been established."),
+            // Coming back would be in vain, for ever.
+            Self::Revoked => (false, "This identity has been revoked."),
             Self::IdleTimeoutOutOfRange(_) => (true, "The connection idle timeout must be between 30 and 600 seconds."),
             Self::Gone
             | Self::BadFrame(_)
@@ -63,6 +71,7 @@ impl Ending {
             | Self::OutboxFull
             | Self::WriteStalled
             | Self::Store
+            | Self::Unsendable(_)
             | Self::ShuttingDown => return None,
         };
         Some(ToClient::CloseError { can_reconnect, message: message.to_owned() })

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::{ConnId, FetchId, Seq};
+use super::{CONNECTIONS_MAX, ConnId, FetchId, PUSH_TOKENS_MAX, Seq};
 use crate::chat::csp::wire::{CspDeviceId, DeviceCookie, Identity, MessageFlags, MessageId, PushToken};
 use crate::time::Now;
 
@@ -80,6 +80,8 @@ pub(super) struct Mailbox {
     sent_through: Option<Seq>,
     cookie: Option<(DeviceCookie, bool)>,
     tokens: Vec<KeptToken>,
+    /// Messages for which there was no room.
+    overflown: u64,
 }
 
 impl Mailbox {
@@ -118,9 +120,19 @@ impl Mailbox {
         self.entries.insert(seq, entry);
     }
 
+    /// There is no room for a message. How often that has been so.
+    pub(super) const fn overflow(&mut self) -> u64 {
+        self.overflown += 1;
+        self.overflown
+    }
+
     pub(super) fn remove(&mut self, seq: Seq) -> Option<Entry> {
         let entry = self.entries.remove(&seq)?;
-        self.by_name.remove(&(entry.sender, entry.id));
+        // A damaged message stays in the store, and may have been sent anew: then the name is the new one's.
+        let name = (entry.sender, entry.id);
+        if self.by_name.get(&name) == Some(&seq) {
+            self.by_name.remove(&name);
+        }
         self.bytes -= entry.len;
         if let Some(active) = self.active.as_mut().filter(|_| seq < self.next) {
             active.in_flight -= 1;
@@ -142,13 +154,22 @@ impl Mailbox {
     }
 
     /// Makes room for a connection: without a device id it wants to be alone, with one it shares with other devices
-    /// only (spec 5). Whoever has to go is returned, and has gone.
+    /// only (spec 5), and not with any number of them. Whoever has to go is returned, and has gone.
     pub(super) fn displace(&mut self, device: Option<CspDeviceId>) -> Vec<ConnId> {
         let (goes, stays): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.connections)
             .into_iter()
             .partition(|(of, _)| device.is_none() || of.is_none() || *of == device);
         self.connections = stays;
-        let displaced: Vec<ConnId> = goes.into_values().collect();
+        let mut displaced: Vec<ConnId> = goes.into_values().collect();
+        while self.connections.len() >= CONNECTIONS_MAX {
+            let Some((oldest, conn)) =
+                self.connections.iter().map(|(of, conn)| (*of, *conn)).min_by_key(|(_, conn)| *conn)
+            else {
+                break;
+            };
+            self.connections.remove(&oldest);
+            displaced.push(conn);
+        }
         if self.active().is_some_and(|active| displaced.contains(&active)) {
             self.deactivate();
         }
@@ -268,9 +289,23 @@ impl Mailbox {
         &self.tokens
     }
 
-    pub(super) fn set_token(&mut self, device: Option<CspDeviceId>, voip: bool, token: Option<PushToken>) {
+    /// The latest one last. Those that have to make room for it are returned, and gone. What was set before the mailbox
+    /// fell asleep has lost its order, and counts as old.
+    pub(super) fn set_token(
+        &mut self,
+        device: Option<CspDeviceId>,
+        voip: bool,
+        token: Option<PushToken>,
+    ) -> Vec<KeptToken> {
         self.tokens.retain(|kept| kept.device != device || kept.voip != voip);
-        self.tokens.extend(token.map(|token| KeptToken { device, voip, token }));
+        let Some(token) = token else { return Vec::new() };
+        let mut replaced = Vec::new();
+        while self.tokens.len() >= PUSH_TOKENS_MAX {
+            let oldest_absent = self.tokens.iter().position(|kept| !self.connections.contains_key(&kept.device));
+            replaced.push(self.tokens.remove(oldest_absent.unwrap_or(0)));
+        }
+        self.tokens.push(KeptToken { device, voip, token });
+        replaced
     }
 
     pub(super) fn remove_tokens(&mut self, gone: impl Fn(Option<CspDeviceId>) -> bool) -> Vec<KeptToken> {

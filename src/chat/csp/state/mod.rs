@@ -30,7 +30,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::wire::{
-    CspDeviceId, DeviceCookie, Features, Identity, LoginAck, Message, MessageAck, MessageFlags, PushToken, ToClient,
+    CspDeviceId, DATA_MAX, DeviceCookie, Features, Identity, LoginAck, Message, MessageAck, MessageFlags, PushToken,
+    ToClient, WireIdentity, cut,
 };
 use crate::time::Now;
 pub use ending::Ending;
@@ -80,9 +81,39 @@ impl Default for Limits {
     }
 }
 
+/// Connections of one identity at a time, at most: twice as many as a device group can have devices. One more ends the
+/// one that has been there longest.
+pub const CONNECTIONS_MAX: usize = 32;
+/// Push tokens kept for one identity, at most: two for each of these devices. One more replaces the one that was set
+/// longest ago, devices that are connected last.
+pub const PUSH_TOKENS_MAX: usize = 2 * CONNECTIONS_MAX;
+
+/// Longest text of an alert, in bytes; what is beyond is cut off. It is shown on a phone, and has to be read.
+pub const ALERT_MAX: usize = 1_024;
+const _: () = assert!(ALERT_MAX <= DATA_MAX);
+
+/// What an operator has to say, not longer than [`ALERT_MAX`]. Prints its length only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AlertText(String);
+
+impl AlertText {
+    /// As much of `text` as may be sent.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(cut(text, ALERT_MAX).to_owned())
+    }
+}
+
+impl std::fmt::Debug for AlertText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlertText({} bytes)", self.0.len())
+    }
+}
+
 /// How long a mailbox without connections stays awake.
 const AWAKE: Duration = Duration::from_secs(60);
-/// How often messages of sleeping mailboxes are looked through for those whose time has passed.
+/// How often messages of sleeping mailboxes are looked through for those whose time has passed, and the connected for
+/// those who were revoked.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Somebody who has proved who they are, and wants in.
@@ -100,20 +131,25 @@ pub struct Join {
     pub cookie: Option<DeviceCookie>,
 }
 
-/// What the directory says of the receiver of a message, at the time the message came.
+/// What the directory says of somebody, at the time of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// There is one, and its mailbox is awake.
+    /// They are in it, and their mailbox is awake.
     Active,
-    /// There is none, or it was revoked.
+    /// They are not, or were revoked.
     Unknown,
 }
 
 /// What can happen.
 #[derive(Debug)]
 pub enum Input {
-    /// A connection has logged in. Its mailbox must be awake.
-    Join(Join),
+    /// A connection has logged in.
+    Join {
+        /// Who.
+        join: Join,
+        /// Somebody may be revoked between the proof and the seat.
+        standing: Standing,
+    },
     /// A connection sends a message.
     Message {
         /// Who sends it.
@@ -130,7 +166,8 @@ pub enum Input {
         /// For what.
         request: Request,
     },
-    /// What [`Say::Fetch`] asked for. Messages that are missing are gone.
+    /// What [`Say::Fetch`] asked for. Messages that are missing are gone. In the place of one that is there and cannot be
+    /// read stands nothing: it is passed over, and stays where it is.
     Fetched {
         /// Whose queue it is.
         receiver: Identity,
@@ -139,15 +176,17 @@ pub enum Input {
         /// The last one that was asked for.
         through: Seq,
         /// In order.
-        messages: Vec<(Seq, Message)>,
+        messages: Vec<(Seq, Option<Message>)>,
     },
     /// A message with [`Delivery::tell_written`] is on the socket.
     Written {
-        /// Whose queue it is from.
-        receiver: Identity,
+        /// Whose socket.
+        conn: ConnId,
         /// The message.
         seq: Seq,
     },
+    /// The directory does not know this identity any more, or it was revoked.
+    Revoked(Identity),
     /// A connection is gone.
     Left(ConnId),
     /// The operator has something to say to everybody of an identity.
@@ -155,7 +194,7 @@ pub enum Input {
         /// To whom.
         identity: Identity,
         /// What.
-        text: String,
+        text: AlertText,
     },
     /// A deadline may have passed.
     Tick,
@@ -211,6 +250,8 @@ pub struct Delivery {
     pub tell_written: Option<Seq>,
     /// Must not wait: to be dropped when other messages are waiting for the socket.
     pub now_or_never: bool,
+    /// When it is not to be sent any more, on the monotonic clock: it may wait long for a client that reads slowly.
+    pub expires: Duration,
 }
 
 /// Somebody is to be woken.
@@ -238,6 +279,8 @@ pub enum Notice {
     Discarded {
         /// Who sent it.
         sender: Identity,
+        /// Who was to get it, as the sender wrote it.
+        receiver: WireIdentity,
         /// Why.
         why: Discard,
     },
@@ -261,7 +304,10 @@ pub enum Discard {
     /// It was not to be queued, and could not be delivered right now.
     NotNow,
     /// The receiver's queue is full.
-    QueueFull,
+    QueueFull {
+        /// How many messages this has cost the receiver since its mailbox woke up, this one included.
+        so_far: u64,
+    },
 }
 
 /// What is to be said once the writes are kept.
@@ -275,6 +321,8 @@ pub enum Say {
     Deliver(ConnId, Delivery),
     /// The queue has been sent, behind its messages.
     QueueSendComplete(ConnId),
+    /// The connection is blocked again: what it was to be told of messages and is not on its socket is not to get there.
+    Retract(ConnId),
     /// The connection ends.
     End(ConnId, Ending),
     /// Messages are wanted from the store.
@@ -286,6 +334,8 @@ pub enum Say {
         /// Which ones, in order; never empty.
         seqs: Vec<Seq>,
     },
+    /// The directory is to be asked for these, who are connected: [`Input::Revoked`] for those it does not let in any more.
+    LookUp(Vec<Identity>),
     /// Wake somebody.
     Push(PushRequest),
     /// Tell the operator.
@@ -366,6 +416,16 @@ impl State {
         self.mailboxes.contains_key(&identity)
     }
 
+    /// As whom a connection is logged in.
+    #[must_use]
+    pub fn identity(&self, conn: ConnId) -> Option<Identity> {
+        self.seats.get(&conn).map(|seat| seat.identity)
+    }
+
+    fn connections(&self, identity: Identity) -> impl Iterator<Item = ConnId> {
+        self.mailboxes.get(&identity).into_iter().flat_map(Mailbox::connections)
+    }
+
     /// Wakes a mailbox with what was kept of it. Does nothing to one that is awake.
     pub fn wake(&mut self, now: Now, identity: Identity, kept: Kept) {
         if self.is_awake(identity) {
@@ -387,17 +447,23 @@ impl State {
     pub fn handle(&mut self, now: Now, input: Input) -> Step {
         let mut step = Step::default();
         match input {
-            Input::Join(join) => self.join(now, &join, &mut step),
+            Input::Join { join, standing: Standing::Active } => self.join(now, &join, &mut step),
+            Input::Join { join, standing: Standing::Unknown } => step.says.push(Say::End(join.conn, Ending::Revoked)),
             Input::Message { conn, message, receiver } => self.message(now, conn, message, receiver, &mut step),
             Input::Request { conn, request } => self.request(conn, request, &mut step),
             Input::Fetched { receiver, fetch, through, messages } => {
                 self.fetched(now, receiver, fetch, through, messages, &mut step);
             }
-            Input::Written { receiver, seq } => self.remove(receiver, seq, &mut step),
+            Input::Written { conn, seq } => self.written(conn, seq, &mut step),
+            Input::Revoked(identity) => {
+                for conn in self.connections(identity).collect::<Vec<_>>() {
+                    self.end(now, conn, Ending::Revoked, &mut step);
+                }
+            }
             Input::Left(conn) => self.leave(now, conn),
             Input::Alert { identity, text } => {
-                for conn in self.mailboxes.get(&identity).into_iter().flat_map(Mailbox::connections) {
-                    step.send(conn, ToClient::Alert(text.clone()));
+                for conn in self.connections(identity) {
+                    step.send(conn, ToClient::Alert(text.0.clone()));
                 }
             }
             Input::Tick => self.tick(now, &mut step),
@@ -441,9 +507,10 @@ impl State {
         if !flags.has(MessageFlags::NO_ACK) {
             step.send(conn, ToClient::MessageAck(MessageAck { identity: message.receiver, id: message.id }));
         }
-        let receiver = message.receiver.valid().filter(|receiver| *receiver != sender && standing == Standing::Active);
+        let to = message.receiver;
+        let receiver = to.valid().filter(|receiver| *receiver != sender && standing == Standing::Active);
         let Some((receiver, mailbox)) = receiver.and_then(|who| Some((who, self.mailboxes.get_mut(&who)?))) else {
-            return step.notice(Notice::Discarded { sender, why: Discard::NoReceiver });
+            return step.notice(Notice::Discarded { sender, receiver: to, why: Discard::NoReceiver });
         };
         let now_s = u32::try_from(now.wall_ms / 1_000).unwrap_or(u32::MAX);
         let short_lived = flags.has(MessageFlags::SHORT_LIVED);
@@ -454,10 +521,11 @@ impl State {
         let ready = mailbox.ready();
         if flags.has(MessageFlags::NO_QUEUING) {
             let Some(active) = ready else {
-                return step.notice(Notice::Discarded { sender, why: Discard::NotNow });
+                return step.notice(Notice::Discarded { sender, receiver: to, why: Discard::NotNow });
             };
             let message = self.understood_by(active, message);
-            let delivery = Delivery { message, tell_written: None, now_or_never: true };
+            let expires = now.plus(self.limits.short_lived).monotonic;
+            let delivery = Delivery { message, tell_written: None, now_or_never: true, expires };
             return step.says.push(Say::Deliver(active, delivery));
         }
         if mailbox.holds(sender, message.id) {
@@ -465,7 +533,8 @@ impl State {
         }
         let len = message.len();
         if mailbox.len() >= self.limits.queue_messages_max || mailbox.bytes() + len > self.limits.queue_bytes_max {
-            return step.notice(Notice::Discarded { sender, why: Discard::QueueFull });
+            let why = Discard::QueueFull { so_far: mailbox.overflow() };
+            return step.notice(Notice::Discarded { sender, receiver: to, why });
         }
         let seq = self.next_seq;
         self.next_seq = Seq(seq.0 + 1);
@@ -484,7 +553,8 @@ impl State {
                 mailbox.sent(seq);
                 let message = self.understood_by(active, message);
                 let tell_written = flags.has(MessageFlags::NO_ACK).then_some(seq);
-                step.says.push(Say::Deliver(active, Delivery { message, tell_written, now_or_never: false }));
+                let delivery = Delivery { message, tell_written, now_or_never: false, expires: expiry.monotonic };
+                step.says.push(Say::Deliver(active, delivery));
             }
             _ => self.pump(receiver, step),
         }
@@ -501,6 +571,7 @@ impl State {
             }
             // On the active connection, and without a device id, it means nothing (spec 5).
             Request::Unblock if device.is_some() && mailbox.active() != Some(conn) => {
+                step.says.extend(mailbox.active().map(Say::Retract));
                 mailbox.activate(conn);
                 self.pump(identity, step);
             }
@@ -512,7 +583,9 @@ impl State {
             }
             Request::SetPushToken { voip, token } => {
                 let token = Some(token).filter(|token| token.kind != PushToken::NONE);
-                mailbox.set_token(device, voip, token.clone());
+                for KeptToken { device, voip, .. } in mailbox.set_token(device, voip, token.clone()) {
+                    step.writes.push(Write::PushToken { identity, device, voip, token: None });
+                }
                 step.writes.push(Write::PushToken { identity, device, voip, token });
             }
             Request::DeletePushTokens(devices) => {
@@ -534,17 +607,23 @@ impl State {
         receiver: Identity,
         fetch: FetchId,
         through: Seq,
-        messages: Vec<(Seq, Message)>,
+        messages: Vec<(Seq, Option<Message>)>,
         step: &mut Step,
     ) {
         let Some(mailbox) = self.mailboxes.get_mut(&receiver) else { return };
         let Some(active) = mailbox.end_fetch(fetch) else { return };
         let metadata = self.seats.get(&active).is_some_and(|seat| seat.features.has(Features::METADATA));
         let mut gone = mailbox.waiting(through);
+        let mut damaged = Vec::new();
         for (seq, message) in messages {
             let Some(at) = gone.iter().position(|waiting| *waiting == seq) else { continue };
+            let Some(message) = message else {
+                damaged.push(gone.remove(at));
+                continue;
+            };
             // Checked again at transmit time: the deadline may be due in this very moment (spec 4.3).
-            let Some(flags) = mailbox.entry(seq).filter(|entry| entry.expires > now.monotonic).map(|entry| entry.flags)
+            let Some(Entry { flags, expires, .. }) =
+                mailbox.entry(seq).copied().filter(|entry| entry.expires > now.monotonic)
             else {
                 continue;
             };
@@ -552,7 +631,7 @@ impl State {
             mailbox.sent(seq);
             let message = if metadata { message } else { message.without_metadata() };
             let tell_written = flags.has(MessageFlags::NO_ACK).then_some(seq);
-            step.says.push(Say::Deliver(active, Delivery { message, tell_written, now_or_never: false }));
+            step.says.push(Say::Deliver(active, Delivery { message, tell_written, now_or_never: false, expires }));
         }
         if !gone.is_empty() {
             let expired = gone.iter().all(|seq| mailbox.entry(*seq).is_none_or(|entry| entry.expires <= now.monotonic));
@@ -561,7 +640,19 @@ impl State {
         for seq in gone {
             self.take(receiver, seq, step);
         }
+        for seq in damaged {
+            self.forget(receiver, seq);
+        }
         self.pump(receiver, step);
+    }
+
+    /// A message that nobody will ack is done when it is written, but only by the connection that is active now: on its
+    /// way to another one it was taken back, and goes to this one as well.
+    fn written(&mut self, conn: ConnId, seq: Seq, step: &mut Step) {
+        let Some(&Seat { identity, .. }) = self.seats.get(&conn) else { return };
+        if self.mailboxes.get(&identity).is_some_and(|mailbox| mailbox.active() == Some(conn)) {
+            self.remove(identity, seq, step);
+        }
     }
 
     /// Takes a message out of a queue and sends what may follow it.
@@ -571,10 +662,17 @@ impl State {
     }
 
     fn take(&mut self, receiver: Identity, seq: Seq, step: &mut Step) {
-        if let Some(entry) = self.mailboxes.get_mut(&receiver).and_then(|mailbox| mailbox.remove(seq)) {
-            self.timers.remove(&(entry.expires, Timer::Expiry(receiver, seq)));
+        if self.forget(receiver, seq) {
             step.writes.push(Write::Remove(seq));
         }
+    }
+
+    /// Takes a message out of a queue, but not out of the store. Whether it was there.
+    fn forget(&mut self, receiver: Identity, seq: Seq) -> bool {
+        let Some(entry) = self.mailboxes.get_mut(&receiver).and_then(|mailbox| mailbox.remove(seq)) else {
+            return false;
+        };
+        self.timers.remove(&(entry.expires, Timer::Expiry(receiver, seq)))
     }
 
     /// Sends on what may be sent: asks for waiting messages as far as the window allows, then says that the queue is
@@ -632,6 +730,12 @@ impl State {
                 }
                 Timer::Sweep => {
                     step.writes.push(Write::Sweep { now_ms: now.wall_ms });
+                    let mut connected: Vec<Identity> = self.seats.values().map(|seat| seat.identity).collect();
+                    connected.sort_unstable();
+                    connected.dedup();
+                    if !connected.is_empty() {
+                        step.says.push(Say::LookUp(connected));
+                    }
                     self.timers.insert((now.monotonic.saturating_add(SWEEP), Timer::Sweep));
                 }
             }

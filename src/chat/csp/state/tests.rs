@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::*;
-use crate::chat::csp::wire::{MessageId, WireIdentity};
+use crate::chat::csp::wire::{FromClient, MessageId};
 
 const START_MS: u64 = 1_700_000_000_000;
 const A: &str = "AAAAAAAA";
 const B: &str = "BBBBBBBB";
+/// What cannot be read when it is fetched.
+const DAMAGED: &[u8] = b"damaged";
 
 /// What somebody heard.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +21,7 @@ enum Heard {
     Message(u64),
     Complete,
     CookieChanged,
+    Retracted,
     Alert(String),
     Ended(Ending),
 }
@@ -31,10 +34,14 @@ struct World {
     /// As they went out.
     delivered: Vec<Message>,
     cookies: HashMap<Identity, (DeviceCookie, bool)>,
+    /// Of everybody.
+    tokens: Vec<KeptToken>,
     pushes: Vec<PushRequest>,
     discards: Vec<Discard>,
+    /// Who the directory was asked for last.
+    looked_up: Vec<Identity>,
     /// A connection that does not get its messages written leaves them here.
-    unwritten: Vec<(Identity, Seq)>,
+    unwritten: Vec<(ConnId, Seq)>,
     next_conn: u64,
 }
 
@@ -70,8 +77,10 @@ impl World {
             heard: HashMap::new(),
             delivered: Vec::new(),
             cookies: HashMap::new(),
+            tokens: Vec::new(),
             pushes: Vec::new(),
             discards: Vec::new(),
+            looked_up: Vec::new(),
             unwritten: Vec::new(),
             next_conn: 1,
         }
@@ -107,7 +116,10 @@ impl World {
                 }
                 Write::Remove(seq) => _ = self.kept.remove(&seq),
                 Write::Cookie { identity, cookie, changed } => _ = self.cookies.insert(identity, (cookie, changed)),
-                Write::PushToken { .. } => {}
+                Write::PushToken { device, voip, token, .. } => {
+                    self.tokens.retain(|kept| kept.device != device || kept.voip != voip);
+                    self.tokens.extend(token.map(|token| KeptToken { device, voip, token }));
+                }
                 Write::Sweep { now_ms } => self.kept.retain(|_, (_, expires_ms)| *expires_ms > now_ms),
             }
         }
@@ -121,17 +133,23 @@ impl World {
                 Say::Deliver(conn, delivery) => {
                     self.hear(conn, Heard::Message(delivery.message.id.0));
                     if let Some(seq) = delivery.tell_written {
-                        self.unwritten.push((delivery.message.receiver.valid().unwrap(), seq));
+                        self.unwritten.push((conn, seq));
                     }
                     self.delivered.push(delivery.message);
                 }
                 Say::QueueSendComplete(conn) => self.hear(conn, Heard::Complete),
+                Say::Retract(conn) => self.hear(conn, Heard::Retracted),
                 Say::End(conn, ending) => self.hear(conn, Heard::Ended(ending)),
                 Say::Fetch { receiver, fetch, seqs } => {
                     let through = *seqs.last().unwrap();
-                    let messages = seqs.iter().filter_map(|seq| Some((*seq, self.kept.get(seq)?.0.clone()))).collect();
+                    let read = |seq: &Seq| {
+                        let message = self.kept.get(seq)?.0.clone();
+                        Some((*seq, Some(message).filter(|message| message.message_box != DAMAGED)))
+                    };
+                    let messages = seqs.iter().filter_map(read).collect();
                     self.input(Input::Fetched { receiver, fetch, through, messages });
                 }
+                Say::LookUp(identities) => self.looked_up = identities,
                 Say::Push(request) => self.pushes.push(request),
                 Say::Notice(Notice::Discarded { why, .. }) => self.discards.push(why),
                 Say::Notice(_) => {}
@@ -152,7 +170,8 @@ impl World {
         self.next_conn += 1;
         self.wake(id(who));
         let device = device.map(CspDeviceId);
-        self.input(Input::Join(Join { conn, identity: id(who), device, features: Features(features), cookie }));
+        let join = Join { conn, identity: id(who), device, features: Features(features), cookie };
+        self.input(Input::Join { join, standing: Standing::Active });
         conn
     }
 
@@ -269,8 +288,8 @@ fn csp_13_6_no_queuing_and_no_ack_are_independent() {
             assert_eq!(w.heard(a).len(), usize::from(acked), "{case}");
             assert_eq!(w.heard(b).len(), usize::from(online), "{case}");
             assert_eq!(w.kept.len(), usize::from(kept), "{case}");
-            for (receiver, seq) in std::mem::take(&mut w.unwritten) {
-                w.input(Input::Written { receiver, seq });
+            for (conn, seq) in std::mem::take(&mut w.unwritten) {
+                w.input(Input::Written { conn, seq });
             }
             let no_ack = flags & 0x04 != 0;
             assert_eq!(w.kept.is_empty(), !kept || (online && no_ack), "written means done, {case}");
@@ -364,6 +383,29 @@ fn csp_13_9_short_lived_is_not_transmitted_late() {
     assert!(w.queue(B).is_empty());
 }
 
+/// What was on its way to somebody who goes waits again, but not longer than it would have.
+#[test]
+fn csp_13_9_short_lived_is_not_kept_longer_because_its_receiver_goes() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let b = w.joined(B, Some(1));
+    w.unblock(b);
+    w.send(a, message(A, B, 1, 0x20));
+    w.pass(30);
+    w.input(Input::Left(b));
+    assert_eq!(w.queue(B), [1], "as if it had never been on its way");
+    let b = w.joined(B, Some(1));
+    w.unblock(b);
+    assert_eq!(w.heard(b), [Heard::Message(1), Heard::Complete]);
+    w.pass(29);
+    w.input(Input::Left(b));
+    assert_eq!(w.queue(B), [1]);
+    w.pass(1);
+    assert!(w.queue(B).is_empty(), "60 s after it came");
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 0 }, Heard::Complete]);
+}
+
 #[test]
 fn csp_13_10_hand_over_between_devices_returns_what_was_not_acked_and_late_acks_count() {
     let mut w = World::new();
@@ -379,12 +421,33 @@ fn csp_13_10_hand_over_between_devices_returns_what_was_not_acked_and_late_acks_
     w.ack(old, A, 1);
     assert_eq!(w.queue(B), [2, 3], "the old leader had it");
     w.send(a, message(A, B, 4, 0));
-    assert_eq!((w.heard(old), w.heard(new)), (vec![], messages([4])));
+    assert_eq!((w.heard(old), w.heard(new)), (vec![Heard::Retracted], messages([4])));
     w.unblock(old);
     assert_eq!(w.heard(old), [messages(2..=4), vec![Heard::Complete]].concat(), "last 0x03 wins, both ways");
     w.input(Input::Left(old));
     w.send(a, message(A, B, 5, 0));
-    assert_eq!(w.heard(new), [], "it was blocked again");
+    assert_eq!(w.heard(new), [Heard::Retracted], "it was blocked again");
+}
+
+/// What one connection's writer gets round to late says nothing about the one that gets the messages now.
+#[test]
+fn csp_4_3_a_message_without_ack_is_done_only_when_the_active_connection_wrote_it() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    let (old, new) = (w.joined(B, Some(1)), w.joined(B, Some(2)));
+    w.unblock(old);
+    w.send(a, message(A, B, 1, 0x04));
+    w.unblock(new);
+    let written = std::mem::take(&mut w.unwritten);
+    assert_eq!(written, [(old, Seq(1)), (new, Seq(1))]);
+    w.input(Input::Written { conn: old, seq: Seq(1) });
+    assert_eq!(w.queue(B), [1], "the new one may not have got it yet");
+    let newest = w.joined(B, Some(2));
+    w.input(Input::Written { conn: new, seq: Seq(1) });
+    assert_eq!(w.queue(B), [1], "displaced before it was written");
+    w.unblock(newest);
+    w.input(Input::Written { conn: newest, seq: Seq(1) });
+    assert!(w.queue(B).is_empty());
 }
 
 /// The table of spec 5: who goes when somebody comes.
@@ -465,11 +528,12 @@ fn csp_4_3_a_duplicate_is_acked_again_and_kept_once() {
 fn csp_4_3_a_full_queue_acks_and_discards() {
     let mut w = World::with(Limits { queue_messages_max: 2, ..Limits::default() });
     let a = w.joined(A, None);
-    for n in 1..=3 {
+    for n in 1..=4 {
         w.send(a, message(A, B, n, 0));
     }
-    assert_eq!(w.heard(a), [Heard::Ack(1), Heard::Ack(2), Heard::Ack(3)]);
-    assert_eq!((w.queue(B), w.discards.as_slice()), (vec![1, 2], &[Discard::QueueFull][..]));
+    assert_eq!(w.heard(a), [Heard::Ack(1), Heard::Ack(2), Heard::Ack(3), Heard::Ack(4)]);
+    let full = |so_far| Discard::QueueFull { so_far };
+    assert_eq!((w.queue(B), w.discards.as_slice()), (vec![1, 2], &[full(1), full(2)][..]));
 
     let len = message(A, B, 1, 0).len();
     let mut w = World::with(Limits { queue_bytes_max: len * 2, ..Limits::default() });
@@ -566,12 +630,153 @@ fn csp_9_push_tokens_go_to_the_hook_until_they_are_deleted() {
 }
 
 #[test]
+fn csp_5_an_identity_has_a_bounded_number_of_connections_and_the_oldest_goes() {
+    let mut w = World::new();
+    let conns: Vec<ConnId> = (0..CONNECTIONS_MAX as u64).map(|n| w.joined(B, Some(1_000 - n))).collect();
+    w.unblock(conns[0]);
+    w.heard(conns[0]);
+    let newest = w.joined(B, Some(5_000));
+    assert_eq!(w.heard(conns[0]), [Heard::Ended(Ending::Replaced)]);
+    assert_eq!(w.heard(conns[1]), []);
+    let same = w.joined(B, Some(5_000));
+    assert_eq!((w.heard(newest), w.heard(conns[1])), (vec![Heard::Ended(Ending::Replaced)], vec![]), "one for one");
+    assert_eq!(w.state.mailboxes[&id(B)].connections().count(), CONNECTIONS_MAX);
+    assert_eq!(w.state.seats.len(), CONNECTIONS_MAX);
+    w.unblock(same);
+    assert_eq!(w.heard(same), [Heard::Complete]);
+}
+
+#[test]
+fn csp_9_an_identity_has_a_bounded_number_of_push_tokens_and_the_oldest_absent_one_goes() {
+    let mut w = World::new();
+    let token = PushToken { kind: 0x11, token: Bytes::from_static(b"t") };
+    let set = |w: &mut World, device: u64| {
+        let conn = w.joined(B, Some(device));
+        w.input(Input::Request { conn, request: Request::SetPushToken { voip: false, token: token.clone() } });
+        conn
+    };
+    let kept = |w: &World| w.tokens.iter().map(|kept| kept.device.unwrap().0).collect::<Vec<_>>();
+    set(&mut w, 0);
+    for device in 1..PUSH_TOKENS_MAX as u64 {
+        let conn = set(&mut w, device);
+        w.input(Input::Left(conn));
+    }
+    assert_eq!(kept(&w), (0..PUSH_TOKENS_MAX as u64).collect::<Vec<_>>());
+    set(&mut w, 3);
+    set(&mut w, 9_000);
+    set(&mut w, 9_001);
+    let gone = [1, 2];
+    let mut expected: Vec<u64> = (0..PUSH_TOKENS_MAX as u64).filter(|n| !gone.contains(n) && *n != 3).collect();
+    expected.extend([3, 9_000, 9_001]);
+    assert_eq!(kept(&w), expected, "the first is connected, the third was renewed");
+    assert_eq!(w.state.mailboxes[&id(B)].tokens(), w.tokens);
+}
+
+#[test]
+fn csp_10_who_is_revoked_is_ended_on_every_connection_and_nothing_more_is_taken() {
+    let mut w = World::new();
+    let (a, one, two) = (w.joined(A, None), w.joined(B, Some(1)), w.joined(B, Some(2)));
+    w.unblock(one);
+    w.send(a, message(A, B, 1, 0));
+    w.heard(one);
+    w.input(Input::Revoked(id(B)));
+    for conn in [one, two] {
+        assert_eq!(w.heard(conn), [Heard::Ended(Ending::Revoked)]);
+        w.send(conn, message(B, A, 9, 0));
+        w.ack(conn, A, 1);
+        assert_eq!(w.heard(conn), []);
+    }
+    assert_eq!((w.queue(A), w.queue(B)), (vec![], vec![1]), "nothing more is taken from it");
+    w.input(Input::Revoked(id(B)));
+
+    // Revoked while it was logging in.
+    let conn = ConnId(900);
+    let join = Join { conn, identity: id(B), device: None, features: Features(3), cookie: None };
+    w.input(Input::Join { join, standing: Standing::Unknown });
+    assert_eq!(w.heard(conn), [Heard::Ended(Ending::Revoked)]);
+    assert!(!w.state.seats.contains_key(&conn));
+}
+
+#[test]
+fn csp_10_the_directory_is_asked_every_minute_for_those_who_say_nothing() {
+    let mut w = World::new();
+    w.pass(60);
+    assert!(w.looked_up.is_empty(), "nobody is there");
+    w.joined(A, None);
+    w.joined(B, Some(2));
+    w.joined(B, Some(1));
+    w.pass(60);
+    assert_eq!(std::mem::take(&mut w.looked_up), [id(A), id(B)]);
+    w.pass(60);
+    assert_eq!(w.looked_up, [id(A), id(B)]);
+}
+
+#[test]
 fn csp_7_an_alert_reaches_blocked_connections_too() {
     let mut w = World::new();
     let (one, two, other) = (w.joined(B, Some(1)), w.joined(B, Some(2)), w.joined(A, None));
-    w.input(Input::Alert { identity: id(B), text: "hello".into() });
+    w.input(Input::Alert { identity: id(B), text: AlertText::new("hello") });
     assert_eq!((w.heard(one), w.heard(two)), (vec![Heard::Alert("hello".into())], vec![Heard::Alert("hello".into())]));
     assert_eq!(w.heard(other), []);
+
+    // Two bytes to a character, and one more in front: the last one does not fit.
+    let long = format!("x{}", "\u{fc}".repeat(ALERT_MAX));
+    w.input(Input::Alert { identity: id(B), text: AlertText::new(&long) });
+    assert_eq!(w.heard(one), [Heard::Alert(long[..ALERT_MAX - 1].to_owned())]);
+}
+
+/// Whatever of this ends up in a log or a panic says how long things are, not what they are.
+#[test]
+fn what_people_say_is_not_printed() {
+    let secret = || Bytes::from_static(b"secret");
+    let m = || Message { message_box: secret(), metadata_box: secret(), nickname: [b's'; 32], ..message(A, B, 1, 0) };
+    let token = || PushToken { kind: 1, token: secret() };
+    let (a, b) = (id(A), id(B));
+    let close = ToClient::CloseError { can_reconnect: true, message: "secret".into() };
+    let delivery = Delivery { message: m(), tell_written: None, now_or_never: false, expires: Duration::ZERO };
+    let cookie = DeviceCookie(*b"secretsecretsecr");
+    let join = Join { conn: ConnId(1), identity: a, device: None, features: Features(0), cookie: Some(cookie) };
+    let fetched =
+        Input::Fetched { receiver: a, fetch: FetchId(1), through: Seq(1), messages: vec![(Seq(1), Some(m()))] };
+    let set = Request::SetPushToken { voip: true, token: token() };
+    let writes = vec![
+        Write::Enqueue { seq: Seq(1), message: m(), expires_ms: 0 },
+        Write::Cookie { identity: a, cookie, changed: false },
+        Write::PushToken { identity: a, device: None, voip: false, token: Some(token()) },
+    ];
+    let draft = crate::chat::csp::wire::message::Draft {
+        sender: a,
+        receiver: b,
+        id: MessageId(1),
+        created_at_s: 0,
+        flags: MessageFlags(0),
+        nickname: "secret",
+        metadata: Some(b"secret"),
+        content: b"secret",
+    };
+    let printed = [
+        format!(
+            "{:?}",
+            [FromClient::EchoRequest(secret()), FromClient::EchoResponse(secret()), FromClient::Message(m())]
+        ),
+        format!("{:?}", [FromClient::SetPushToken(token()), FromClient::SetVoipPushToken(token())]),
+        format!(
+            "{:?}",
+            [ToClient::EchoRequest(secret()), ToClient::EchoResponse(secret()), ToClient::Message(m()), close]
+        ),
+        format!(
+            "{:?}",
+            [LineStep::Message(m()), LineStep::Reply(ToClient::Alert("secret".into())), LineStep::Route(set)]
+        ),
+        format!("{:?}", Input::Alert { identity: a, text: AlertText::new("secret") }),
+        format!("{:?}", (fetched, Input::Join { join, standing: Standing::Active })),
+        format!("{:?}", Step { writes, says: vec![Say::Deliver(ConnId(1), delivery)] }),
+        format!("{draft:?}"),
+    ];
+    for printed in printed {
+        let bytes_of_it = format!("{:?}", b"secret");
+        assert!(!printed.contains("secret") && !printed.contains(bytes_of_it.trim_matches(['[', ']'])), "{printed}");
+    }
 }
 
 #[test]
@@ -587,6 +792,33 @@ fn messages_that_vanished_from_the_store_do_not_hold_up_the_others() {
     assert_eq!(w.heard(b), [Heard::Admitted { queued: 3 }, Heard::Message(2), Heard::Complete]);
     w.ack(b, A, 2);
     assert_eq!(w.state.mailboxes[&id(B)].len(), 0);
+}
+
+#[test]
+fn a_damaged_message_is_passed_over_and_stays_in_the_store() {
+    let mut w = World::new();
+    let a = w.joined(A, None);
+    for n in 1..=3 {
+        w.send(a, message(A, B, n, 0));
+    }
+    for seq in [1, 3] {
+        w.kept.get_mut(&Seq(seq)).unwrap().0.message_box = Bytes::from_static(DAMAGED);
+    }
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 3 }, Heard::Message(2), Heard::Complete]);
+    w.ack(b, A, 2);
+    assert_eq!((w.state.mailboxes[&id(B)].len(), w.queue(B)), (0, vec![1, 3]));
+    w.send(a, message(A, B, 3, 0));
+    assert_eq!(w.heard(b), [Heard::Message(3)], "its sender may try again");
+
+    // The next time both are there under the same name; the ack is for the one that was sent.
+    w.restart();
+    let b = w.join(B, None);
+    assert_eq!(w.heard(b), [Heard::Admitted { queued: 3 }, Heard::Message(3), Heard::Complete]);
+    w.ack(b, A, 3);
+    assert_eq!(w.queue(B), [1, 3], "of the two named 3 the damaged one is left");
+    w.pass(14 * 86_400);
+    assert!(w.kept.is_empty(), "until its time is over");
 }
 
 #[test]

@@ -12,6 +12,14 @@ pub const FRAME_MAX: usize = 8_192;
 /// Shortest box of a frame, in bytes: a tag and a container's header.
 pub const FRAME_MIN: usize = 20;
 
+/// A box of this length does not fit a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a box of {len} bytes does not fit a frame")]
+pub struct TooLong {
+    /// Length of the box, in bytes.
+    pub len: usize,
+}
+
 /// One direction's nonces: the sender's cookie, then how many boxes it has sent, this one included.
 #[derive(Debug, Clone)]
 struct Nonces {
@@ -49,12 +57,17 @@ impl Sealer {
         boxes::seal(&self.key, &self.nonces.next(), plain)
     }
 
-    /// Appends the frame that carries `container`. The order of calls is the order on the wire.
-    pub fn seal_frame(&mut self, container: &[u8], out: &mut BytesMut) {
-        let boxed = self.seal(container);
-        // What is longer than the prefix can say is longer than a receiver accepts: it will hang up, either way.
-        out.put_u16_le(u16::try_from(boxed.len()).unwrap_or(u16::MAX));
-        out.put_slice(&boxed);
+    /// Appends the frame that carries `container`. The order of calls is the order on the wire. Frames of more than
+    /// [`FRAME_MAX`] are made, too: harnesses have to be able to send what a receiver refuses.
+    ///
+    /// # Errors
+    /// [`TooLong`] when the prefix cannot say the length. Nothing is appended then, and no nonce used.
+    pub fn seal_frame(&mut self, container: &[u8], out: &mut BytesMut) -> Result<(), TooLong> {
+        let len = container.len().saturating_add(boxes::TAG);
+        let prefix = u16::try_from(len).map_err(|_| TooLong { len })?;
+        out.put_u16_le(prefix);
+        out.put_slice(&self.seal(container));
+        Ok(())
     }
 }
 
@@ -132,8 +145,8 @@ mod tests {
         let key = Secret::random();
         let mut sealer = Sealer::new(key.clone(), [1; 16], 3);
         let (mut first, mut second) = (BytesMut::new(), BytesMut::new());
-        sealer.seal_frame(&[0x80, 0, 0, 0], &mut first);
-        sealer.seal_frame(&[0x80, 0, 0, 0], &mut second);
+        sealer.seal_frame(&[0x80, 0, 0, 0], &mut first).unwrap();
+        sealer.seal_frame(&[0x80, 0, 0, 0], &mut second).unwrap();
         assert_ne!(first, second);
         let opener = || Opener::new(key.clone(), [1; 16], 3);
         assert_eq!(opener().open_frame(&second), Err(BadBox), "out of turn");
@@ -141,5 +154,17 @@ mod tests {
         assert!(in_turn.open_frame(&first).is_ok());
         assert_eq!(in_turn.open_frame(&first), Err(BadBox), "twice");
         assert_eq!(opener().open_frame(&first[..1]), Err(BadBox));
+    }
+
+    #[test]
+    fn a_frame_that_its_prefix_cannot_name_is_refused_and_costs_no_nonce() {
+        let key = Secret::random();
+        let (mut sealer, mut opener) = (Sealer::new(key.clone(), [1; 16], 3), Opener::new(key, [1; 16], 3));
+        let mut out = BytesMut::new();
+        let longest = vec![0; usize::from(u16::MAX) - boxes::TAG];
+        let refused = sealer.seal_frame(&[&longest[..], &[0]].concat(), &mut out);
+        assert_eq!((refused, out.len()), (Err(TooLong { len: 65_536 }), 0));
+        sealer.seal_frame(&longest, &mut out).unwrap();
+        assert_eq!(opener.open_frame(&out).unwrap(), longest);
     }
 }

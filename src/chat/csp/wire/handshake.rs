@@ -12,7 +12,7 @@
 //! The server looks the identity up between `claim` and `verify`: only who has the permanent key becomes [`Verified`].
 
 use super::frame::{Opener, Sealer, Session};
-use super::{CspDeviceId, Identity, WireIdentity};
+use super::{CspDeviceId, Identity, WireIdentity, cut};
 use crate::crypto::boxes::{self, BadBox, LowOrder, Public, TAG};
 use crate::crypto::{Secret, equal, kdf};
 use crate::wire::bytes::{Reader, Truncated};
@@ -146,7 +146,6 @@ impl Extensions {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let mut put = |kind: u8, payload: &[u8]| {
-            let payload = payload.get(..4_096).unwrap_or(payload);
             out.push(kind);
             out.extend_from_slice(&u16::try_from(payload.len()).unwrap_or(u16::MAX).to_le_bytes());
             out.extend_from_slice(payload);
@@ -155,7 +154,7 @@ impl Extensions {
             put(Self::FEATURES, &[features.0]);
         }
         if let Some(info) = &self.client_info {
-            put(Self::CLIENT_INFO, info.as_bytes());
+            put(Self::CLIENT_INFO, cut(info, 4_096).as_bytes());
         }
         if let Some(device) = self.device_id {
             put(Self::DEVICE_ID, &device.0.to_le_bytes());
@@ -476,7 +475,7 @@ impl AwaitServerHello {
                 let len = u16::try_from(plain.len() + TAG).map_err(|_| HandshakeError::BadExtensions)?;
                 ([&EXTENSION_MAGIC[..], &len.to_le_bytes()].concat(), Some(plain))
             }
-            Introduction::Legacy { client_info } => (client_info.as_bytes().to_vec(), None),
+            Introduction::Legacy { client_info } => (cut(client_info, 32).as_bytes().to_vec(), None),
         };
         let mut data = identity.bytes().to_vec();
         data.extend(info.into_iter().chain(std::iter::repeat(0)).take(32));

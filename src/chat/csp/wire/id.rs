@@ -10,6 +10,12 @@ use crate::log::{LogId, Who};
 pub struct WireIdentity(pub [u8; 8]);
 
 impl WireIdentity {
+    /// How it appears in today's log, be it an identity or not.
+    #[must_use]
+    pub fn log_id(&self) -> LogId {
+        LogId::of(Who::Account(&self.0))
+    }
+
     /// The identity, if the bytes are one: `[*0-9A-Z][0-9A-Z]{7}` (spec 2.3).
     #[must_use]
     pub fn valid(self) -> Option<Identity> {

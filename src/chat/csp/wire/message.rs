@@ -2,7 +2,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-use super::{DATA_MAX, Identity, MessageId, WireIdentity};
+use super::{DATA_MAX, Identity, MessageId, WireIdentity, cut};
 use crate::crypto::boxes::{self, BadBox, LowOrder, NONCE, Nonce, Public, TAG};
 use crate::crypto::{Secret, kdf};
 use crate::wire::bytes::{Reader, Truncated};
@@ -85,6 +85,20 @@ pub enum BadMessage {
     /// The message box is too short to be one.
     #[error("a message box has at least 18 bytes")]
     BoxTooShort,
+    /// Longer than a container may be: no client could be sent it.
+    #[error("longer than a container")]
+    TooLong,
+}
+
+/// Why a message cannot be sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// The other's key agrees with nothing.
+    #[error(transparent)]
+    LowOrder(#[from] LowOrder),
+    /// Metadata and content do not fit one message.
+    #[error("metadata box and message box are {0} bytes together, {BOXES_MAX} fit a message")]
+    TooLong(usize),
 }
 
 impl From<Truncated> for BadMessage {
@@ -114,6 +128,9 @@ impl Message {
         if message_box.len() < MESSAGE_BOX_MIN {
             return Err(BadMessage::BoxTooShort);
         }
+        if data.len() > DATA_MAX {
+            return Err(BadMessage::TooLong);
+        }
         Ok(Self { sender, receiver, id, created_at_s, flags, nickname, metadata_box, nonce, message_box })
     }
 
@@ -126,7 +143,7 @@ impl Message {
         out.put_u32_le(self.created_at_s);
         out.put_u8(self.flags.0);
         out.put_u8(0);
-        // A metadata box that fits a container fits the field; one that does not will not fit a frame either.
+        // A metadata box that does not fit the field does not fit a frame either, which is where that is refused.
         out.put_u16_le(u16::try_from(self.metadata_box.len()).unwrap_or(u16::MAX));
         out.put_slice(&self.nickname);
         out.put_slice(&self.metadata_box);
@@ -163,19 +180,25 @@ impl Message {
     /// What the owner of `key` has to say to `to`, or had to: both ends compute the same keys. The nonce is random.
     ///
     /// # Errors
-    /// [`LowOrder`] when the other's key agrees with nothing.
-    pub fn seal(draft: &Draft<'_>, key: &Secret<32>, to: &Public) -> Result<Self, LowOrder> {
-        Ok(Self::seal_with_nonce(draft, &EndToEnd::new(key, to)?, crate::crypto::random::bytes()))
+    /// [`SealError`] when the other's key agrees with nothing, or what is to be said is too long.
+    pub fn seal(draft: &Draft<'_>, key: &Secret<32>, to: &Public) -> Result<Self, SealError> {
+        Self::seal_with_nonce(draft, &EndToEnd::new(key, to)?, crate::crypto::random::bytes())
     }
 
     /// [`Self::seal`] with keys at hand and a given nonce. A nonce must never be used twice.
-    #[must_use]
-    pub fn seal_with_nonce(draft: &Draft<'_>, keys: &EndToEnd, nonce: Nonce) -> Self {
+    ///
+    /// # Errors
+    /// [`SealError::TooLong`] when what is to be said does not fit a message.
+    pub fn seal_with_nonce(draft: &Draft<'_>, keys: &EndToEnd, nonce: Nonce) -> Result<Self, SealError> {
+        let boxes_len = draft.metadata.map_or(0, |plain| plain.len() + TAG) + draft.content.len() + TAG;
+        if boxes_len > BOXES_MAX {
+            return Err(SealError::TooLong(boxes_len));
+        }
         let mut nickname = [0; 32];
-        for (to, from) in nickname.iter_mut().zip(draft.nickname.bytes()) {
+        for (to, from) in nickname.iter_mut().zip(cut(draft.nickname, 32).bytes()) {
             *to = from;
         }
-        Self {
+        Ok(Self {
             sender: draft.sender.into(),
             receiver: draft.receiver.into(),
             id: draft.id,
@@ -188,7 +211,7 @@ impl Message {
                 .unwrap_or_default(),
             nonce,
             message_box: boxes::seal(&keys.message, &nonce, draft.content).into(),
-        }
+        })
     }
 
     /// Opens the message box: either end of the conversation can.
@@ -225,8 +248,8 @@ impl std::fmt::Debug for Message {
     }
 }
 
-/// A message before it is sealed.
-#[derive(Debug, Clone)]
+/// A message before it is sealed. Prints the lengths of what is said only.
+#[derive(Clone)]
 pub struct Draft<'a> {
     /// Who sends it.
     pub sender: Identity,
@@ -238,12 +261,27 @@ pub struct Draft<'a> {
     pub created_at_s: u32,
     /// What is to be done with it.
     pub flags: MessageFlags,
-    /// Shown by clients that know no metadata; cut off after 32 bytes.
+    /// Shown by clients that know no metadata; cut off after the last character that fits 32 bytes.
     pub nickname: &'a str,
     /// Goes into the metadata box; `None` makes a legacy message.
     pub metadata: Option<&'a [u8]>,
     /// Goes into the message box: a type byte, the content and its padding, two bytes at least.
     pub content: &'a [u8],
+}
+
+impl std::fmt::Debug for Draft<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Draft")
+            .field("sender", &self.sender)
+            .field("receiver", &self.receiver)
+            .field("id", &self.id)
+            .field("created_at_s", &self.created_at_s)
+            .field("flags", &self.flags)
+            .field("nickname_len", &self.nickname.len())
+            .field("metadata_len", &self.metadata.map(<[u8]>::len))
+            .field("content_len", &self.content.len())
+            .finish()
+    }
 }
 
 /// The keys two identities share. The server never has them.
@@ -298,7 +336,7 @@ mod tests {
     fn csp_4_2_sizes_a_client_would_hang_up_on_are_refused() {
         let keys = EndToEnd::new(&Secret::random(), &public(&Secret::random())).unwrap();
         for metadata in [None, Some(&b"m"[..])] {
-            let whole = Message::seal_with_nonce(&draft(metadata), &keys, [1; 24]);
+            let whole = Message::seal_with_nonce(&draft(metadata), &keys, [1; 24]).unwrap();
             assert_eq!(Message::decode(&whole.encode()).unwrap(), whole);
             for cut in 0..whole.len() {
                 // Two bytes of the content may go: what remains is a tag and two bytes.
@@ -306,7 +344,7 @@ mod tests {
                 assert_eq!(left.is_ok(), cut + 2 >= whole.len(), "cut at {cut} of {}", whole.len());
             }
         }
-        let mut tag_only = Message::seal_with_nonce(&draft(Some(b"")), &keys, [1; 24]);
+        let mut tag_only = Message::seal_with_nonce(&draft(Some(b"")), &keys, [1; 24]).unwrap();
         assert_eq!(Message::decode(&tag_only.encode()), Err(BadMessage::MetadataTooShort));
         tag_only.metadata_box = Bytes::from_static(b"short");
         assert_eq!(Message::decode(&tag_only.encode()), Err(BadMessage::MetadataTooShort));
@@ -315,9 +353,41 @@ mod tests {
     #[test]
     fn a_reserved_byte_is_ignored_and_written_as_zero() {
         let keys = EndToEnd::new(&Secret::random(), &public(&Secret::random())).unwrap();
-        let plain = Message::seal_with_nonce(&draft(None), &keys, [1; 24]).encode();
+        let plain = Message::seal_with_nonce(&draft(None), &keys, [1; 24]).unwrap().encode();
         let mut odd = plain.to_vec();
         odd[29] = 0xff;
         assert_eq!(Message::decode(&odd.into()).unwrap().encode(), plain);
+    }
+
+    #[test]
+    fn what_does_not_fit_a_message_is_refused_and_not_cut() {
+        let keys = EndToEnd::new(&Secret::random(), &public(&Secret::random())).unwrap();
+        let bytes = vec![1; BOXES_MAX];
+        for (metadata, content_max) in [(None, BOXES_MAX - TAG), (Some(&bytes[..100]), BOXES_MAX - TAG - 100 - TAG)] {
+            let seal = |content| {
+                let draft = Draft { metadata, content, ..draft(None) };
+                Message::seal_with_nonce(&draft, &keys, [1; 24])
+            };
+            let longest = seal(&bytes[..content_max]).unwrap();
+            assert_eq!(longest.len(), DATA_MAX);
+            assert_eq!(Message::decode(&longest.encode()).unwrap(), longest);
+            assert_eq!(seal(&bytes[..=content_max]), Err(SealError::TooLong(BOXES_MAX + 1)));
+        }
+        let mut longer = Message::seal_with_nonce(&draft(None), &keys, [1; 24]).unwrap();
+        longer.message_box = vec![0; BOXES_MAX + 1].into();
+        assert_eq!(Message::decode(&longer.encode()), Err(BadMessage::TooLong));
+    }
+
+    #[test]
+    fn a_nickname_is_cut_between_characters() {
+        let keys = EndToEnd::new(&Secret::random(), &public(&Secret::random())).unwrap();
+        for (nickname, kept) in
+            [("nick", 4), (&*"x".repeat(40), 32), (&*"\u{fc}".repeat(20), 32), (&*"\u{1f600}x".repeat(8), 30)]
+        {
+            let message = Message::seal_with_nonce(&Draft { nickname, ..draft(None) }, &keys, [1; 24]).unwrap();
+            let (text, padding) = message.nickname.split_at(kept);
+            assert!(nickname.starts_with(std::str::from_utf8(text).unwrap()), "{nickname}");
+            assert!(padding.iter().all(|byte| *byte == 0), "{nickname}");
+        }
     }
 }

@@ -17,15 +17,17 @@ pub mod handshake;
 pub mod id;
 pub mod message;
 
+use std::fmt;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::wire::bytes::{Reader, Truncated};
 use crate::wire::numbers::named_numbers;
 
-pub use frame::{FRAME_MAX, FRAME_MIN, Frames, Opener, Sealer, Session};
+pub use frame::{FRAME_MAX, FRAME_MIN, Frames, Opener, Sealer, Session, TooLong};
 pub use handshake::{DeviceCookie, Extensions, Features, HandshakeError, Introduction, LoginAck};
 pub use id::{BadIdentity, CspDeviceId, Identity, MessageId, WireIdentity};
-pub use message::{BadMessage, Message, MessageFlags};
+pub use message::{BadMessage, Message, MessageFlags, SealError};
 
 /// Length of a container's header, in bytes: payload type, then three reserved.
 pub const CONTAINER_HEADER: usize = 4;
@@ -137,14 +139,14 @@ impl PushToken {
     }
 }
 
-impl std::fmt::Debug for PushToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for PushToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PushToken(0x{:02x}, {} bytes)", self.kind, self.token.len())
     }
 }
 
-/// What a client says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a client says. Echoes print as lengths.
+#[derive(Clone, PartialEq, Eq)]
 pub enum FromClient {
     /// To be answered with the same bytes.
     EchoRequest(Bytes),
@@ -234,8 +236,8 @@ impl FromClient {
     }
 }
 
-/// What the server says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the server says. Echoes and texts print as lengths.
+#[derive(Clone, PartialEq, Eq)]
 pub enum ToClient {
     /// To be answered with the same bytes.
     EchoRequest(Bytes),
@@ -320,6 +322,47 @@ impl ToClient {
             Self::QueueSendComplete | Self::DeviceCookieChangeIndication | Self::Unknown(_) => {}
         })
     }
+}
+
+impl fmt::Debug for FromClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EchoRequest(data) => write!(f, "EchoRequest({} bytes)", data.len()),
+            Self::EchoResponse(data) => write!(f, "EchoResponse({} bytes)", data.len()),
+            Self::Message(message) => f.debug_tuple("Message").field(message).finish(),
+            Self::MessageAck(ack) => f.debug_tuple("MessageAck").field(ack).finish(),
+            Self::UnblockIncomingMessages => f.write_str("UnblockIncomingMessages"),
+            Self::SetPushToken(token) => f.debug_tuple("SetPushToken").field(token).finish(),
+            Self::SetVoipPushToken(token) => f.debug_tuple("SetVoipPushToken").field(token).finish(),
+            Self::DeletePushTokens(devices) => f.debug_tuple("DeletePushTokens").field(devices).finish(),
+            Self::SetIdleTimeout(seconds) => f.debug_tuple("SetIdleTimeout").field(seconds).finish(),
+            Self::ClearDeviceCookieChangeIndication => f.write_str("ClearDeviceCookieChangeIndication"),
+            Self::Unknown(unknown) => f.debug_tuple("Unknown").field(unknown).finish(),
+        }
+    }
+}
+
+impl fmt::Debug for ToClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EchoRequest(data) => write!(f, "EchoRequest({} bytes)", data.len()),
+            Self::EchoResponse(data) => write!(f, "EchoResponse({} bytes)", data.len()),
+            Self::Message(message) => f.debug_tuple("Message").field(message).finish(),
+            Self::MessageAck(ack) => f.debug_tuple("MessageAck").field(ack).finish(),
+            Self::QueueSendComplete => f.write_str("QueueSendComplete"),
+            Self::DeviceCookieChangeIndication => f.write_str("DeviceCookieChangeIndication"),
+            Self::CloseError { can_reconnect, message } => {
+                write!(f, "CloseError(can_reconnect: {can_reconnect}, {} bytes)", message.len())
+            }
+            Self::Alert(message) => write!(f, "Alert({} bytes)", message.len()),
+            Self::Unknown(unknown) => f.debug_tuple("Unknown").field(unknown).finish(),
+        }
+    }
+}
+
+/// As much of `text` as fits `max` bytes, by whole characters.
+pub(super) fn cut(text: &str, max: usize) -> &str {
+    text.get(..text.floor_char_boundary(max)).unwrap_or(text)
 }
 
 fn open_container(container: &Bytes) -> Result<(PayloadType, Bytes), BadContainer> {
