@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use miette::{IntoDiagnostic as _, WrapErr as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -52,6 +52,15 @@ pub enum Command {
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, drain, change what is logged
+    Admin(tools::admin::Args),
+    /// Print the manual page, or write those of all commands
+    Man(ManArgs),
+    /// Print completions for a shell
+    Completions {
+        /// Which one
+        shell: clap_complete::Shell,
+    },
     /// Ask a running server whether it is alive; the answer is the exit status
     Healthcheck(HealthcheckArgs),
 }
@@ -170,6 +179,32 @@ impl ConfigCommand {
     }
 }
 
+/// `man`
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// Write `heliostat.1` and a page for each command into this directory instead.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// Where what is made from the command line's own description goes. It is made by the binary, so it fits the binary.
+fn man(args: &ManArgs) -> io::Result<()> {
+    match &args.dir {
+        None => clap_mangen::Man::new(Cli::command()).render(&mut io::stdout().lock()),
+        Some(dir) => {
+            std::fs::create_dir_all(dir)?;
+            clap_mangen::generate_to(Cli::command(), dir)
+        }
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> io::Result<()> {
+    // Made in memory, because the generator takes a reader that stops reading for a panic.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "heliostat", &mut script);
+    io::stdout().write_all(&script)
+}
+
 /// `healthcheck`
 #[derive(Debug, Clone, Args)]
 pub struct HealthcheckArgs {
@@ -183,7 +218,7 @@ pub struct HealthcheckArgs {
 }
 
 /// Host and port of the admin door, which is plain HTTP.
-fn admin_authority(text: &str) -> Result<String, String> {
+pub(crate) fn admin_authority(text: &str) -> Result<String, String> {
     let authority = text.strip_prefix("http://").unwrap_or(text);
     let authority = authority.strip_suffix('/').unwrap_or(authority);
     let is_one = authority.parse::<http::uri::Authority>().is_ok_and(|it| it.port_u16().is_some());
@@ -218,7 +253,10 @@ async fn run(command: Command) -> miette::Result<ExitCode> {
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Decode(args) => tools::decode::run(args).await,
+        Command::Admin(args) => tools::admin::run(args).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => man(&args).into_diagnostic().map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => completions(shell).into_diagnostic().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }
 }
@@ -254,7 +292,6 @@ async fn get(authority: &str, path: &str) -> io::Result<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
     use tokio::net::TcpListener;
 
     use super::*;

@@ -25,7 +25,7 @@ use heliostat::group::record::{Page, Seq, Snapshot, Write};
 use heliostat::group::{Limits, Request};
 use heliostat::hub::{Challenge, Hub, Outgoing, Seat};
 use heliostat::store::memory::Crash;
-use heliostat::store::{MemoryStore, Store, StoreError};
+use heliostat::store::{Census, MemoryStore, Store, StoreError};
 use heliostat::time::Clock;
 use heliostat::wire::d2m::{
     BeginTransaction, DeviceGroupId, DeviceId, Envelope, Reflect, ReflectFlags, ReflectId, ReflectedId, ServerGroup,
@@ -88,6 +88,10 @@ impl Store for Pretender {
 
     fn due(&self, a: u64, b: Option<u64>, most: usize) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>> {
         self.inner.due(a, b, most)
+    }
+
+    fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>> {
+        self.inner.census(after, most)
     }
 }
 

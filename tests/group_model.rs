@@ -553,6 +553,8 @@ impl World {
                     Self::model_says(model, now, conn, device, request, step);
                 }
             }
+            Input::Remove(device) => model.remove(now, device, Some(Farewell::Dropped)),
+            Input::Kick(device) => model.unseat(now, device, Some(Farewell::Kicked)),
             Input::Written(..) | Input::Page(..) | Input::Durable => {}
         }
     }
@@ -767,6 +769,8 @@ impl World {
                 let request = self.request(conn)?;
                 Some(Input::Says(conn, request))
             }
+            97 if self.chance(20) => Some(Input::Remove(self.some_device())),
+            97 => Some(Input::Kick(self.some_device())),
             _ => Some(Input::Tick),
         }
     }

@@ -29,7 +29,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::kinds::{Fault, File, Given, Kind, List, Number, OneOf, Or, Parsed, Shown, Size, Switch, Time, unlimited};
+use self::kinds::{
+    Confidential, Fault, File, Given, Kind, List, Number, OneOf, Or, Parsed, Shown, Size, Switch, Time, unlimited,
+};
 use self::settings::{settings, words};
 use crate::net::tls::CertFiles;
 use crate::upstream::directory::{Directory, DirectoryConfig, Target};
@@ -114,11 +116,15 @@ settings! {
         }
     }
 
-    /// The operator's door: plain HTTP on loopback.
+    /// The operator's door: dashboard, commands, metrics and health over plain HTTP. Where it leaves this machine, it needs a
+    /// token, and something before it that does TLS.
     pub struct AdminConfig {
         keys {
             /// Where to listen.
             listen: SocketAddr = local(9090), ADDRESS, Restart;
+            /// Asked for from everybody but supervisors (`/livez`, `/readyz`), as `Authorization: Bearer`, or by a browser as the
+            /// password. Without it this machine alone is let in.
+            token: Option<Secret> = None, Or(None, Confidential(16)), Restart;
         }
     }
 
@@ -196,8 +202,8 @@ const RULES: &[Rule<Config>] = &[
     },
     Rule {
         keys: &["admin.listen"],
-        broken: |config| !config.admin.listen.ip().is_loopback(),
-        reason: "the admin door asks nobody who they are, so it has to be on a loopback address",
+        broken: |config| config.admin.token.is_none() && !config.admin.listen.ip().is_loopback(),
+        reason: "without `admin.token` the admin door asks nobody who they are, so it has to be on a loopback address",
     },
     Rule {
         keys: &["limits.ping_interval", "limits.idle_timeout"],

@@ -18,9 +18,9 @@ use crate::wire::d2m::{DeviceId, ToDevice};
 
 impl Group {
     /// Puts the very first payload of a connection out, before anything else can.
-    pub(super) fn introduce(&mut self, device: DeviceId, payload: ToDevice, step: &mut Step) {
+    pub(super) fn introduce(&mut self, now: Now, device: DeviceId, payload: ToDevice, step: &mut Step) {
         if let Some(seat) = self.slots.get_mut(&device).and_then(|slot| slot.seat.as_mut()) {
-            seat.spend(cost(&payload));
+            seat.spend(now.monotonic, cost(&payload));
             step.acts.push(Act::Send(seat.conn, payload));
         }
     }
@@ -85,7 +85,7 @@ impl Group {
                     if slot.walk(entry) {
                         let payload = ToDevice::Reflected(entry.message.clone());
                         if let Some(seat) = slot.seat.as_mut() {
-                            seat.spend(cost(&payload));
+                            seat.spend(now.monotonic, cost(&payload));
                         }
                         step.acts.push(Act::Send(conn, payload));
                     }
@@ -96,7 +96,7 @@ impl Group {
             if seat.line.is_empty() && seat.line.capacity() > 64 {
                 seat.line.shrink_to(16);
             }
-            seat.spend(cost(&payload));
+            seat.spend(now.monotonic, cost(&payload));
             if payload == ToDevice::BeginTransactionAck {
                 self.lock.granted(now.monotonic, conn);
             }
@@ -105,7 +105,7 @@ impl Group {
             // Caught up for the first time.
             seat.dry = Some(self.dried);
             self.dried = self.dried.saturating_add(1);
-            seat.spend(cost(&ToDevice::ReflectionQueueDry));
+            seat.spend(now.monotonic, cost(&ToDevice::ReflectionQueueDry));
             step.acts.push(Act::Send(conn, ToDevice::ReflectionQueueDry));
             step.notices.push(Notice::Dry(device));
             self.elect(now, step);
@@ -116,7 +116,7 @@ impl Group {
     pub(super) fn written(&mut self, now: Now, conn: ConnectionId, cost: usize, step: &mut Step) {
         let Some(&device) = self.seats.get(&conn) else { return };
         if let Some(seat) = self.slots.get_mut(&device).and_then(|slot| slot.seat.as_mut()) {
-            seat.give_back(cost);
+            seat.give_back(now.monotonic, cost);
         }
         self.feed(now, device, step);
     }
@@ -130,7 +130,7 @@ impl Group {
             if beyond && slot.walk(entry) {
                 let payload = ToDevice::Reflected(entry.message.clone());
                 if let Some(seat) = slot.seat.as_mut() {
-                    seat.spend(cost(&payload));
+                    seat.spend(now.monotonic, cost(&payload));
                 }
                 step.acts.push(Act::Send(conn, payload));
             }

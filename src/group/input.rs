@@ -60,6 +60,10 @@ pub enum Input {
         /// Whether its ServerInfo reached the socket. A slot made by a connection whose did not is taken back.
         introduced: bool,
     },
+    /// An operator removes a device, as a device of the group would (spec 7).
+    Remove(DeviceId),
+    /// An operator ends a device's connection. It may come back.
+    Kick(DeviceId),
     /// All writes of earlier steps are kept.
     Durable,
     /// Time went by.

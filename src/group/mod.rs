@@ -16,6 +16,7 @@
 //! | `transaction` | the lock and what is staged under it |
 //! | `leader` | who leads |
 //! | `deadlines` | what happens by itself |
+//! | [`view`] | what an operator sees |
 //! | `invariants` | what is true after every input; asserted in debug builds |
 
 mod deadlines;
@@ -32,6 +33,7 @@ pub mod step;
 #[cfg(test)]
 mod tests;
 mod transaction;
+pub mod view;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,6 +46,7 @@ use self::record::{GroupRecord, Held, Seq, SlotRecord, Snapshot, Write};
 use self::slots::{AckOutcome, Seat, Slot};
 pub use self::step::{Abort, Act, Farewell, Notice, SlotRemoval, Step};
 use self::transaction::{Begun, Lock, Staged, StagingFull};
+pub use self::view::{GroupView, Pulse};
 use crate::time::Now;
 use crate::wire::d2m::{
     AugmentedDeviceInfo, BeginTransaction, ConnectionState, DeviceId, DevicesInfo, Envelope, Reflect, ReflectAck,
@@ -143,6 +146,8 @@ impl Group {
             Input::Written(conn, cost) => self.written(now, conn, cost, &mut step),
             Input::Page(conn, page) => self.page(now, conn, page, &mut step),
             Input::Leave { conn, introduced } => self.leave(now, conn, introduced, &mut step),
+            Input::Remove(device) => self.remove_slot(now, device, SlotRemoval::Dropped, &mut step),
+            Input::Kick(device) => self.unseat(now, device, Some(Farewell::Kicked), &mut step),
             Input::Durable => self.durable(&mut step),
             Input::Tick => self.tick(now, &mut step),
         }
@@ -183,6 +188,12 @@ impl Group {
     /// The devices that have a slot.
     pub fn devices(&self) -> impl Iterator<Item = DeviceId> {
         self.slots.keys().copied()
+    }
+
+    /// The connection of a device.
+    #[must_use]
+    pub fn connection(&self, device: DeviceId) -> Option<ConnectionId> {
+        self.slots.get(&device).and_then(Slot::conn)
     }
 
     fn join(&mut self, now: Now, conn: ConnectionId, introduction: Introduction, step: &mut Step) {
@@ -247,7 +258,7 @@ impl Group {
             current_time_ms: now.wall_ms,
             reflection_queue_length: u32::try_from(queued).unwrap_or(u32::MAX),
         };
-        self.introduce(device, ToDevice::ServerInfo(info), step);
+        self.introduce(now, device, ToDevice::ServerInfo(info), step);
         self.feed(now, device, step);
     }
 

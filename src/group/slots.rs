@@ -5,6 +5,7 @@
 //! acknowledged, or its own. When the front of that list is done, the cursor moves.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::input::ConnectionId;
 use super::limits::{ACKED_RANGES_KEPT, Limits, OUTBOX_COST, QUEUE_SPAN_MAX};
@@ -34,6 +35,8 @@ pub(super) struct Seat {
     pub(super) reading: bool,
     /// What its outbox still takes, in cost; overdrawn by one payload at most.
     pub(super) room: i64,
+    /// Since when there is no room and the socket takes nothing.
+    pub(super) full_since: Option<Duration>,
     /// Payloads besides reflected messages, each behind the log up to its seq.
     pub(super) line: VecDeque<(Seq, ToDevice)>,
     pub(super) line_bytes: usize,
@@ -99,6 +102,7 @@ impl Seat {
             walked,
             reading: false,
             room: signed(OUTBOX_COST),
+            full_since: None,
             line: VecDeque::new(),
             line_bytes: 0,
             dry: None,
@@ -106,12 +110,16 @@ impl Seat {
         }
     }
 
-    pub(super) fn spend(&mut self, cost: usize) {
+    pub(super) fn spend(&mut self, now: Duration, cost: usize) {
         self.room = self.room.saturating_sub(signed(cost));
+        if self.room <= 0 {
+            self.full_since.get_or_insert(now);
+        }
     }
 
-    pub(super) fn give_back(&mut self, cost: usize) {
+    pub(super) fn give_back(&mut self, now: Duration, cost: usize) {
         self.room = self.room.saturating_add(signed(cost)).min(signed(OUTBOX_COST));
+        self.full_since = (self.room <= 0).then_some(now);
     }
 
     /// What is to happen for this connection next, as far as it can be said without looking at the log.

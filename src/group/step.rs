@@ -71,6 +71,8 @@ pub enum Farewell {
     StagingLimit,
     /// It does not read what it is sent, and too much has gathered.
     SlowReader,
+    /// An operator ended it.
+    Kicked,
 }
 
 /// Why a transaction ended without a commit.

@@ -131,6 +131,10 @@ impl Held {
         Ok(())
     }
 
+    pub(super) const fn staged_bytes(&self) -> usize {
+        self.staged_bytes
+    }
+
     pub(super) fn held_ms(&self, now: Duration) -> u64 {
         u64::try_from(now.saturating_sub(self.since).as_millis()).unwrap_or(u64::MAX)
     }

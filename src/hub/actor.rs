@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::Shared;
 use super::notices;
 use super::seat::{Line, Outgoing};
+use super::{Heart, Inspection, Shared};
 use crate::group::limits::PAGE_COST;
 use crate::group::record::Seq;
 use crate::group::{Act, ConnectionId, Group, Input, Introduction, Notice, Step};
 use crate::metrics::{self, Presence};
 use crate::store::StoreError;
-use crate::wire::d2m::{DeviceGroupId, ToDevice};
+use crate::wire::d2m::{DeviceGroupId, DeviceId, ToDevice};
 
 /// Inputs that are decided together at most.
 const BATCH: usize = 128;
@@ -31,6 +31,8 @@ pub(super) enum Post {
     /// Rare and large, so not in line with the others.
     Join(Box<Join>),
     Input(Input),
+    /// As rare.
+    Ask(Box<Ask>),
 }
 
 #[derive(Debug)]
@@ -40,6 +42,28 @@ pub(super) struct Join {
     pub(super) line: Line,
     /// Answered when the group knows of the connection; dropped when it has to look for the group again.
     pub(super) seated: oneshot::Sender<Result<(), StoreError>>,
+}
+
+/// An operator's question or wish.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) wish: Wish,
+    /// Answered when what was wished is kept; dropped when it has to look for the group again.
+    pub(super) answer: oneshot::Sender<Result<Answer, StoreError>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wish {
+    Look,
+    Remove(DeviceId),
+    Kick(DeviceId),
+}
+
+/// Whether there was what the wish was about, and the group afterwards.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) found: bool,
+    pub(super) inspection: Inspection,
 }
 
 #[derive(Debug)]
@@ -52,6 +76,9 @@ pub(super) struct Actor {
     lines: BTreeMap<ConnectionId, Line>,
     /// Stretches of backlog to be read, one per connection at most.
     reads: VecDeque<Read>,
+    /// Operators who wait until what was decided is kept, and whether there was what they asked for.
+    asked: Vec<(bool, oneshot::Sender<Result<Answer, StoreError>>)>,
+    pulse: Arc<Heart>,
     /// As operators were told.
     lock_is_held: bool,
 }
@@ -69,6 +96,7 @@ impl Actor {
         shared: Arc<Shared>,
         own_mailbox: mpsc::WeakSender<Post>,
         mut posts: mpsc::Receiver<Post>,
+        pulse: Arc<Heart>,
     ) {
         let counters = metrics::get();
         let _awake = Presence::new(&counters.groups_awake, Some(&counters.groups_woken), Some(&counters.groups_slept));
@@ -83,11 +111,15 @@ impl Actor {
             }
         };
         let (lines, reads) = (BTreeMap::new(), VecDeque::new());
-        let mut actor = Self { id, shared, own_mailbox, posts, group, lines, reads, lock_is_held: false };
+        let mut actor =
+            Self { id, shared, own_mailbox, posts, group, lines, reads, asked: Vec::new(), pulse, lock_is_held: false };
         if let Err(error) = actor.live().await {
             // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell.
             tracing::error!(group = %id, %error, "a group could not keep what it decided");
             notices::failed(actor.lock_is_held);
+            for (_, answer) in actor.asked.drain(..) {
+                let _gone = answer.send(Err(error.clone()));
+            }
             Self::refuse(&actor.shared, id, &mut actor.posts, &error);
         }
     }
@@ -95,10 +127,12 @@ impl Actor {
     /// Takes the group out of the index and answers whoever still waits in the mailbox.
     fn refuse(shared: &Shared, id: DeviceGroupId, posts: &mut mpsc::Receiver<Post>, error: &StoreError) {
         posts.close();
-        shared.awake.remove_if(&id, |_, mailbox| mailbox.is_closed());
+        shared.awake.remove_if(&id, |_, awake| awake.mailbox.is_closed());
         while let Ok(post) = posts.try_recv() {
-            if let Post::Join(join) = post {
-                let _gone = join.seated.send(Err(error.clone()));
+            match post {
+                Post::Join(join) => drop(join.seated.send(Err(error.clone()))),
+                Post::Ask(ask) => drop(ask.answer.send(Err(error.clone()))),
+                Post::Input(_) => {}
             }
         }
     }
@@ -109,6 +143,8 @@ impl Actor {
             self.gather(&mut batch).await;
             let step = self.decide(batch.drain(..)).await?;
             self.keep_and_speak(step).await?;
+            self.pulse.beat(self.group.pulse());
+            self.answer();
             if self.group.is_deserted() && self.posts.is_empty() && self.fall_asleep().await? {
                 return Ok(());
             }
@@ -149,6 +185,15 @@ impl Actor {
                     Input::Join(conn, introduction)
                 }
                 Post::Input(input) => input,
+                Post::Ask(ask) => {
+                    let Ask { wish, answer } = *ask;
+                    self.asked.push((self.grants(wish), answer));
+                    match wish {
+                        Wish::Look => continue,
+                        Wish::Remove(device) => Input::Remove(device),
+                        Wish::Kick(device) => Input::Kick(device),
+                    }
+                }
             };
             step.append(self.group.handle(now, input));
         }
@@ -167,6 +212,25 @@ impl Actor {
             step.append(self.group.handle(now, Input::Tick));
         }
         Ok(step)
+    }
+
+    /// Whether there is what a wish is about.
+    fn grants(&self, wish: Wish) -> bool {
+        match wish {
+            Wish::Look => true,
+            Wish::Remove(device) => self.group.devices().any(|known| known == device),
+            Wish::Kick(device) => self.group.connection(device).is_some(),
+        }
+    }
+
+    /// Answers operators. What they see is kept.
+    fn answer(&mut self) {
+        for (found, answer) in std::mem::take(&mut self.asked) {
+            let view = self.group.describe(self.shared.clock.now());
+            let proxied = self.lines.iter().filter(|(_, line)| !line.proxies.is_empty()).map(|(conn, _)| conn.0);
+            let inspection = Inspection { view, proxied: proxied.collect() };
+            let _gone = answer.send(Ok(Answer { found, inspection }));
+        }
     }
 
     async fn keep_and_speak(&mut self, step: Step) -> Result<(), StoreError> {
@@ -228,9 +292,9 @@ impl Actor {
         let step = self.group.lay_down();
         self.keep_and_speak(step).await?;
         let own = self.own_mailbox.clone();
-        let left = self.shared.awake.remove_if(&self.id, |_, mailbox| {
+        let left = self.shared.awake.remove_if(&self.id, |_, awake| {
             // Under the guard nobody can find this mailbox; whoever found it before may still post.
-            self.posts.is_empty() && own.upgrade().is_none_or(|own| own.same_channel(mailbox))
+            self.posts.is_empty() && own.upgrade().is_none_or(|own| own.same_channel(&awake.mailbox))
         });
         if left.is_none() {
             return Ok(false);

@@ -18,23 +18,25 @@ pub mod seat;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::actor::{Actor, Join, Post};
+use self::actor::{Actor, Answer, Ask, Join, Post, Wish};
 pub use self::admission::{Admitted, Challenge};
 use self::seat::Mailbox;
 pub use self::seat::{Outgoing, Seat};
-use crate::group::{ConnectionId, Input, Limits};
-use crate::store::{Store, StoreError};
+use crate::group::{ConnectionId, GroupView, Input, Limits, Pulse};
+use crate::store::{Census, Store, StoreError};
 use crate::time::Clock;
-use crate::wire::d2m::DeviceGroupId;
+use crate::wire::d2m::{DeviceGroupId, DeviceId};
 
 /// Inputs that may wait for one group. Enough to fill a commit, few enough to make a flooding device wait.
 const MAILBOX: usize = 256;
@@ -51,7 +53,7 @@ pub struct Hub(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    awake: DashMap<DeviceGroupId, Mailbox>,
+    awake: DashMap<DeviceGroupId, Awake>,
     store: Arc<dyn Store>,
     limits: Limits,
     clock: Clock,
@@ -59,7 +61,37 @@ struct Shared {
     tasks: TaskTracker,
 }
 
-/// Why a device got no seat.
+#[derive(Debug)]
+struct Awake {
+    mailbox: Mailbox,
+    pulse: Arc<Heart>,
+}
+
+/// The last pulse of a group, so that many can be looked at without asking any.
+#[derive(Debug, Default)]
+struct Heart(Mutex<Pulse>);
+
+impl Heart {
+    fn beat(&self, pulse: Pulse) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = pulse;
+    }
+
+    fn pulse(&self) -> Pulse {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A group, looked at from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// What the group knows.
+    #[serde(flatten)]
+    pub view: GroupView,
+    /// The numbers of the connections that have, or are opening, a connection to their chat server. The group does not know.
+    pub proxied: BTreeSet<u64>,
+}
+
+/// Why a device got no seat, or an operator no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// The group could not be woken.
@@ -98,7 +130,7 @@ impl Hub {
                     Err(_) => {}
                 }
             }
-            self.0.awake.remove_if(&group, |_, found| found.is_closed());
+            self.0.awake.remove_if(&group, |_, found| found.mailbox.is_closed());
         }
         Err(JoinError::Unreachable)
     }
@@ -107,6 +139,70 @@ impl Hub {
     #[must_use]
     pub fn awake(&self) -> usize {
         self.0.awake.len()
+    }
+
+    /// A group as it is now; `None` when nothing is kept of it. One that sleeps is woken for this.
+    ///
+    /// # Errors
+    /// [`JoinError`] when it cannot be woken.
+    pub async fn inspect(&self, group: DeviceGroupId) -> Result<Option<Inspection>, JoinError> {
+        let answer = self.ask(group, Wish::Look).await?;
+        Ok(Some(answer.inspection).filter(|it| !it.view.devices.is_empty()))
+    }
+
+    /// Removes a device with all that waits for it, as a device of its group could; says whether there was one. It is kept
+    /// when this returns.
+    ///
+    /// # Errors
+    /// [`JoinError`] when the group cannot be woken, or not keep it.
+    pub async fn drop_device(&self, group: DeviceGroupId, device: DeviceId) -> Result<bool, JoinError> {
+        Ok(self.ask(group, Wish::Remove(device)).await?.found)
+    }
+
+    /// Ends a device's connection, after which it may come back; says whether there was one.
+    ///
+    /// # Errors
+    /// [`JoinError`] when the group failed.
+    pub async fn kick(&self, group: DeviceGroupId, device: DeviceId) -> Result<bool, JoinError> {
+        // Nobody is connected to a group that sleeps.
+        if !self.0.awake.contains_key(&group) {
+            return Ok(false);
+        }
+        Ok(self.ask(group, Wish::Kick(device)).await?.found)
+    }
+
+    async fn ask(&self, group: DeviceGroupId, wish: Wish) -> Result<Answer, JoinError> {
+        for _ in 0..JOIN_TRIES {
+            let (answer, answered) = oneshot::channel();
+            let mailbox = self.mailbox(group);
+            if mailbox.send(Post::Ask(Box::new(Ask { wish, answer }))).await.is_ok()
+                && let Ok(answer) = answered.await
+            {
+                return Ok(answer?);
+            }
+            self.0.awake.remove_if(&group, |_, found| found.mailbox.is_closed());
+        }
+        Err(JoinError::Unreachable)
+    }
+
+    /// Whether a group is awake.
+    #[must_use]
+    pub fn is_awake(&self, group: DeviceGroupId) -> bool {
+        self.0.awake.contains_key(&group)
+    }
+
+    /// The last pulse of every group that is awake. Asks none of them.
+    #[must_use]
+    pub fn pulses(&self) -> Vec<(DeviceGroupId, Pulse)> {
+        self.0.awake.iter().map(|awake| (*awake.key(), awake.pulse.pulse())).collect()
+    }
+
+    /// How many groups are kept, and those behind `after`, by their ids.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot tell.
+    pub async fn census(&self, after: Option<DeviceGroupId>, most: usize) -> Result<Census, StoreError> {
+        self.0.store.census(after, most).await
     }
 
     /// Removes slots of sleeping groups whose time is over, until `stop`.
@@ -144,9 +240,11 @@ impl Hub {
     fn mailbox(&self, group: DeviceGroupId) -> Mailbox {
         let entry = self.0.awake.entry(group).or_insert_with(|| {
             let (mailbox, posts) = mpsc::channel(MAILBOX);
-            self.0.tasks.spawn(Actor::run(group, Arc::clone(&self.0), mailbox.downgrade(), posts));
-            mailbox
+            let pulse = Arc::<Heart>::default();
+            let actor = Actor::run(group, Arc::clone(&self.0), mailbox.downgrade(), posts, Arc::clone(&pulse));
+            self.0.tasks.spawn(actor);
+            Awake { mailbox, pulse }
         });
-        entry.value().clone()
+        entry.value().mailbox.clone()
     }
 }

@@ -7,7 +7,8 @@
 //!   What is *degraded* stands in its answer and fails nothing: with one node there is no elsewhere, and what works still works.
 //! * `/metrics` is for Prometheus ([`crate::metrics`]).
 //!
-//! None of them says who is connected, so they need no token.
+//! None of them says who is connected. The first two are open to everybody who reaches the door; numbers need the token, if one is
+//! set ([`super::guard`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -297,8 +298,8 @@ mod tests {
 
     use super::*;
     use crate::group::record::{Page, Seq, Snapshot, Write};
-    use crate::store::StoreError;
     use crate::store::memory::MemoryStore;
+    use crate::store::{Census, StoreError};
     use crate::wire::d2m::DeviceGroupId;
 
     /// A store in a condition.
@@ -319,6 +320,10 @@ mod tests {
         }
 
         fn due(&self, _: u64, _: Option<u64>, _: usize) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>> {
+            unimplemented!("nobody asks")
+        }
+
+        fn census(&self, _: Option<DeviceGroupId>, _: usize) -> BoxFuture<'_, Result<Census, StoreError>> {
             unimplemented!("nobody asks")
         }
 

@@ -3,14 +3,22 @@
 //! | file | holds |
 //! |---|---|
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
-//! | [`admin`] | the admin door |
-//! | [`backup`] | a copy of the whole data directory while everything runs |
+//! | [`admin`] | the admin door: what its pages share |
+//! | `guard` | who may use it: this machine, or whoever has the token |
 //! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
+//! | [`api`], `explain` | what operators ask and change, as JSON; why something does not happen, in sentences |
+//! | [`dashboard`], `live` | one page for people; what it shows, once a second for all viewers |
+//! | [`backup`] | a copy of the whole data directory while everything runs |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
 
 pub mod admin;
+pub mod api;
 pub mod backup;
+pub mod dashboard;
+pub(crate) mod explain;
+mod guard;
 pub mod health;
+mod live;
 pub mod routes;
 pub mod serve;
 
@@ -28,7 +36,9 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use self::admin::AdminDoor;
 use self::health::Health;
+use self::live::Live;
 use self::routes::Public;
 use crate::group::Limits;
 use crate::hub::Hub;
@@ -95,6 +105,7 @@ pub struct Mediator {
     admin: Tasks,
     public: Arc<Public>,
     health: Health,
+    clock: Clock,
 }
 
 impl Mediator {
@@ -116,12 +127,24 @@ impl Mediator {
         health.watch_door("public", &accepting);
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, health }
+        Self { hub, tasks, admin: Tasks::new(), public, health, clock }
     }
 
     /// Opens the admin door.
-    pub fn open_admin(&self, listener: TcpListener) {
-        let router = admin::router(self.health.clone(), self.hub.clone(), Arc::clone(&self.public));
+    pub fn open_admin(&self, listener: TcpListener, door: AdminDoor) {
+        let AdminDoor { token, drain, certificate, backups } = door;
+        let state = admin::State {
+            hub: self.hub.clone(),
+            public: Arc::clone(&self.public),
+            health: self.health.clone(),
+            clock: self.clock,
+            drain,
+            backups,
+            certificate,
+            live: Live::default(),
+            closing: self.admin.stop_token().clone(),
+        };
+        let router = admin::router(state, token);
         let door = self.admin.stop_token().clone();
         let handler = move |io, peer| http(io, peer, router.clone(), door.clone());
         let accepting = self.admin.spawn(listen::serve(listener, None, self.admin.clone(), handler));

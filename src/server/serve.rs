@@ -12,6 +12,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::admin::{AdminDoor, CertificateSource};
+use super::backup::Backups;
 use super::{Admission, Mediator, Parts, bind};
 use crate::chat::csp;
 use crate::config::{AdmissionConfig, Config, Durability, LimitsConfig, Security};
@@ -76,10 +78,20 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     tokio::spawn(log::rotate(clock, watching.clone()));
     tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, door.acceptor.clone(), parts);
-    mediator.open_admin(admin);
+    let asked = CancellationToken::new();
+    let certificate = CertificateSource::default();
+    let backups = kept.sqlite.is_some().then(|| Backups::new(Arc::clone(&kept.store), data.clone()));
+    let token = config.admin.token.clone();
+    mediator.open_admin(admin, AdminDoor { token, drain: asked.clone(), certificate, backups });
     banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
 
-    let reason = until_over(end.wait(), csp.as_ref()).await;
+    let wish = async {
+        tokio::select! {
+            () = end.wait() => {}
+            () = asked.cancelled() => {}
+        }
+    };
+    let reason = until_over(wish, csp.as_ref()).await;
     if let Err(fault) = &reason {
         tracing::error!(%fault, "stopping");
     } else {
@@ -242,7 +254,7 @@ fn banner(
     if let (Some(csp), Some(address)) = (csp, addresses.csp) {
         writeln!(out, "  chat server  {address}  (CSP, public key {})", hex::encode(csp.public_key()))?;
     }
-    writeln!(out, "  admin        http://{}/readyz", addresses.admin)?;
+    writeln!(out, "  admin        http://{}/", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;
     if durability == "memory" {
         writeln!(

@@ -82,7 +82,8 @@ impl Ending {
             Self::Upstream(UpstreamEnd::Closed | UpstreamEnd::Failed(_)) => CloseCode::ChatServerClosed,
             Self::Upstream(UpstreamEnd::UnitTooBig { .. }) | Self::UpstreamStalled => CloseCode::ChatProxyError,
             Self::GroupFailed => CloseCode::InternalError,
-            Self::ShuttingDown => CloseCode::ShuttingDown,
+            // Going away, as far as this connection is concerned; every client comes back after it.
+            Self::ShuttingDown | Self::Group(Farewell::Kicked) => CloseCode::ShuttingDown,
         })
     }
 
@@ -103,6 +104,7 @@ impl Ending {
             | Self::HandshakeTimeout
             | Self::IdleTimeout
             | Self::NotReading => Culprit::Device,
+            Self::Group(Farewell::Kicked) => Culprit::Mediator,
             Self::Group(_) => Culprit::Group,
             Self::Upstream(_) | Self::UpstreamStalled => Culprit::ChatServer,
             Self::NoUpstream | Self::GroupFailed | Self::ShuttingDown => Culprit::Mediator,
@@ -173,6 +175,7 @@ mod tests {
     fn each_situation_has_the_number_the_spec_gives_it() {
         let table = [
             (Ending::ShuttingDown, 1001),
+            (Ending::Group(Farewell::Kicked), 1001),
             (Ending::GroupFailed, 1011),
             (Ending::Upstream(UpstreamEnd::Closed), 4000),
             (Ending::Upstream(UpstreamEnd::Failed(std::io::ErrorKind::ConnectionReset)), 4000),

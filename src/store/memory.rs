@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::{Filling, NO_GROUP, Store, StoreError, TAKEN, check, count_entry};
+use super::{Census, Filling, NO_GROUP, Store, StoreError, TAKEN, check, count_entry};
 use crate::group::record::{GroupRecord, LogEntry, Page, Seq, SlotRecord, SlotSnapshot, Snapshot, Write};
 use crate::wire::d2m::{DeviceGroupId, DeviceId, SlotExpiration};
 
@@ -334,6 +334,22 @@ impl Store for MemoryStore {
             let mut inner = self.inner();
             inner.read()?;
             Ok(inner.due(volatile_before_ms, persistent_before_ms, most))
+        })
+    }
+
+    fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>> {
+        Box::pin(async move {
+            let mut inner = self.inner();
+            inner.read()?;
+            let mut some: Vec<_> = inner
+                .groups
+                .iter()
+                .filter(|(id, _)| after.is_none_or(|after| **id > after))
+                .map(|(id, group)| (*id, group.slots.len() as u64))
+                .collect();
+            some.sort_unstable();
+            some.truncate(most);
+            Ok(Census { groups: inner.groups.len() as u64, some })
         })
     }
 }

@@ -185,6 +185,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>>;
 
+    /// How many groups are kept; and of those whose id is beyond `after`, in the order of their ids, at most `most` with the
+    /// number of their slots.
+    fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>>;
+
     /// Whether it can still keep anything.
     fn condition(&self) -> Condition {
         Condition { alive: true, failing: false }
@@ -211,6 +215,15 @@ pub struct Condition {
     pub alive: bool,
     /// The last transaction failed because of the engine or the disk.
     pub failing: bool,
+}
+
+/// Groups that are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Census {
+    /// All of them.
+    pub groups: u64,
+    /// Some of them, each with the number of its slots.
+    pub some: Vec<(DeviceGroupId, u64)>,
 }
 
 /// An entry is kept as its parts, so it must be made of nothing but them: asked of every engine.

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use super::copy;
 use super::writer::{Engine, Job, Writer};
 use super::{
-    Condition, Durability, Exhausted, Filling, NO_GROUP, SEQ_BITS, SEQ_MAX, Store, StoreError, TAKEN, check,
+    Census, Condition, Durability, Exhausted, Filling, NO_GROUP, SEQ_BITS, SEQ_MAX, Store, StoreError, TAKEN, check,
     count_entry,
 };
 use crate::crypto::kdf;
@@ -301,6 +301,10 @@ impl Store for SqliteStore {
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>> {
         Box::pin(self.readers.read(move |connection| due(connection, volatile_before_ms, persistent_before_ms, most)))
+    }
+
+    fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>> {
+        Box::pin(self.readers.read(move |connection| census(connection, after, most)))
     }
 
     fn condition(&self) -> Condition {
@@ -972,6 +976,21 @@ fn due(
     }
     Ok(due)
 }
+
+fn census(connection: &mut Connection, after: Option<DeviceGroupId>, most: usize) -> Result<Census, StoreError> {
+    let tx = connection.transaction()?;
+    let groups: i64 = tx.prepare_cached("SELECT count(*) FROM groups")?.query_row([], |row| row.get(0))?;
+    let mut statement = tx.prepare_cached(GROUPS_BEYOND)?;
+    let after = after.as_ref().map_or(&[][..], |id| id.as_bytes());
+    let rows = statement.query_map(params![after, i64::try_from(most).unwrap_or(i64::MAX)], |row| {
+        Ok((DeviceGroupId::new(row.get(0)?), row.get::<_, i64>(1)?.unsigned_abs()))
+    })?;
+    Ok(Census { groups: groups.unsigned_abs(), some: rows.collect::<Result<_, _>>()? })
+}
+
+/// By the index that keeps ids unique; the empty blob is before all of them.
+const GROUPS_BEYOND: &str = "SELECT device_group_id, (SELECT count(*) FROM slots WHERE group_no = no) FROM groups
+     WHERE device_group_id > ?1 ORDER BY device_group_id LIMIT ?2";
 
 /// Walks the index from the slot that waits longest; fails to prepare should it ever not be able to.
 const SLOTS_DUE: &str = "SELECT groups.device_group_id FROM slots INDEXED BY slots_due

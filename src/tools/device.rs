@@ -21,8 +21,8 @@ use crate::client::csp::{CspError, Event};
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator};
 use crate::crypto::random;
 use crate::wire::d2m::{
-    BeginTransaction, CloseCode, DeviceId, Envelope, FromDevice, Reflect, ReflectFlags, ReflectId, ServerGroup,
-    SlotExpiration, SlotState, SlotsExhausted, ToDevice,
+    BadDeviceId, BeginTransaction, CloseCode, DeviceId, Envelope, FromDevice, Reflect, ReflectFlags, ReflectId,
+    ServerGroup, SlotExpiration, SlotState, SlotsExhausted, ToDevice,
 };
 
 /// How long a script's last answers are waited for.
@@ -72,7 +72,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "a0")]
     server_group: String,
     /// Which device of the group this is, in hex [default: the one that was used first, else a random one]
-    #[arg(long, value_name = "HEX", value_parser = device_id)]
+    #[arg(long, value_name = "HEX")]
     device_id: Option<DeviceId>,
     /// What the other devices are shown about this one
     #[arg(long, value_name = "TEXT", default_value = "heliostat device")]
@@ -94,10 +94,6 @@ pub struct Args {
     /// Allow ws:// to a host that is not this machine
     #[arg(long)]
     insecure_plain: bool,
-}
-
-fn device_id(text: &str) -> Result<DeviceId, String> {
-    u64::from_str_radix(text, 16).map(DeviceId).map_err(|_| "not a hex number of at most 16 digits".to_owned())
 }
 
 /// Connects, obeys lines and prints payloads until either side ends it.
@@ -439,7 +435,7 @@ impl Session {
             "commit" => FromDevice::CommitTransaction,
             "devices" => FromDevice::GetDevicesInfo,
             "drop" if rest == "me" => FromDevice::DropDevice(self.device_id),
-            "drop" => FromDevice::DropDevice(device_id(rest)?),
+            "drop" => FromDevice::DropDevice(rest.parse().map_err(|bad: BadDeviceId| bad.to_string())?),
             "shared" => FromDevice::SetSharedDeviceData(self.key.seal_shared_device_data(rest.as_bytes())),
             "proxy" => {
                 let digits: String = rest.split_whitespace().collect();

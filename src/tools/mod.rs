@@ -3,12 +3,14 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | [`admin`] | operating a server that runs |
 //! | [`decode`] | names every field of a frame, a URL, a close code |
 //! | [`device`] | an interactive device |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
 //! | [`describe`] | payloads as fields with names: what the others print |
 //! | [`keyfile`] | the device group key in a file, and what is remembered beside it |
 
+pub mod admin;
 pub mod decode;
 pub mod describe;
 pub mod device;

@@ -9,10 +9,10 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use heliostat::client::{Mediator, Trust};
 
 /// `before` is a program that ends by running what stands behind it.
-fn command(data: &Path, before: &[&str]) -> Command {
+fn command(data: &Path, before: &[&str], more: &str) -> Command {
     let config = data.with_extension("toml");
     let text = format!("data_dir = {data:?}\nlisten = {{ address = '127.0.0.1:0', plain = true }}\n");
-    std::fs::write(&config, text + "admin.listen = '127.0.0.1:0'\n").unwrap();
+    std::fs::write(&config, text + "admin.listen = '127.0.0.1:0'\n" + more).unwrap();
     let mut words = before.iter().copied().chain([env!("CARGO_BIN_EXE_heliostat"), "serve"]);
     let mut command = Command::new(words.next().unwrap());
     command.args(words).arg("--config").arg(config).env("HELIOSTAT_LOG", "error").stdin(Stdio::null());
@@ -23,6 +23,7 @@ fn command(data: &Path, before: &[&str]) -> Command {
 pub struct Binary {
     child: Child,
     url: String,
+    admin: String,
 }
 
 impl Binary {
@@ -33,34 +34,50 @@ impl Binary {
 
     /// The same, started by another program that makes its world a worse one.
     pub fn start_under(data: &Path, before: &[&str]) -> Self {
-        let mut child = command(data, before).stdout(Stdio::piped()).spawn().unwrap();
+        Self::run(command(data, before, ""))
+    }
+
+    /// The same, with more lines in its configuration.
+    pub fn start_with(data: &Path, more: &str) -> Self {
+        Self::run(command(data, &[], more))
+    }
+
+    fn run(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let url = said.by_ref().find_map(|line| {
-            let url = line.split_whitespace().find(|word| word.starts_with("ws://"))?;
-            Some(url.to_owned())
-        });
-        let Some(url) = url else { panic!("the server ended: {}", child.wait().unwrap()) };
+        let mut find = |scheme: &str| {
+            said.by_ref()
+                .find_map(|line| Some(line.split_whitespace().find(|word| word.starts_with(scheme))?.to_owned()))
+        };
+        let (Some(url), Some(admin)) = (find("ws://"), find("http://")) else {
+            panic!("the server ended: {}", child.wait().unwrap())
+        };
         // Whatever it prints later must find a reader.
         std::thread::spawn(move || said.count());
-        Self { child, url }
+        Self { child, url, admin }
     }
 
     /// Starts it where it cannot, and returns what it said.
     pub fn refuses(data: &Path) -> Output {
-        let output = command(data, &[]).output().unwrap();
+        let output = command(data, &[], "").output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         output
     }
 
     /// Starts it and kills it at once, wherever it is then.
     pub fn nips(data: &Path) {
-        let mut child = command(data, &[]).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = command(data, &[], "").stdout(Stdio::null()).spawn().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     pub fn mediator(&self) -> Mediator {
         Mediator::new(&self.url, &Trust::System).unwrap()
+    }
+
+    /// The admin door, as `http://HOST:PORT/`.
+    pub fn admin(&self) -> &str {
+        &self.admin
     }
 
     pub fn id(&self) -> u32 {
@@ -77,6 +94,11 @@ impl Binary {
     pub async fn stop(&mut self) -> ExitStatus {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
+        self.ended().await
+    }
+
+    /// Waits until it ended by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use heliostat::group::record::{Held, Page, Seq, Snapshot, Write};
-use heliostat::store::{MemoryStore, Store, StoreError};
+use heliostat::store::{Census, MemoryStore, Store, StoreError};
 use heliostat::wire::d2m::DeviceGroupId;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,5 +125,9 @@ impl Store for Kept {
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeviceGroupId>, StoreError>> {
         self.inner.due(volatile_before_ms, persistent_before_ms, most)
+    }
+
+    fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>> {
+        self.inner.census(after, most)
     }
 }

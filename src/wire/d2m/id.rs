@@ -1,6 +1,10 @@
 //! Ids as types: a device is not a group, a reflect-id is not a reflected-id.
 
 use std::fmt;
+use std::str::FromStr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::log::{LogId, Who};
 
@@ -57,6 +61,33 @@ pub struct DeviceId(pub u64);
 impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// The text is no device id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a device id is 1 to 16 hexadecimal digits")]
+pub struct BadDeviceId;
+
+/// As it is displayed; leading zeros may be left out.
+impl FromStr for DeviceId {
+    type Err = BadDeviceId;
+
+    fn from_str(text: &str) -> Result<Self, BadDeviceId> {
+        let digits = (1..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u64::from_str_radix(text, 16).ok().filter(|_| digits).map(Self).ok_or(BadDeviceId)
+    }
+}
+
+impl Serialize for DeviceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

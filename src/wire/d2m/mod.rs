@@ -19,7 +19,7 @@ use super::numbers::named_numbers;
 
 pub use close::{CloseCode, Reconnect};
 pub use hello::{ClientHello, ServerHello, ServerInfo, SlotExpiration, SlotState, SlotsExhausted};
-pub use id::{DeviceGroupId, DeviceId, ReflectId, ReflectedId};
+pub use id::{BadDeviceId, DeviceGroupId, DeviceId, ReflectId, ReflectedId};
 pub use manage::{AugmentedDeviceInfo, BeginTransaction, ConnectionState, DevicesInfo, TransactionHolder};
 pub use reflect::{Envelope, Reflect, ReflectAck, ReflectFlags, Reflected};
 pub use url::{BadUrl, ClientUrlInfo, ServerGroup};
