@@ -25,6 +25,7 @@ use heliostat::wire::d2m::{
     Reflect, ReflectFlags, ReflectId, ReflectedId, SlotExpiration, SlotState, SlotsExhausted, ToDevice,
 };
 use heliostat::wire::delimit::{BadUnit, Cutter, Delimiter};
+use heliostat::wire::haproxy::{self, Said};
 
 /// Secrets, keys and answers of the vectors, so that the fuzzer starts from something that is let in.
 mod known {
@@ -74,6 +75,35 @@ pub fn d2m_url(data: &[u8]) {
         let segment = info.to_segment();
         assert!(segment.len() <= SEGMENT_MAX);
         assert_eq!(ClientUrlInfo::from_path(&format!("/any/prefix//{segment}/")), Ok(info));
+    }
+}
+
+/// What a TCP proxy writes before anything else, read as a connection reads it: nothing is asked for that may not belong to
+/// the header, and nothing that is let in is longer than allowed.
+pub fn proxy_header(data: &[u8]) {
+    let mut len = 0;
+    loop {
+        match haproxy::decode(&data[..len]) {
+            Ok(haproxy::Step::Read(more)) => {
+                assert!(more > 0);
+                len += more;
+                assert!(len <= if data.starts_with(b"PROXY ") { haproxy::V1_MAX } else { haproxy::V2_MAX });
+                if len > data.len() {
+                    return;
+                }
+            }
+            Ok(haproxy::Step::Done(said)) => {
+                // Of version 1, what was said can be said again.
+                if let (Said::From(source), true) = (said, data.starts_with(b"PROXY ")) {
+                    let family = if source.is_ipv4() { 4 } else { 6 };
+                    let (ip, port) = (source.ip(), source.port());
+                    let again = format!("PROXY TCP{family} {ip} {ip} {port} {port}\r\n");
+                    assert_eq!(haproxy::decode(again.as_bytes()), Ok(haproxy::Step::Done(said)));
+                }
+                return;
+            }
+            Err(bad) => return assert!(bad.to_string().len() < 100, "{bad}"),
+        }
     }
 }
 

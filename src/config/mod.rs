@@ -29,10 +29,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use self::kinds::{
     Confidential, Fault, File, Given, Kind, List, Number, OneOf, Or, Parsed, Shown, Size, Switch, Time, unlimited,
 };
 use self::settings::{settings, words};
+use crate::net::acme;
+use crate::net::proxies::{Proxies, SaidBy};
 use crate::net::tls::CertFiles;
 use crate::upstream::directory::{Directory, DirectoryConfig, Target};
 use crate::upstream::framer::Framing;
@@ -66,6 +70,16 @@ words! {
     }
 }
 
+words! {
+    /// Which header says where a request comes from.
+    pub enum ForwardedHeader {
+        /// a list of addresses
+        XForwardedFor = "x-forwarded-for",
+        /// as RFC 7239 has it
+        Forwarded = "forwarded",
+    }
+}
+
 settings! {
     /// Everything that can be configured.
     pub struct Config {
@@ -96,10 +110,43 @@ settings! {
             address: SocketAddr = local(8443), ADDRESS, Restart;
             /// WebSocket without TLS: behind a proxy that does TLS, and in tests.
             plain: bool = false, Switch, Restart;
-            /// The server's certificate chain, PEM. Without certificate and key, development ones are made.
+            /// The server's certificate chain, PEM. What the file holds may change while the server runs: a usable pair is
+            /// presented within seconds. Without certificate, key and `acme`, development ones are made.
             cert: Option<PathBuf> = None, Or(None, File), Restart;
             /// The private key of that certificate, PEM.
             key: Option<PathBuf> = None, Or(None, File), Restart;
+            /// Addresses and networks of your own proxies. What they say about where a connection comes from is believed,
+            /// and is what limits and logs go by. Nobody else's word is taken.
+            trusted_proxies: BTreeSet<IpNet> = BTreeSet::new(), List(Network), Restart;
+            /// Which header of a request trusted proxies write. They hand on whatever else a client sends, so only this one
+            /// is read, from its end.
+            forwarded_header: ForwardedHeader = ForwardedHeader::XForwardedFor, OneOf, Restart;
+            /// Whether trusted proxies begin each connection with the PROXY protocol, version 1 or 2, before TLS. Nobody else
+            /// can connect then, and no header is read.
+            proxy_protocol: bool = false, Switch, Restart;
+        }
+        sections {
+            acme: AcmeConfig,
+        }
+    }
+
+    /// Certificates from an authority such as Let's Encrypt, renewed without a restart. The authority connects to port 443 of
+    /// each domain, which has to lead to `listen.address`. To set `domains` is to agree to the authority's terms of service.
+    pub struct AcmeConfig {
+        keys {
+            /// The domains that the certificate is for.
+            domains: BTreeSet<String> = BTreeSet::new(), List(Domain), Restart;
+            /// Where the authority reaches you: e-mail addresses.
+            contact: BTreeSet<String> = BTreeSet::new(), List(Contact), Restart;
+            /// The directory that keeps account and certificate; without it each start would order a certificate, and
+            /// authorities give out few.
+            cache: Option<PathBuf> = None, Or(None, File), Restart;
+            /// Whether to try things out: with Let's Encrypt's staging authority, whose certificates nobody trusts.
+            staging: bool = false, Switch, Restart;
+            /// The directory URL of another authority than Let's Encrypt.
+            directory: Option<String> = None, Or(None, HttpsUrl), Restart;
+            /// Who vouches for that authority's own server, PEM. When not set, the system's roots do.
+            ca: Option<PathBuf> = None, Or(None, File), Restart;
         }
     }
 
@@ -109,7 +156,7 @@ settings! {
             /// Connections at once; one more is answered with 503.
             max_connections: Option<usize> = None, unlimited(CONNECTIONS), Reload;
             /// Connections at once from one address; one more is answered with 429. Behind a proxy, all devices come from
-            /// the proxy's address.
+            /// the proxy's address, unless it is among `listen.trusted_proxies`.
             max_connections_per_address: Option<usize> = None, unlimited(CONNECTIONS), Reload;
             /// The only device groups that are served, by their ids; all others are answered with 403.
             groups: Option<BTreeSet<DeviceGroupId>> = None, Or(Some("all"), List(GroupId)), Reload;
@@ -201,6 +248,47 @@ const RULES: &[Rule<Config>] = &[
         reason: "`cert` and `key` need each other",
     },
     Rule {
+        keys: &["listen.acme.domains", "listen.plain", "listen.cert", "listen.key"],
+        broken: |config| {
+            let ListenConfig { plain, cert, key, acme, .. } = &config.listen;
+            !acme.domains.is_empty() && (*plain || cert.is_some() || key.is_some())
+        },
+        reason: "`acme` orders the certificate, so there can be neither `plain` nor `cert` nor `key`",
+    },
+    Rule {
+        keys: &["listen.acme.domains"],
+        broken: |config| !config.listen.acme.domains.is_empty() && config.listen.acme.cache.is_none(),
+        reason: "`domains` need a `cache`: authorities give out few certificates, and none at each start",
+    },
+    Rule {
+        keys: &[
+            "listen.acme.contact",
+            "listen.acme.cache",
+            "listen.acme.staging",
+            "listen.acme.directory",
+            "listen.acme.ca",
+        ],
+        broken: |config| config.listen.acme != AcmeConfig::default() && config.listen.acme.domains.is_empty(),
+        reason: "nothing is ordered without `domains`",
+    },
+    Rule {
+        keys: &["listen.acme.staging", "listen.acme.directory"],
+        broken: |config| config.listen.acme.staging && config.listen.acme.directory.is_some(),
+        reason: "`staging` is Let's Encrypt's; `directory` names another authority",
+    },
+    Rule {
+        keys: &["listen.proxy_protocol"],
+        broken: |config| config.listen.proxy_protocol && config.listen.trusted_proxies.is_empty(),
+        reason: "`proxy_protocol` without `trusted_proxies` would let nobody in",
+    },
+    Rule {
+        keys: &["listen.proxy_protocol", "listen.forwarded_header"],
+        broken: |config| {
+            config.listen.proxy_protocol && config.listen.forwarded_header != ForwardedHeader::XForwardedFor
+        },
+        reason: "with `proxy_protocol` no header is read",
+    },
+    Rule {
         keys: &["admin.listen"],
         broken: |config| config.admin.token.is_none() && !config.admin.listen.ip().is_loopback(),
         reason: "without `admin.token` the admin door asks nobody who they are, so it has to be on a loopback address",
@@ -219,6 +307,8 @@ pub enum Security {
     Plain,
     /// By a certificate of the operator's.
     Files(CertFiles),
+    /// By a certificate that is ordered.
+    Acme(acme::Settings),
     /// By a certificate made at start.
     Development,
 }
@@ -260,8 +350,34 @@ impl ListenConfig {
         match (self.plain, &self.cert, &self.key) {
             (true, ..) => Security::Plain,
             (false, Some(cert), Some(key)) => Security::Files(CertFiles { cert: cert.clone(), key: key.clone() }),
-            (false, ..) => Security::Development,
+            (false, ..) => self.acme.settings().map_or(Security::Development, Security::Acme),
         }
+    }
+
+    /// Whose word is taken for where a connection comes from.
+    #[must_use]
+    pub fn proxies(&self) -> Proxies {
+        let said_by = match (self.proxy_protocol, self.forwarded_header) {
+            (true, _) => SaidBy::ProxyProtocol,
+            (false, ForwardedHeader::XForwardedFor) => SaidBy::XForwardedFor,
+            (false, ForwardedHeader::Forwarded) => SaidBy::Forwarded,
+        };
+        Proxies::new(self.trusted_proxies.iter().copied().collect(), said_by)
+    }
+}
+
+impl AcmeConfig {
+    /// What is ordered, if anything.
+    fn settings(&self) -> Option<acme::Settings> {
+        let Self { domains, contact, cache, staging, directory, ca } = self;
+        let cache = cache.clone().filter(|_| !domains.is_empty())?;
+        Some(acme::Settings {
+            directory: directory.clone().unwrap_or_else(|| acme::lets_encrypt(*staging).to_owned()),
+            ca: ca.clone(),
+            contact: contact.iter().map(|address| format!("mailto:{address}")).collect(),
+            domains: domains.iter().cloned().collect(),
+            cache,
+        })
     }
 }
 
@@ -351,6 +467,89 @@ impl Kind<DeviceGroupId> for GroupId {
     }
 }
 
+/// A network, or a single address.
+#[derive(Debug)]
+struct Network;
+
+impl Kind<IpNet> for Network {
+    fn name(&self) -> String {
+        "networks and addresses".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<IpNet, Vec<Fault>> {
+        const EXPECTED: &str = "a network or an address, such as \"10.0.0.0/8\"";
+        let text = given.text(EXPECTED)?;
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        Ok(network.map_err(|_| given.is_no(EXPECTED))?.trunc())
+    }
+
+    fn show(&self, network: &IpNet) -> Shown {
+        Shown::text(&network.to_string())
+    }
+}
+
+/// A domain that a certificate can be ordered for.
+#[derive(Debug)]
+struct Domain;
+
+impl Kind<String> for Domain {
+    fn name(&self) -> String {
+        "domain names".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<String, Vec<Fault>> {
+        let text = given.text("a domain name, such as \"chat.example.org\"")?;
+        acme::domain(text).map_err(|reason| vec![Fault { at: None, reason: format!("{text:?}: {reason}") }])
+    }
+
+    fn show(&self, domain: &String) -> Shown {
+        Shown::text(domain)
+    }
+}
+
+/// An e-mail address, as far as one can tell.
+#[derive(Debug)]
+struct Contact;
+
+impl Kind<String> for Contact {
+    fn name(&self) -> String {
+        "e-mail addresses".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<String, Vec<Fault>> {
+        const EXPECTED: &str = "an e-mail address, such as \"admin@example.org\"";
+        let text = given.text(EXPECTED)?;
+        let there = |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || ":,".contains(c));
+        let fine = text.split_once('@').is_some_and(|(user, host)| there(user) && there(host) && !host.contains('@'));
+        if fine { Ok(text.to_owned()) } else { Err(given.is_no(EXPECTED)) }
+    }
+
+    fn show(&self, address: &String) -> Shown {
+        Shown::text(address)
+    }
+}
+
+/// Where an authority's directory is.
+#[derive(Debug)]
+struct HttpsUrl;
+
+impl Kind<String> for HttpsUrl {
+    fn name(&self) -> String {
+        "https URL".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<String, Vec<Fault>> {
+        const EXPECTED: &str = "an https URL, such as \"https://acme.example.org/directory\"";
+        let text = given.text(EXPECTED)?;
+        let fine = text.parse::<http::Uri>().is_ok_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
+        if fine { Ok(text.to_owned()) } else { Err(given.is_no(EXPECTED)) }
+    }
+
+    fn show(&self, url: &String) -> Shown {
+        Shown::text(url)
+    }
+}
+
 fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
@@ -432,6 +631,60 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_ordered_when_there_are_domains() {
+        let text = "[listen.acme]\ndomains = ['Chat.Example.Org', 'b.example.org']\ncache = 'c'\ncontact = ['a@b']\n";
+        let Security::Acme(settings) = parse(text).unwrap().listen.security() else { panic!("not by ACME") };
+        assert_eq!(settings.domains, ["b.example.org", "chat.example.org"]);
+        assert_eq!(settings.contact, ["mailto:a@b"]);
+        assert_eq!(settings.directory, "https://acme-v02.api.letsencrypt.org/directory");
+        let Security::Acme(settings) = parse(&format!("{text}staging = true")).unwrap().listen.security() else {
+            panic!("not by ACME")
+        };
+        assert_eq!(settings.directory, "https://acme-staging-v02.api.letsencrypt.org/directory");
+    }
+
+    #[test]
+    fn nobody_is_believed_unless_it_is_said_who_and_how() {
+        let proxies = |text: &str| {
+            let proxies = parse(text).unwrap().listen.proxies();
+            (proxies.trusted.to_string(), proxies.said_by)
+        };
+        assert_eq!(proxies(""), (String::new(), SaidBy::XForwardedFor));
+        let trusted = "listen.trusted_proxies = ['10.1.2.3/8', '::1']\n";
+        let networks = || "10.0.0.0/8, ::1/128".to_owned();
+        assert_eq!(proxies(trusted), (networks(), SaidBy::XForwardedFor));
+        let forwarded = "listen.forwarded_header = 'forwarded'";
+        assert_eq!(proxies(&format!("{trusted}{forwarded}")), (networks(), SaidBy::Forwarded));
+        assert_eq!(proxies(&format!("{trusted}listen.proxy_protocol = true")), (networks(), SaidBy::ProxyProtocol));
+    }
+
+    #[test]
+    fn what_cannot_be_ordered_or_believed_is_said() {
+        let acme = "[listen.acme]\ncache = 'c'\ndomains = ";
+        let cases = [
+            (format!("{acme}['*.example.org']"), "a wildcard cannot be shown to be ours by TLS-ALPN-01"),
+            (format!("{acme}['192.0.2.1']"), "not a domain name"),
+            (format!("{acme}['a b']"), "not a domain name"),
+            (format!("{acme}['a.b']\ncontact = ['me']"), "expected an e-mail address"),
+            (format!("{acme}['a.b']\ndirectory = 'http://a.b/'"), "expected an https URL"),
+            (format!("{acme}['a.b']\ndirectory = 'https://a.b/'\nstaging = true"), "names another authority"),
+            ("[listen.acme]\ndomains = ['a.b']".to_owned(), "`domains` need a `cache`"),
+            ("[listen.acme]\ncache = 'c'".to_owned(), "nothing is ordered without `domains`"),
+            (format!("listen.plain = true\n{acme}['a.b']"), "neither `plain` nor `cert` nor `key`"),
+            ("listen.trusted_proxies = ['10.0.0.0/33']".to_owned(), "expected a network or an address"),
+            ("listen.proxy_protocol = true".to_owned(), "would let nobody in"),
+            (
+                "[listen]\ntrusted_proxies = ['::1']\nproxy_protocol = true\nforwarded_header = 'forwarded'".to_owned(),
+                "no header is read",
+            ),
+        ];
+        for (text, expected) in cases {
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text:?} gave: {error}");
+        }
+    }
+
+    #[test]
     fn the_file_for_compose_is_understood() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose.toml");
         let config = Sources::gather(Some(&file), [], Vec::new()).unwrap().read().unwrap().config;
@@ -446,7 +699,7 @@ mod tests {
         for rule in RULES {
             for key in rule.keys {
                 let (section, name) = key.rsplit_once('.').unwrap();
-                let inside = effective.split(&format!("[{section}]\n")).nth(1).unwrap().split('[').next().unwrap();
+                let inside = effective.split(&format!("[{section}]\n")).nth(1).unwrap().split("\n[").next().unwrap();
                 assert!(
                     inside.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{name} "))),
                     "{key}"

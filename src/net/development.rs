@@ -131,7 +131,7 @@ fn write(file: &Path, text: &str, secret: bool) -> Result<(), TlsError> {
 mod tests {
     use tokio::io::duplex;
 
-    use super::super::tls::tests::{TODAY, connector};
+    use super::super::tls::tests::{TODAY, connector, tls};
     use super::*;
 
     const DAY_MS: u64 = 86_400_000;
@@ -146,10 +146,10 @@ mod tests {
         let made = development(&dir.path().join("tls"), crate::time::Clock::system().now().wall_ms).unwrap();
         for (name, accepted) in [("localhost", true), ("127.0.0.1", true), ("::1", true), ("example.org", false)] {
             let (near, far) = duplex(16 * 1_024);
-            let acceptor = tls::acceptor(&made.files).unwrap();
+            let tls = tls(&made.files);
             let connector = connector(&made.ca);
             let (server, client) =
-                tokio::join!(acceptor.accept(far), connector.connect(name.to_owned().try_into().unwrap(), near));
+                tokio::join!(tls.acceptor().accept(far), connector.connect(name.to_owned().try_into().unwrap(), near));
             assert_eq!((server.is_ok(), client.is_ok()), (accepted, accepted), "{name}: {client:?}");
         }
     }
@@ -194,7 +194,7 @@ mod tests {
             let made = development(dir.path(), TODAY).unwrap();
             std::fs::remove_file(dir.path().join(gone)).unwrap();
             assert_eq!(development(dir.path(), TODAY).unwrap(), made);
-            tls::acceptor(&made.files).unwrap();
+            tls::Certificate::load(&made.files).unwrap();
             let certs = (tls::read_certs(&made.ca).unwrap(), tls::read_certs(&made.files.cert).unwrap());
             let ca = tls::parse(&made.ca, &certs.0[0]).unwrap();
             let server = tls::parse(&made.files.cert, &certs.1[0]).unwrap();

@@ -7,15 +7,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::proxies::Proxies;
 use super::tasks::Tasks;
+use super::tls::{ACME_TLS_1, Tls};
 use crate::metrics;
 
 /// Time for a TLS handshake.
@@ -44,9 +46,25 @@ impl Listener for TcpListener {
     }
 }
 
+/// What a connection passes before it is served.
+#[derive(Debug, Clone, Default)]
+pub struct Door {
+    /// How it is encrypted; `None` not at all.
+    pub tls: Option<Tls>,
+    /// Who is believed about where it comes from.
+    pub proxies: Arc<Proxies>,
+}
+
+impl From<Option<Tls>> for Door {
+    /// A door that no proxy stands before.
+    fn from(tls: Option<Tls>) -> Self {
+        Self { tls, ..Self::default() }
+    }
+}
+
 /// Accepts connections until `tasks` is asked to stop, and gives each to `handler` in a task of its own, which `tasks`
-/// waits for. With `tls` given, the handler sees only connections whose handshake succeeded.
-pub async fn serve<L, H, F>(mut listener: L, tls: Option<TlsAcceptor>, tasks: Tasks, handler: H)
+/// waits for. The handler sees only connections that came through the `door`, and where they really come from.
+pub async fn serve<L, H, F>(mut listener: L, door: Door, tasks: Tasks, handler: H)
 where
     L: Listener,
     H: Fn(Stream<L::Io>, SocketAddr) -> F + Clone + Send + 'static,
@@ -73,32 +91,49 @@ where
             }
         };
         pause = PAUSE;
-        let (tls, stop, handler) = (tls.clone(), tasks.stop_token().clone(), handler.clone());
+        let (door, stop, handler) = (door.clone(), tasks.stop_token().clone(), handler.clone());
         tasks.spawn(async move {
-            let stream = match tls {
-                None => Stream::Plain(io),
-                Some(tls) => match stop.run_until_cancelled(secure(&tls, io)).await {
-                    Some(Ok(stream)) => {
-                        metrics::get().tls_handshakes.of(metrics::Tls::Done).increment(1);
-                        stream
-                    }
-                    Some(Err(error)) => {
-                        let timed_out = error.kind() == io::ErrorKind::TimedOut;
-                        let result = if timed_out { metrics::Tls::TimedOut } else { metrics::Tls::Failed };
-                        metrics::get().tls_handshakes.of(result).increment(1);
-                        return tracing::debug!(%peer, %error, "no TLS handshake");
-                    }
-                    None => return,
-                },
-            };
-            handler(stream, peer).await;
+            if let Some(Some((stream, origin))) = stop.run_until_cancelled(door.pass(io, peer)).await {
+                handler(stream, origin).await;
+            }
         });
     }
 }
 
-async fn secure<Io: AsyncRead + AsyncWrite + Unpin>(tls: &TlsAcceptor, io: Io) -> io::Result<Stream<Io>> {
-    let stream = tokio::time::timeout(TLS_HANDSHAKE, tls.accept(io)).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    Ok(Stream::Tls(Box::new(stream)))
+impl Door {
+    /// Lets a connection through, with where it comes from. `None` when it stays outside.
+    async fn pass<Io>(&self, mut io: Io, peer: SocketAddr) -> Option<(Stream<Io>, SocketAddr)>
+    where
+        Io: AsyncRead + AsyncWrite + Unpin,
+    {
+        // The proxy's header comes before TLS: a proxy that speaks it does not look inside.
+        let origin = self.proxies.origin(&mut io, peer).await?;
+        let Some(tls) = &self.tls else { return Some((Stream::Plain(io), origin)) };
+        let (ended, stream) = match secure(tls, io).await {
+            Ok(stream) => (metrics::Tls::Done, stream),
+            Err(error) => {
+                tracing::debug!(peer = %origin, %error, "no TLS handshake");
+                let timed_out = error.kind() == io::ErrorKind::TimedOut;
+                (if timed_out { metrics::Tls::TimedOut } else { metrics::Tls::Failed }, None)
+            }
+        };
+        metrics::get().tls_handshakes.of(ended).increment(1);
+        stream.map(|stream| (stream, origin))
+    }
+}
+
+/// The TLS handshake. `None` when it was all that was wanted: a certificate authority's look.
+async fn secure<Io: AsyncRead + AsyncWrite + Unpin>(tls: &Tls, io: Io) -> io::Result<Option<Stream<Io>>> {
+    let handshake = async {
+        let mut stream = tls.acceptor().accept(io).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(ACME_TLS_1) {
+            return Ok(Some(Stream::Tls(Box::new(stream))));
+        }
+        tracing::debug!("showed an authority that a domain is ours");
+        tokio::io::AsyncWriteExt::shutdown(&mut stream).await?;
+        Ok(None)
+    };
+    tokio::time::timeout(TLS_HANDSHAKE, handshake).await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
 fn is_peers(error: &io::Error) -> bool {
@@ -194,11 +229,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_peer_does_not_keep_others_from_their_tls_handshake() {
-        let DevBox { acceptor, connector, .. } = dev_box();
+        let DevBox { tls, connector, .. } = dev_box();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let tasks = Tasks::new();
-        let loop_ends = tokio::spawn(serve(listener, Some(acceptor), tasks.clone(), echo));
+        let loop_ends = tokio::spawn(serve(listener, Some(tls).into(), tasks.clone(), echo));
 
         let silent = TcpStream::connect(address).await.unwrap();
         let mut babbling = TcpStream::connect(address).await.unwrap();
@@ -240,7 +275,7 @@ mod tests {
         let aborted = || Err(io::ErrorKind::ConnectionAborted.into());
         let script = [aborted(), too_many_files(), too_many_files(), Ok(far)].into();
         let tasks = Tasks::new();
-        tokio::spawn(serve(Scripted { script, accepts }, None, tasks.clone(), echo));
+        tokio::spawn(serve(Scripted { script, accepts }, Door::default(), tasks.clone(), echo));
         assert_eq!(says_ping(near).await, b"ping");
         assert_eq!(clock.now().monotonic, PAUSE + PAUSE * 2, "two pauses, and none for the aborted one");
         assert_eq!(accepted.len(), 4);
@@ -253,7 +288,7 @@ mod tests {
         let (mut near, far) = duplex(64);
         let (accepts, _accepted) = mpsc::unbounded_channel();
         let listener = Scripted { script: [Ok(far)].into(), accepts };
-        tokio::spawn(serve(listener, Some(dev_box().acceptor), Tasks::new(), echo));
+        tokio::spawn(serve(listener, Some(dev_box().tls).into(), Tasks::new(), echo));
         assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0, "closed");
         assert_eq!(clock.now().monotonic, TLS_HANDSHAKE);
     }

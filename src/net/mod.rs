@@ -1,13 +1,19 @@
-//! Socket plumbing that knows no protocol.
+//! Socket plumbing that knows nothing of devices.
 //!
 //! | file | holds |
 //! |---|---|
 //! | [`listen`] | the accept loop, and one type for plain and encrypted connections |
 //! | [`tasks`] | who is still running, and how everybody is asked to stop |
-//! | [`tls`] | server certificates from files, and their pins |
+//! | [`proxies`] | whose word is taken for where a connection comes from |
+//! | [`tls`] | what the door presents: certificates, their pins, and how one takes the place of another |
+//! | [`watch`] | a certificate in files, and what becomes of it |
+//! | [`acme`] | a certificate by ACME |
 //! | [`development`] | the certificate authority of a development box |
 
+pub mod acme;
 pub mod development;
 pub mod listen;
+pub mod proxies;
 pub mod tasks;
 pub mod tls;
+pub mod watch;

@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
+//! | `forwarded` | where a request really comes from |
 //! | [`admin`] | the admin door: what its pages share |
 //! | `guard` | who may use it: this machine, or whoever has the token |
 //! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
@@ -16,6 +17,7 @@ pub mod api;
 pub mod backup;
 pub mod dashboard;
 pub(crate) mod explain;
+mod forwarded;
 mod guard;
 pub mod health;
 mod live;
@@ -29,11 +31,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::admin::AdminDoor;
@@ -42,8 +46,10 @@ use self::live::Live;
 use self::routes::Public;
 use crate::group::Limits;
 use crate::hub::Hub;
-use crate::net::listen::{self, Listener};
+use crate::net::listen::{self, Door, Listener};
+use crate::net::proxies::Proxies;
 use crate::net::tasks::{Tasks, Unfinished};
+use crate::net::tls::Tls;
 use crate::session::{Context, Timeouts};
 use crate::store::Store;
 use crate::time::Clock;
@@ -104,13 +110,15 @@ pub struct Mediator {
     /// The admin door's: it is closed last, so that a supervisor can watch the stop.
     admin: Tasks,
     public: Arc<Public>,
+    tls: Option<Tls>,
     health: Health,
     clock: Clock,
 }
 
 impl Mediator {
-    /// Starts serving devices that come in by `listener`.
-    pub fn start<L: Listener>(listener: L, tls: Option<TlsAcceptor>, parts: Parts) -> Self {
+    /// Starts serving devices that come in by `listener` and pass the `door`.
+    pub fn start<L: Listener>(listener: L, door: impl Into<Door>, parts: Parts) -> Self {
+        let door = door.into();
         let Parts { store, directory, dial, upstream, limits, timeouts, admission, clock, durability } = parts;
         let tasks = Tasks::new();
         let hub = Hub::new(Arc::clone(&store), limits, clock);
@@ -120,14 +128,17 @@ impl Mediator {
         let context = Context { hub: hub.clone(), directory, dial, upstream, clock, timeouts, stop: stop.clone() };
         let public = Arc::new(Public::new(context, admission, tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
-        let door = stop.clone();
-        let accepting = tasks.spawn(listen::serve(listener, tls, tasks.clone(), move |io, peer| {
-            http(io, peer, router.clone(), door.clone())
+        let (tls, proxies, stop_door) = (door.tls.clone(), Arc::clone(&door.proxies), stop.clone());
+        let accepting = tasks.spawn(listen::serve(listener, door, tasks.clone(), move |io, peer| {
+            http(io, peer, Arc::clone(&proxies), router.clone(), stop_door.clone())
         }));
         health.watch_door("public", &accepting);
+        if let Some(tls) = tls.clone() {
+            health.watch_certificate(move || tls.identity().map(|identity| identity.not_after_s));
+        }
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, health, clock }
+        Self { hub, tasks, admin: Tasks::new(), public, tls, health, clock }
     }
 
     /// Opens the admin door.
@@ -145,9 +156,9 @@ impl Mediator {
             closing: self.admin.stop_token().clone(),
         };
         let router = admin::router(state, token);
-        let door = self.admin.stop_token().clone();
-        let handler = move |io, peer| http(io, peer, router.clone(), door.clone());
-        let accepting = self.admin.spawn(listen::serve(listener, None, self.admin.clone(), handler));
+        let stop = self.admin.stop_token().clone();
+        let handler = move |io, peer| http(io, peer, Arc::default(), router.clone(), stop.clone());
+        let accepting = self.admin.spawn(listen::serve(listener, Door::default(), self.admin.clone(), handler));
         self.health.watch_door("admin", &accepting);
     }
 
@@ -161,6 +172,12 @@ impl Mediator {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.public.connections()
+    }
+
+    /// What the public door presents; `None` when it is not encrypted.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// All groups that are awake.
@@ -183,11 +200,17 @@ impl Mediator {
 }
 
 /// Serves HTTP on one connection. An upgraded one lives on in its session.
-async fn http<Io>(io: Io, peer: SocketAddr, router: Router, stop: CancellationToken)
+async fn http<Io>(io: Io, peer: SocketAddr, proxies: Arc<Proxies>, router: Router, stop: CancellationToken)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = TowerToHyperService::new(router.layer(axum::Extension(Peer(peer))));
+    let router = TowerToHyperService::new(router);
+    // A proxy may send requests of different clients through one connection.
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let origin = forwarded::origin(&proxies, peer, request.headers());
+        request.extensions_mut().insert(Peer(origin));
+        router.call(request)
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS)
@@ -207,7 +230,7 @@ where
     }
 }
 
-/// Where a request comes from.
+/// Where a request really comes from: behind proxies that are trusted, what they say. The port is 0 when they do not say it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 

@@ -2,23 +2,26 @@
 
 use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use miette::{IntoDiagnostic as _, WrapErr as _, miette};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::admin::{AdminDoor, CertificateSource};
+use super::admin::{AdminDoor, CertificateInfo, CertificateSource};
 use super::backup::Backups;
 use super::{Admission, Mediator, Parts, bind};
 use crate::chat::csp;
 use crate::config::{AdmissionConfig, Config, Durability, LimitsConfig, Security};
 use crate::group::Limits;
-use crate::net::{development, tls};
+use crate::net::acme::Acme;
+use crate::net::development;
+use crate::net::listen::Door;
+use crate::net::tls::{Certificate, Tls};
+use crate::net::watch::{LOOK_EVERY, Watch};
 use crate::session::Timeouts;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
@@ -41,7 +44,7 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     let kept = Kept::open(&config, now_ms).await?;
     let public = open_door("devices", config.listen.address, "--listen").await?;
     let admin = open_door("the operator", config.admin.listen, "--admin-listen").await?;
-    let door = Door::open(config.listen.security(), data, now_ms)?;
+    let secured = Secured::open(&config, clock)?;
 
     let stop_chat = CancellationToken::new();
     let csp = if config.chat.csp.enabled {
@@ -77,13 +80,23 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     let _watch_ends = watching.clone().drop_guard();
     tokio::spawn(log::rotate(clock, watching.clone()));
     tokio::spawn(metrics::keep_up(clock, watching));
-    let mediator = Mediator::start(public, door.acceptor.clone(), parts);
+    let mediator = Mediator::start(public, secured.door.clone(), parts);
     let asked = CancellationToken::new();
-    let certificate = CertificateSource::default();
+    let tls = secured.door.tls.clone();
+    let certificate = CertificateSource::new(move || {
+        let identity = tls.as_ref()?.identity()?;
+        Some(CertificateInfo {
+            pin: identity.pin.clone(),
+            names: identity.names.clone(),
+            not_after_s: identity.not_after_s,
+        })
+    });
     let backups = kept.sqlite.is_some().then(|| Backups::new(Arc::clone(&kept.store), data.clone()));
     let token = config.admin.token.clone();
     mediator.open_admin(admin, AdminDoor { token, drain: asked.clone(), certificate, backups });
-    banner(&config, &door, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+    banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+    // Only now, because an authority looks at the open door.
+    let upkeep = tokio::spawn(secured.upkeep.run());
 
     let wish = async {
         tokio::select! {
@@ -100,6 +113,7 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     if let Err(unfinished) = mediator.stop().await {
         tracing::warn!(%unfinished, "connections were left behind");
     }
+    upkeep.abort();
     stop_chat.cancel();
     if let Some(csp) = csp {
         csp.wait().await;
@@ -174,25 +188,52 @@ impl Kept {
     }
 }
 
-/// How the public door is secured, and what clients need to know of it.
-struct Door {
-    acceptor: Option<TlsAcceptor>,
-    pin: Option<String>,
-    ca: Option<std::path::PathBuf>,
+/// How the public door is secured, what clients need to know of it, and what keeps it so.
+struct Secured {
+    door: Door,
+    /// The authority of a development box, for clients to trust.
+    ca: Option<PathBuf>,
+    upkeep: Upkeep,
 }
 
-impl Door {
-    fn open(security: Security, data: &Path, now_ms: u64) -> miette::Result<Self> {
-        let (files, ca) = match security {
-            Security::Plain => return Ok(Self { acceptor: None, pin: None, ca: None }),
-            Security::Files(files) => (files, None),
+/// What has to be done about a certificate while it is presented.
+enum Upkeep {
+    /// Nothing: there is none, or it was made at start and outlives the process.
+    Nothing,
+    Watch(Watch),
+    Acme(Box<Acme>),
+}
+
+impl Upkeep {
+    async fn run(self) {
+        match self {
+            Self::Nothing => {}
+            Self::Watch(watch) => watch.run(LOOK_EVERY).await,
+            Self::Acme(acme) => acme.run().await,
+        }
+    }
+}
+
+impl Secured {
+    fn open(config: &Config, clock: Clock) -> miette::Result<Self> {
+        let (tls, ca, upkeep) = match config.listen.security() {
+            Security::Plain => (None, None, Upkeep::Nothing),
+            Security::Files(files) => {
+                let watch = Watch::open(files, clock).into_diagnostic()?;
+                (Some(watch.tls().clone()), None, Upkeep::Watch(watch))
+            }
+            Security::Acme(settings) => {
+                let acme = Acme::open(settings, clock).into_diagnostic()?;
+                (Some(acme.tls().clone()), None, Upkeep::Acme(Box::new(acme)))
+            }
             Security::Development => {
-                let made = development::development(&data.join("tls"), now_ms).into_diagnostic()?;
-                (made.files, Some(made.ca))
+                let dir = config.data_dir.join("tls");
+                let made = development::development(&dir, clock.now().wall_ms).into_diagnostic()?;
+                let certificate = Certificate::load(&made.files).into_diagnostic()?;
+                (Some(Tls::presenting(certificate).into_diagnostic()?), Some(made.ca), Upkeep::Nothing)
             }
         };
-        let acceptor = tls::acceptor(&files).into_diagnostic()?;
-        Ok(Self { acceptor: Some(acceptor), pin: Some(tls::spki_pin(&files.cert).into_diagnostic()?), ca })
+        Ok(Self { door: Door { tls, proxies: Arc::new(config.listen.proxies()) }, ca, upkeep })
     }
 }
 
@@ -230,13 +271,13 @@ fn admission(config: &AdmissionConfig) -> Admission {
 /// Tells whoever started this what is open and what to do next.
 fn banner(
     config: &Config,
-    door: &Door,
+    secured: &Secured,
     addresses: &Addresses,
     csp: Option<&csp::Running>,
     durability: &str,
 ) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    let scheme = if door.acceptor.is_some() { "wss" } else { "ws" };
+    let scheme = if secured.door.tls.is_some() { "wss" } else { "ws" };
     // The development certificate names localhost.
     let host = if addresses.public.ip().is_loopback() || addresses.public.ip().is_unspecified() {
         format!("localhost:{}", addresses.public.port())
@@ -245,11 +286,19 @@ fn banner(
     };
     writeln!(out, "Heliostat {} is ready.", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  devices      {scheme}://{host}  (listening on {})", addresses.public)?;
-    if let Some(ca) = &door.ca {
+    if let Some(ca) = &secured.ca {
         writeln!(out, "  CA           {}", ca.display())?;
     }
-    if let Some(pin) = &door.pin {
-        writeln!(out, "  SPKI pin     {pin}  (SHA-256, base64)")?;
+    match secured.door.tls.as_ref().map(Tls::identity) {
+        Some(Some(identity)) => {
+            writeln!(out, "  certificate  until {}  ({})", identity.not_after(), identity.names.join(", "))?;
+            writeln!(out, "  SPKI pin     {}  (SHA-256, base64)", identity.pin)?;
+        }
+        Some(None) => writeln!(out, "  certificate  none yet: it is ordered, and until then nobody can connect")?,
+        None => {}
+    }
+    if !secured.door.proxies.trusted.is_empty() {
+        writeln!(out, "  proxies      {}", secured.door.proxies.trusted)?;
     }
     if let (Some(csp), Some(address)) = (csp, addresses.csp) {
         writeln!(out, "  chat server  {address}  (CSP, public key {})", hex::encode(csp.public_key()))?;
@@ -261,7 +310,7 @@ fn banner(
             out,
             "\nDevice groups and their messages are in memory only: they are lost when this process ends, for good."
         )?;
-        match (csp.is_some(), door.ca.is_some()) {
+        match (csp.is_some(), secured.ca.is_some()) {
             (true, true) => {
                 writeln!(out, "Kept all the same: the chat server's data, and the development certificate.")?
             }
@@ -270,7 +319,7 @@ fn banner(
             (false, false) => {}
         }
     }
-    if door.ca.is_some() {
+    if secured.ca.is_some() {
         writeln!(
             out,
             "\nThis is a development set-up: its certificate is made here and nobody else trusts it.\n\

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`bytes`] | a reader that cannot run over the end, for hand-packed layouts |
 //! | [`delimit`] | cutting a byte stream into self-delimiting units |
+//! | [`haproxy`] | the PROXY protocol's header, which a TCP proxy writes before anything else is said |
 //! | [`csp`] | the outside of the Chat Server Protocol: 80, 32, then length-prefixed frames |
 //! | `numbers` | open sets of named numbers |
 //! | [`d2m`] | the Device-to-Mediator protocol |
@@ -12,4 +13,5 @@ pub mod bytes;
 pub mod csp;
 pub mod d2m;
 pub mod delimit;
+pub mod haproxy;
 pub(crate) mod numbers;

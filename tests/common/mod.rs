@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use heliostat::client::{Device, DeviceConfig, GroupKey, Mediator as Url, RawConnection, Trust};
 use heliostat::group::Limits;
+use heliostat::net::listen::Door;
 use heliostat::server::{Admission, Mediator, Parts};
 use heliostat::session::Timeouts;
 use heliostat::store::sqlite::SqliteStore;
@@ -52,7 +53,7 @@ pub struct Setup {
     pub timeouts: Timeouts,
     pub admission: Admission,
     pub upstream: Option<SocketAddr>,
-    pub tls: Option<tokio_rustls::TlsAcceptor>,
+    pub door: Door,
 }
 
 /// A mediator that listens.
@@ -84,7 +85,7 @@ impl Server {
 
 /// Starts a mediator over any store.
 pub async fn mediate(store: Arc<dyn Store>, setup: Setup, clock: Clock) -> (Mediator, SocketAddr) {
-    let Setup { limits, timeouts, admission, upstream, tls } = setup;
+    let Setup { limits, timeouts, admission, upstream, door } = setup;
     let default = upstream.map(|address| Target { addresses: vec![address.to_string()], framing: Framing::Csp });
     let directory = Directory::new(DirectoryConfig { default, ..DirectoryConfig::default() }).unwrap_or_default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -100,7 +101,7 @@ pub async fn mediate(store: Arc<dyn Store>, setup: Setup, clock: Clock) -> (Medi
         clock,
         durability: "memory",
     };
-    (Mediator::start(listener, tls, parts), address)
+    (Mediator::start(listener, door, parts), address)
 }
 
 pub fn plain(address: SocketAddr) -> Url {
