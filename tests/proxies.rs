@@ -176,6 +176,9 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_some()) {
+            return;
+        }
         // Killed, nginx would leave its workers behind.
         let _gone = Command::new("kill").arg(self.child.id().to_string()).status();
         let _gone = self.child.wait();

@@ -1070,3 +1070,34 @@ impl From<rusqlite::Error> for StoreError {
         if is_damage { Self::Damaged(error.to_string()) } else { Self::Failed(error.to_string()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Clock;
+
+    #[tokio::test]
+    async fn a_copy_that_takes_long_keeps_no_commit_waiting() {
+        const GROUP: DeviceGroupId = DeviceGroupId::new([1; DeviceGroupId::LEN]);
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path(), Durability::Memory, 1).unwrap();
+        store.commit(GROUP, vec![Write::Group(GroupRecord::default())]).await.unwrap();
+        // What a copy does for as long as it takes.
+        let reader = Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM groups;").unwrap();
+        store.copies.fetch_add(1, Ordering::Relaxed);
+        let wal = || std::fs::metadata(wal_of(&dir.path().join(DATABASE_FILE))).unwrap().len();
+        let (clock, mut seq) = (Clock::system(), 0);
+        let began = clock.now().monotonic;
+        while wal() <= (WAL_PAGES_PATIENCE * 4_096 * 5 / 4).cast_unsigned() {
+            seq += 1;
+            let id = ReflectedId(Seq(seq).wire_id());
+            let message = Reflected::new(Envelope::copy_from(&[7; 50_000]), ReflectFlags::default(), id, seq);
+            let entry = LogEntry { seq: Seq(seq), origin: DeviceId(1), message };
+            store.commit(GROUP, vec![Write::Append(entry)]).await.unwrap();
+        }
+        let took = clock.now().monotonic.saturating_sub(began);
+        assert!(took.as_millis() < u128::from(BUSY_MS.cast_unsigned()), "{took:?}: a commit waited for the copy");
+        store.close().await.unwrap();
+    }
+}
