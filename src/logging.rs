@@ -1,4 +1,4 @@
-//! Where log lines go, and which are written. What may stand in them is [`log`]'s affair.
+//! Where log lines go, and which are written. What may stand in them is the affair of [`crate::log`].
 //!
 //! `HELIOSTAT_LOG` says which lines are written (`info`, `warn,heliostat::store=debug`), and an operator can change that while
 //! the server runs ([`change`]). Whatever it says, other people's libraries never write more than `info`: below that they
