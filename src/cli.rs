@@ -86,7 +86,7 @@ pub struct ServeArgs {
     /// Run the embedded CSP chat server there [default: 127.0.0.1:5222 in a development box, else none]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub csp_listen: Option<SocketAddr>,
-    /// Where the operator connects: a loopback address [default: 127.0.0.1:9090]
+    /// Where the operator connects: a loopback address, unless `admin.token` is set [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
     /// Keep device groups and their messages in memory only: they are lost when the server ends.

@@ -230,3 +230,63 @@ fn check(config: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
     command.args(["config", "check", "--config"]).arg(config).output().unwrap()
 }
+
+/// Somebody who looks at the dashboard: reads until a line begins like this.
+struct Viewer(std::io::BufReader<std::net::TcpStream>);
+
+impl Viewer {
+    fn opens(server: &Binary) -> Self {
+        use std::io::Write as _;
+        let authority = server.admin().trim_start_matches("http://").trim_end_matches('/');
+        let mut stream = std::net::TcpStream::connect(authority).unwrap();
+        stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        write!(stream, "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        Self(std::io::BufReader::new(stream))
+    }
+
+    fn reads(&mut self, beginning: &str) -> String {
+        use std::io::BufRead as _;
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "the stream ended before {beginning:?}");
+            if line.starts_with(beginning) {
+                return line;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_are_made_for_a_bounded_number_of_viewers_and_end_with_the_server() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Binary::start(&data.path().join("data"));
+    let _phone = Family::new(server.mediator()).joins(1).await;
+    let mut viewers: Vec<Viewer> = (0..16).map(|_| Viewer::opens(&server)).collect();
+    for viewer in &mut viewers {
+        assert!(viewer.reads("HTTP/1.1").contains("200"));
+        assert_eq!(viewer.reads("event: ").trim(), "event: history");
+    }
+    assert!(Viewer::opens(&server).reads("HTTP/1.1").contains("503"));
+    let snapshots = viewers.iter_mut().map(|viewer| {
+        assert_eq!(viewer.reads("event: ").trim(), "event: snapshot");
+        viewer.reads("data: ")
+    });
+    let snapshots: std::collections::BTreeSet<String> = snapshots.collect();
+    assert!(snapshots.len() <= 2, "made once for all: {snapshots:?}");
+    let snapshot: Value = serde_json::from_str(snapshots.first().unwrap().trim_start_matches("data: ")).unwrap();
+    assert_eq!((&snapshot["connections"], &snapshot["groups"]["awake"]), (&1.into(), &1.into()));
+
+    // Whoever leaves makes room, and whoever comes later sees what was.
+    viewers.truncate(8);
+    let mut late = loop {
+        let mut viewer = Viewer::opens(&server);
+        if viewer.reads("HTTP/1.1").contains("200") {
+            break viewer;
+        }
+    };
+    let history: Value = serde_json::from_str(late.reads("data: ").trim_start_matches("data: ")).unwrap();
+    assert!(!history.as_array().unwrap().is_empty());
+
+    // Viewers do not hold up the end.
+    assert!(soon(server.stop()).await.success());
+}

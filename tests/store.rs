@@ -13,7 +13,9 @@ use heliostat::group::limits::PAYLOAD_COST;
 use heliostat::group::ranges::RangeSet;
 use heliostat::group::record::{GroupRecord, Held, LogEntry, Page, Seq, SlotRecord, Snapshot, Write};
 use heliostat::store::memory::Crash;
-use heliostat::store::{Durability, Exhausted, MemoryStore, OpenError, SEQ_MAX, SqliteStore, Store, StoreError};
+use heliostat::store::{
+    Census, Durability, Exhausted, MemoryStore, OpenError, SEQ_MAX, SqliteStore, Store, StoreError,
+};
 use heliostat::wire::d2m::{DeviceGroupId, DeviceId, Envelope, ReflectFlags, Reflected, ReflectedId, SlotExpiration};
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -126,6 +128,7 @@ promised_by_both! {
     a_page_ends_where_its_cost_does
     what_a_slot_has_not_counted_is_counted
     slots_fall_due_by_kind_and_time
+    all_groups_are_counted_and_some_listed_by_id
     writes_of_one_commit_see_each_other
 }
 
@@ -274,6 +277,21 @@ async fn what_a_slot_has_not_counted_is_counted(store: &dyn Store) {
     let held = |pending, entries| Held { pending, entries, bytes: entries * 10 };
     assert_eq!(uncounted, [held(2, 4), held(1, 6), held(8, 8)]);
     assert_eq!(slots[0].record.held, held(3, 4), "as it was written");
+}
+
+async fn all_groups_are_counted_and_some_listed_by_id(store: &dyn Store) {
+    assert_eq!(store.census(None, 9).await.unwrap(), Census::default());
+    for n in [3, 1, 2] {
+        store.commit(id(n), vec![group(64), Write::Slot(slot(1)), Write::Slot(slot(u64::from(n) + 1))]).await.unwrap();
+    }
+    store.commit(id(2), vec![Write::RemoveSlot(DeviceId(1))]).await.unwrap();
+    let all = store.census(None, 9).await.unwrap();
+    assert_eq!(all, Census { groups: 3, some: vec![(id(1), 2), (id(2), 1), (id(3), 2)] });
+    assert_eq!(store.census(None, 0).await.unwrap(), Census { groups: 3, some: vec![] });
+    assert_eq!(store.census(Some(id(1)), 1).await.unwrap(), Census { groups: 3, some: vec![(id(2), 1)] });
+    assert_eq!(store.census(Some(id(3)), 9).await.unwrap().some, []);
+    store.commit(id(3), vec![Write::Forget]).await.unwrap();
+    assert_eq!(store.census(None, 0).await.unwrap().groups, 2);
 }
 
 async fn slots_fall_due_by_kind_and_time(store: &dyn Store) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::input::{Input, Introduction, Request};
 use super::record::{Held, LogEntry, Page, Seq, SlotSnapshot, Snapshot, Write};
 use super::step::{Act, Farewell, Notice, Step};
+use super::view::{Delivery, LockView, Presence, Pulse};
 use super::{ConnectionId, Group, Limits};
 use crate::time::Now;
 use crate::wire::d2m::{
@@ -1051,4 +1052,80 @@ fn the_transaction_table() {
         }
     }
     insta::assert_snapshot!(page);
+}
+
+#[test]
+fn an_operator_sees_who_leads_who_is_dry_and_what_waits_for_whom() {
+    let mut w = world();
+    let (a, b, c) = (w.new_device(A), w.new_device(B), w.new_device(C));
+    w.leaves(c);
+    w.passes(Duration::from_secs(5));
+    w.reflects(a, "12345");
+    let ids = w.reflected_ids(b);
+    let view = w.group.describe(w.now);
+    assert_eq!((view.leader, view.lock.clone(), view.devices.len()), (Some(A), None, 3));
+    let [first, second, third] = &view.devices[..] else { panic!("{view:?}") };
+    assert_eq!((first.waiting, second.waiting, third.waiting, third.waiting_bytes), (0, 1, 1, 5));
+    let Presence::Connected(connection) = &second.presence else { panic!("{second:?}") };
+    assert_eq!((connection.dry, connection.unsent, connection.unacknowledged), (Some(1), 0, 1));
+    assert_eq!((connection.for_ms, connection.delivery), (5_000, Delivery::CaughtUp));
+    assert_eq!(third.presence, Presence::Away { for_ms: 5_000, expires_in_ms: None });
+    let pulse = Pulse { devices: 3, connected: 2, leader: Some(A), deepest: 1, lagging: 1, stalled: 0, locked: false };
+    assert_eq!(w.group.pulse(), pulse);
+    w.acks(b, ids[0]);
+    assert_eq!(w.group.describe(w.now).devices[1].waiting, 0);
+}
+
+#[test]
+fn an_operator_sees_since_when_a_socket_takes_nothing() {
+    let mut w = world();
+    let (a, b) = (w.new_device(A), w.new_device(B));
+    w.sockets_flow = false;
+    for _ in 0..6 {
+        w.reflects(a, &"x".repeat(60_000));
+    }
+    w.passes(Duration::from_secs(7));
+    let connection_of = |w: &World| match w.group.describe(w.now).devices.remove(1).presence {
+        Presence::Connected(connection) => connection,
+        away @ Presence::Away { .. } => panic!("{away:?}"),
+    };
+    let stalled = connection_of(&w);
+    assert_eq!(stalled.delivery, Delivery::SocketFull { for_ms: 7_000 });
+    assert!(stalled.unsent > 0 && stalled.unsent + stalled.unacknowledged == 6, "{stalled:?}");
+    assert_eq!(w.group.pulse().stalled, 1);
+    // It takes something, if not enough.
+    w.does(Input::Written(b, 1));
+    w.passes(Duration::from_secs(2));
+    assert_eq!(connection_of(&w).delivery, Delivery::SocketFull { for_ms: 2_000 });
+    w.does(Input::Written(b, 1 << 20));
+    assert_eq!((connection_of(&w).delivery, w.group.pulse().stalled), (Delivery::CaughtUp, 0));
+}
+
+#[test]
+fn an_operator_sees_who_holds_the_lock_and_for_how_long() {
+    let mut w = world();
+    let (a, _b) = (w.new_device(A), w.new_device(B));
+    w.begins(a, 30);
+    w.reflects(a, "12345");
+    w.passes(Duration::from_secs(10));
+    let expected = LockView { holder: A, held_ms: 10_000, remaining_ms: Some(20_000), staged: 1, staged_bytes: 5 };
+    assert_eq!(w.group.describe(w.now).lock, Some(expected));
+    assert!(w.group.pulse().locked);
+}
+
+#[test]
+fn an_operator_drops_a_device_as_the_group_would_and_kicks_without_taking_anything() {
+    let mut w = world();
+    let (a, b) = (w.new_device(A), w.new_device(B));
+    w.begins(a, 0);
+    w.does(Input::Kick(A));
+    assert_eq!((w.farewell(a), w.group.leader()), (Some(Farewell::Kicked), Some(B)));
+    assert_eq!(w.hears(b).last().map(String::as_str), Some("leader"), "{:?}", w.heard[&b]);
+    assert_eq!(w.group.describe(w.now).lock, None, "its transaction went with it");
+    w.returns(A);
+    w.does(Input::Kick(C));
+    w.does(Input::Remove(B));
+    w.does(Input::Remove(C));
+    assert_eq!(w.farewell(b), Some(Farewell::Dropped));
+    assert_eq!(w.group.devices().collect::<Vec<_>>(), [A]);
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::{Hub, Outgoing, Seat};
 use crate::crypto::{Secret, boxes, kdf};
 use crate::group::limits::OUTBOX_COST;
-use crate::group::{Limits, Request};
-use crate::hub::{Admitted, Challenge};
+use crate::group::{Farewell, Limits, Request};
+use crate::hub::{Admitted, Challenge, JoinError};
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::time::Clock;
@@ -171,4 +171,39 @@ async fn slots_of_sleeping_groups_expire_by_the_sweep() {
     // The slot is gone: NEW is the truth again.
     drop(house.joins(1, SlotState::New).await);
     assert_eq!(house.hub.sweep_once().await, Ok(0));
+}
+
+#[tokio::test]
+async fn an_operator_is_answered_behind_what_is_kept_and_wakes_who_sleeps() {
+    let house = house(Limits::default());
+    let group = DeviceGroupId::new(boxes::public(&house.key));
+    assert_eq!(house.hub.inspect(group).await, Ok(None), "nobody was ever here");
+    let (phone, mut tablet) = (house.joins(1, SlotState::New).await, house.joins(2, SlotState::New).await);
+    let inspection = house.hub.inspect(group).await.unwrap().unwrap();
+    assert_eq!((inspection.view.devices.len(), inspection.proxied.len()), (2, 0));
+    assert_eq!(house.hub.pulses().iter().map(|(id, pulse)| (*id, pulse.connected)).collect::<Vec<_>>(), [(group, 2)]);
+
+    assert_eq!(house.hub.kick(group, DeviceId(3)).await, Ok(false));
+    assert_eq!(house.hub.kick(group, DeviceId(2)).await, Ok(true));
+    while tablet.outbox.next().await != Some(Outgoing::Close(Farewell::Kicked)) {}
+    drop((phone, tablet));
+    house.falls_silent().await;
+    assert_eq!(house.hub.kick(group, DeviceId(1)).await, Ok(false), "nobody is woken to be told that nobody is there");
+    assert_eq!(house.hub.awake(), 0);
+
+    assert_eq!(house.hub.drop_device(group, DeviceId(2)).await, Ok(true));
+    assert_eq!(house.hub.drop_device(group, DeviceId(2)).await, Ok(false));
+    house.falls_silent().await;
+    assert_eq!(house.hub.census(None, 10).await.unwrap().some, [(group, 1)]);
+}
+
+#[tokio::test]
+async fn an_operator_is_told_when_what_was_asked_cannot_be_kept() {
+    let house = house(Limits::default());
+    let group = DeviceGroupId::new(boxes::public(&house.key));
+    let _phone = house.joins(1, SlotState::New).await;
+    house.store.fail_at(house.store.commits() + 1);
+    assert!(matches!(house.hub.drop_device(group, DeviceId(1)).await, Err(JoinError::Store(_))));
+    house.falls_silent().await;
+    assert_eq!(house.hub.census(None, 10).await.unwrap().some, [(group, 1)], "and it is still there");
 }

@@ -201,3 +201,210 @@ pub(crate) fn time(ms: u64) -> String {
     };
     humantime::format_duration(precise).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::group::GroupView;
+
+    const A: DeviceId = DeviceId(0xa);
+    const B: DeviceId = DeviceId(0xb);
+    const C: DeviceId = DeviceId(0xc);
+
+    fn here(device: DeviceId, dry: Option<u64>) -> DeviceView {
+        let connection = Connection {
+            connection: device.0,
+            for_ms: 300_000,
+            dry,
+            unsent: 0,
+            unacknowledged: 0,
+            in_line: 0,
+            delivery: Delivery::CaughtUp,
+        };
+        let presence = Presence::Connected(connection);
+        DeviceView { device, volatile: false, waiting: 0, waiting_bytes: 0, presence }
+    }
+
+    fn away(device: DeviceId, expires_in_ms: Option<u64>) -> DeviceView {
+        DeviceView { presence: Presence::Away { for_ms: 7_200_000, expires_in_ms }, ..here(device, None) }
+    }
+
+    /// The same connection, changed.
+    fn but(mut view: DeviceView, change: impl FnOnce(&mut DeviceView, &mut Connection)) -> DeviceView {
+        let Presence::Connected(mut connection) = view.presence.clone() else { panic!("{view:?}") };
+        change(&mut view, &mut connection);
+        DeviceView { presence: Presence::Connected(connection), ..view }
+    }
+
+    fn view<const N: usize>(leader: Option<DeviceId>, devices: [DeviceView; N]) -> Inspection {
+        let view = GroupView { devices: devices.into(), leader, lock: None, max_device_slots: 10 };
+        Inspection { view, proxied: BTreeSet::new() }
+    }
+
+    fn held(mut it: Inspection, holder: DeviceId, remaining_ms: Option<u64>, staged: usize) -> Inspection {
+        let staged_bytes = staged * 2_048;
+        it.view.lock = Some(LockView { holder, held_ms: 12_000, remaining_ms, staged, staged_bytes });
+        it
+    }
+
+    /// A device for which five messages wait, of which three were not sent.
+    fn behind(device: DeviceId, dry: Option<u64>, delivery: Delivery) -> DeviceView {
+        but(here(device, dry), |view, connection| {
+            (view.waiting, view.waiting_bytes) = (5, 10_240);
+            (connection.unsent, connection.unacknowledged, connection.delivery) = (3, 2, delivery);
+        })
+    }
+
+    #[test]
+    fn every_situation_has_its_sentence() {
+        let stalled = Delivery::SocketFull { for_ms: 42_000 };
+        let table: Vec<(&str, Inspection, Option<DeviceId>, &str)> = vec![
+            (
+                "who is no member",
+                view(Some(A), [here(A, Some(0))]),
+                Some(B),
+                "Device 000000000000000b has no slot in this group",
+            ),
+            (
+                "who is away",
+                view(None, [away(A, None)]),
+                Some(A),
+                "Device 000000000000000a is not connected: it left 2h ago, and its slot is kept for it.",
+            ),
+            (
+                "whose slot expires",
+                view(None, [away(A, Some(90_000))]),
+                Some(A),
+                "and its slot goes in 1m 30s unless it comes back.",
+            ),
+            (
+                "who is away does not lead",
+                view(None, [away(A, None)]),
+                Some(A),
+                "It cannot lead while it is not connected.",
+            ),
+            (
+                "what waits for who is away",
+                view(None, [DeviceView { waiting: 1, waiting_bytes: 9, ..away(A, None) }]),
+                Some(A),
+                "1 message (9 B) will be sent to it when it connects.",
+            ),
+            ("who leads", view(Some(A), [here(A, Some(0))]), Some(A), "It leads."),
+            (
+                "who is not dry",
+                view(None, [behind(A, None, Delivery::Reading)]),
+                Some(A),
+                "It does not lead, because it has not got its whole backlog (it is not dry): 3 messages have to be sent before that.",
+            ),
+            (
+                "who is next",
+                view(Some(A), [here(A, Some(0)), here(B, Some(1))]),
+                Some(B),
+                "because device 000000000000000a does, which had its whole backlog earlier. Leadership ends with that connection only. \
+                 It is the next to lead.",
+            ),
+            (
+                "who is third",
+                view(Some(A), [here(A, Some(0)), here(B, Some(1)), here(C, Some(2))]),
+                Some(C),
+                "1 device would lead before it.",
+            ),
+            (
+                "whose socket is full",
+                view(Some(B), [behind(A, Some(1), stalled), here(B, Some(0))]),
+                Some(A),
+                "Nothing more is sent to it now: what may be on its way is, and its socket has taken nothing for 42s. \
+                 3 messages are not sent.",
+            ),
+            (
+                "whose backlog is read",
+                view(None, [behind(A, None, Delivery::Reading)]),
+                Some(A),
+                "Its backlog is being read from the store: 3 messages to be sent.",
+            ),
+            (
+                "who acknowledges nothing",
+                view(Some(A), [behind(A, Some(0), Delivery::CaughtUp)]),
+                Some(A),
+                "It has not acknowledged 5 messages (10.0 KiB); what is not acknowledged is sent again when it connects the next time.",
+            ),
+            (
+                "who has everything",
+                view(Some(A), [here(A, Some(0))]),
+                Some(A),
+                "Nothing arrives, because nothing is reflected.",
+            ),
+            (
+                "whose answers wait",
+                view(None, [but(here(A, None), |_, it| it.in_line = 2)]),
+                Some(A),
+                "2 answers wait for it in line behind messages that were accepted earlier.",
+            ),
+            (
+                "who never spoke to the chat server",
+                view(Some(A), [here(A, Some(0))]),
+                Some(A),
+                "It has no connection to its chat server, because it sent nothing for it since it connected.",
+            ),
+            (
+                "who did",
+                Inspection { proxied: [0xa].into(), ..view(Some(A), [here(A, Some(0))]) },
+                Some(A),
+                "It has a connection to its chat server. Whether it asked for its messages there (unblock) is sealed",
+            ),
+            (
+                "the lock",
+                held(view(Some(A), [here(A, Some(0)), here(B, Some(1))]), A, Some(48_000), 3),
+                Some(B),
+                "Device 000000000000000a has held the lock for 12s; it is disconnected in 48s unless it commits. \
+                 3 messages (6.0 KiB) staged.",
+            ),
+            (
+                "what is staged",
+                held(view(Some(A), [here(A, Some(0)), here(B, Some(1))]), A, Some(48_000), 3),
+                Some(B),
+                "What is staged reaches this device with the commit, or not at all.",
+            ),
+            (
+                "a lock that is not granted yet",
+                held(view(Some(A), [here(A, Some(0))]), A, None, 0),
+                None,
+                "its time has not begun, because the grant stands in line behind messages that it has not taken. Nothing is staged.",
+            ),
+            ("no lock", view(Some(A), [here(A, Some(0))]), None, "Nobody holds the lock."),
+            ("a group", view(Some(A), [here(A, Some(0)), away(B, None)]), None, "1 of 2 devices are connected."),
+            ("its leader", view(Some(A), [here(A, Some(0))]), None, "Device 000000000000000a leads."),
+            ("nobody there", view(None, [away(A, None)]), None, "Nobody leads, because nobody is connected."),
+            ("nobody dry", view(None, [here(A, None)]), None, "because no connected device has got its whole backlog."),
+            (
+                "what waits",
+                view(Some(B), [behind(A, Some(1), stalled), here(B, Some(0))]),
+                None,
+                "5 messages (10.0 KiB) wait for device 000000000000000a. Its socket takes nothing.",
+            ),
+        ];
+        for (name, inspection, about, expected) in table {
+            let said = explain(&inspection, about).join("\n");
+            assert!(said.contains(expected), "{name}: {expected}\n---\n{said}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_that_is_not_so() {
+        let said = explain(&view(Some(A), [here(A, Some(0)), here(B, Some(1))]), Some(A)).join("\n");
+        for wrong in ["does not lead", "staged", "taken nothing", "waits", "is not connected"] {
+            assert!(!said.contains(wrong), "{wrong}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_as_precise_as_it_matters() {
+        for (ms, expected) in
+            [(7, "7ms"), (1_999, "1s"), (125_000, "2m 5s"), (7_265_000, "2h 1m"), (90_061_000, "1day 1h"), (0, "0s")]
+        {
+            assert_eq!(time(ms), expected);
+        }
+    }
+}

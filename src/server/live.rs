@@ -16,12 +16,13 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::admin::{CertificateInfo, State};
+use super::admin::State;
 use super::api;
 use super::health::Ready;
 use crate::group::view::{Connection, Delivery, DeviceView, Presence};
 use crate::group::{GroupView, Pulse};
 use crate::logging;
+use crate::net::tls::{Identity, Tls};
 use crate::wire::d2m::{CloseCode, DeviceGroupId, DeviceId};
 
 /// How often a snapshot is taken.
@@ -155,7 +156,7 @@ impl Shared {
                     open: numbers.sum("heliostat_proxy_connections"),
                     lately: since(connects.front(), connects.back()),
                 },
-                certificate: state.certificate.now().map(|it| CertificateLeft::of(it, now.wall_ms)),
+                certificate: state.tls.as_ref().and_then(Tls::identity).map(|it| CertificateLeft::of(&it, now.wall_ms)),
                 groups,
             };
             let text = serde_json::to_string(&snapshot).unwrap_or_default();
@@ -198,9 +199,9 @@ struct CertificateLeft {
 }
 
 impl CertificateLeft {
-    fn of(CertificateInfo { pin, names, not_after_s }: CertificateInfo, now_ms: u64) -> Self {
-        let left_s = i64::try_from(not_after_s).unwrap_or(i64::MAX).saturating_sub_unsigned(now_ms / 1_000);
-        Self { pin, names, days_left: left_s.div_euclid(86_400) }
+    fn of(identity: &Identity, now_ms: u64) -> Self {
+        let days_left = identity.seconds_left(now_ms).div_euclid(86_400);
+        Self { pin: identity.pin.clone(), names: identity.names.clone(), days_left }
     }
 }
 

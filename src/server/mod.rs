@@ -3,9 +3,9 @@
 //! | file | holds |
 //! |---|---|
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
-//! | `forwarded` | where a request really comes from |
 //! | [`admin`] | the admin door: what its pages share |
 //! | `guard` | who may use it: this machine, or whoever has the token |
+//! | `forwarded` | where a request really comes from |
 //! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
 //! | [`api`], `explain` | what operators ask and change, as JSON; why something does not happen, in sentences |
 //! | [`dashboard`], `live` | one page for people; what it shows, once a second for all viewers |
@@ -143,7 +143,7 @@ impl Mediator {
 
     /// Opens the admin door.
     pub fn open_admin(&self, listener: TcpListener, door: AdminDoor) {
-        let AdminDoor { token, drain, certificate, backups } = door;
+        let AdminDoor { token, drain, backups } = door;
         let state = admin::State {
             hub: self.hub.clone(),
             public: Arc::clone(&self.public),
@@ -151,7 +151,7 @@ impl Mediator {
             clock: self.clock,
             drain,
             backups,
-            certificate,
+            tls: self.tls.clone(),
             live: Live::default(),
             closing: self.admin.stop_token().clone(),
         };

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::admin::{AdminDoor, CertificateInfo, CertificateSource};
+use super::admin::AdminDoor;
 use super::backup::Backups;
 use super::{Admission, Mediator, Parts, bind};
 use crate::chat::csp;
@@ -82,18 +82,9 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, secured.door.clone(), parts);
     let asked = CancellationToken::new();
-    let tls = secured.door.tls.clone();
-    let certificate = CertificateSource::new(move || {
-        let identity = tls.as_ref()?.identity()?;
-        Some(CertificateInfo {
-            pin: identity.pin.clone(),
-            names: identity.names.clone(),
-            not_after_s: identity.not_after_s,
-        })
-    });
     let backups = kept.sqlite.is_some().then(|| Backups::new(Arc::clone(&kept.store), data.clone()));
     let token = config.admin.token.clone();
-    mediator.open_admin(admin, AdminDoor { token, drain: asked.clone(), certificate, backups });
+    mediator.open_admin(admin, AdminDoor { token, drain: asked.clone(), backups });
     banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
     // Only now, because an authority looks at the open door.
     let upkeep = tokio::spawn(secured.upkeep.run());
