@@ -1,7 +1,7 @@
 //! The command line: what can be asked of the binary, and how it answers.
 //!
 //! Each subcommand is one variant and one call. Exit status: 0 when it went well, 1 when it did not, 2 when it was asked the
-//! wrong way. Results go to standard output, logs and complaints to standard error.
+//! wrong way, 3 when `serve` was ended by a second signal before it had finished. Results go to standard output, logs and complaints to standard error.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -16,6 +16,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::config::{self, ConfigError, Effective, Flag, Sources};
+use crate::net::inherited::Inherited;
+use crate::server::serve::Process;
 use crate::{logging, server, tools};
 
 /// How long a health check may take altogether.
@@ -105,6 +107,17 @@ pub enum BadServeArgs {
     #[error("--plain serves unencrypted and is for loopback addresses, {0} is not one")]
     #[diagnostic(help("behind a proxy that does TLS, set `plain = true` in section [listen] of a configuration file"))]
     PlainInPublic(SocketAddr),
+}
+
+impl BadServeArgs {
+    /// Each sentence to be said about it.
+    #[must_use]
+    pub fn sentences(&self) -> Vec<String> {
+        match self {
+            Self::Config(error) => error.sentences(),
+            Self::PlainInPublic(_) => vec![self.to_string()],
+        }
+    }
 }
 
 impl ServeArgs {
@@ -229,26 +242,35 @@ pub(crate) fn admin_authority(text: &str) -> Result<String, String> {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    done(cli.command).unwrap_or_else(|report| {
+    // Before there are threads: it changes the environment.
+    let done = Inherited::take().into_diagnostic().and_then(|inherited| done(cli.command, inherited));
+    done.unwrap_or_else(|report| {
         eprintln!("{report:?}");
         ExitCode::FAILURE
     })
 }
 
-fn done(command: Command) -> miette::Result<ExitCode> {
+fn done(command: Command, inherited: Inherited) -> miette::Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new().into_diagnostic().wrap_err("cannot start the runtime")?;
     let inside = runtime.enter();
     let logging = logging::start()?;
     drop(inside);
-    let code = runtime.block_on(run(command));
+    let code = runtime.block_on(run(command, inherited));
     // While there is a runtime to send the last traces.
     logging.finish();
     code
 }
 
-async fn run(command: Command) -> miette::Result<ExitCode> {
+async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode> {
     match command {
-        Command::Serve(args) => server::serve::run(args.config(std::env::vars_os())?.config).await,
+        Command::Serve(args) => {
+            let config = args.config(std::env::vars_os())?.config;
+            let reread = move || match args.config(std::env::vars_os()) {
+                Ok(effective) => Ok(effective.config),
+                Err(bad) => Err(bad.sentences()),
+            };
+            server::serve::run(config, Process { reread: Box::new(reread), inherited }).await
+        }
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,

@@ -90,6 +90,19 @@ pub fn change(filter: &str) -> Result<(), BadFilter> {
     CHANGE.get().ok_or(BadFilter::NotStarted)?.reload(filter).map_err(|_| BadFilter::NotStarted)
 }
 
+/// Changes which lines are written to what the configuration says, unless the environment said something: that is stronger.
+/// Says whether it did.
+///
+/// # Errors
+/// [`BadFilter`]; what held before holds on.
+pub fn configure(filter: &str) -> Result<bool, BadFilter> {
+    let free = std::env::var_os(FILTER).is_none_or(|given| given.is_empty());
+    if free {
+        change(filter)?;
+    }
+    Ok(free)
+}
+
 /// The filter that holds.
 #[must_use]
 pub fn current() -> Option<String> {

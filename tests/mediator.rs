@@ -683,8 +683,8 @@ async fn d2m_1_3_who_may_come_in_can_be_limited() {
     let allowed = GroupKey::generate();
     let admission = Admission {
         max_connections: Some(2),
-        max_connections_per_address: None,
         groups: Some([allowed.device_group_id()].into()),
+        ..Admission::default()
     };
     let (server, stranger, _dir) = serve(Setup { admission, ..Setup::default() }).await;
     let path = |family: &Family| format!("/{}", family.config(1).url_info().to_segment());

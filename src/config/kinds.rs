@@ -17,6 +17,8 @@ use toml::Spanned;
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
+use crate::net::rate::{Per, Rate};
+
 /// What was given for a key.
 #[derive(Debug, Clone, Copy)]
 pub enum Given<'a> {
@@ -275,6 +277,67 @@ impl Kind<Duration> for Time {
 
     fn show(&self, value: &Duration) -> Shown {
         Shown::text(&Self::written(value))
+    }
+}
+
+/// So many per time: `"30/min"`.
+#[derive(Debug)]
+pub struct Times(pub RangeInclusive<u64>);
+
+/// So many bytes per time: `"2 MiB/s"`.
+#[derive(Debug)]
+pub struct Bytes(pub RangeInclusive<u64>);
+
+/// What stands before and behind the slash.
+fn per<'a>(given: Given<'a>, expected: &str) -> Result<(&'a str, Per), Vec<Fault>> {
+    let split = given.text(expected)?.rsplit_once('/');
+    let read = split.and_then(|(amount, unit)| {
+        let unit = Per::ALL.iter().find(|(name, _)| *name == unit.trim());
+        unit.map(|(_, per)| (amount.trim(), *per))
+    });
+    read.ok_or_else(|| given.is_no(expected))
+}
+
+impl Kind<Rate> for Times {
+    fn name(&self) -> String {
+        "number per `s`, `min` or `h`".into()
+    }
+
+    fn range(&self) -> Option<String> {
+        from_to(&self.0, Number::written)
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<Rate, Vec<Fault>> {
+        const EXPECTED: &str = "a number per time, such as \"30/min\"";
+        let (amount, per) = per(given, EXPECTED)?;
+        let amount = amount.replace('_', "").parse().map_err(|_| given.is_no(EXPECTED))?;
+        Ok(Rate { amount: within(amount, &self.0, Number::written)?, per })
+    }
+
+    fn show(&self, Rate { amount, per }: &Rate) -> Shown {
+        Shown::text(&format!("{}/{per}", Number::written(amount)))
+    }
+}
+
+impl Kind<Rate> for Bytes {
+    fn name(&self) -> String {
+        "size per `s`, `min` or `h`".into()
+    }
+
+    fn range(&self) -> Option<String> {
+        from_to(&self.0, Size::written)
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<Rate, Vec<Fault>> {
+        const EXPECTED: &str = "a size per time, such as \"2 MiB/s\"";
+        let (amount, per) = per(given, EXPECTED)?;
+        let amount = amount.parse::<ByteSize>().ok().filter(|_| amount.contains(char::is_alphabetic));
+        let amount = amount.ok_or_else(|| given.is_no(EXPECTED))?.as_u64();
+        Ok(Rate { amount: within(amount, &self.0, Size::written)?, per })
+    }
+
+    fn show(&self, Rate { amount, per }: &Rate) -> Shown {
+        Shown::text(&format!("{}/{per}", Size::written(amount)))
     }
 }
 
@@ -582,6 +645,9 @@ mod tests {
         reads(&any, "\"90 days\"", "2160 h", "\"90 days\"");
         reads(&any, "\"1500 ms\"", "1s 500ms", "\"1500 ms\"");
         reads(&any, "\"0s\"", "0 s", "\"0 s\"");
+        reads(&Times(1..=u64::MAX), "\"30/min\"", "30 / min", "\"30/min\"");
+        reads(&Times(1..=u64::MAX), "\"10000/h\"", "10_000/h", "\"10_000/h\"");
+        reads(&Bytes(1..=u64::MAX), "\"0.5 MiB/s\"", "524288 B/s", "\"512 KiB/s\"");
         reads(&File, "'/a \"b\"/ü'", "/a \"b\"/ü", "'/a \"b\"/ü'");
         let number = Parsed("an ip address", "::1");
         reads::<std::net::IpAddr>(&number, "\"::1\"", "0:0::1", "\"::1\"");
@@ -607,6 +673,12 @@ mod tests {
         told(&Size(0..=9), "\"9\"", "expected a size with its unit");
         told(&Size(0..=9), "9", "expected a size with its unit, such as \"64 MiB\", not an integer");
         told(&Time(Duration::ZERO..=Duration::MAX), "\"9\"", "expected a duration with its unit");
+        told(&Times(1..=9), "\"10/s\"", "has to be between 1 and 9, not 10");
+        for wrong in ["\"9\"", "9", "\"9/day\"", "\"/s\"", "\"-1/s\"", "\"1.5/s\""] {
+            told(&Times(1..=9), wrong, "expected a number per time, such as \"30/min\"");
+        }
+        told(&Bytes(1..=9), "\"9/s\"", "expected a size per time, such as");
+        told(&Bytes(1..=9), "\"10 B/s\"", "has to be between 1 B and 9 B, not 10 B");
         told(&File, "\"\"", "cannot be empty");
         told::<std::net::IpAddr>(&Parsed("an ip address", "::1"), "[]", "such as \"::1\", not an array");
         told::<Option<u8>>(&unlimited(Number(1..=9)), "0", "has to be between 1 and 9, not 0; or \"unlimited\"");

@@ -25,18 +25,23 @@ pub mod settings;
 mod sources;
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tracing_subscriber::EnvFilter;
 
 use self::kinds::{
-    Confidential, Fault, File, Given, Kind, List, Number, OneOf, Or, Parsed, Shown, Size, Switch, Time, unlimited,
+    Bytes, Confidential, Fault, File, Given, Kind, List, Number, OneOf, Or, Parsed, Shown, Size, Switch, Time, Times,
+    unlimited,
 };
 use self::settings::{settings, words};
 use crate::net::acme;
 use crate::net::proxies::{Proxies, SaidBy};
+use crate::net::rate::Rate;
 use crate::net::tls::CertFiles;
 use crate::upstream::directory::{Directory, DirectoryConfig, Target};
 use crate::upstream::framer::Framing;
@@ -57,6 +62,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 /// What takes an address.
 const ADDRESS: Parsed = Parsed("an address", "127.0.0.1:8443");
+/// How often something may happen that somebody asks for.
+const HANDSHAKES: Times = Times(1..=1_000_000);
 /// More connections than any machine has.
 const CONNECTIONS: Number = Number(1..=100_000_000);
 
@@ -100,6 +107,9 @@ settings! {
             admin: AdminConfig,
             chat: ChatConfig,
             limits: LimitsConfig,
+            shedding: SheddingConfig,
+            drain: DrainConfig,
+            log: LogConfig,
         }
     }
 
@@ -158,6 +168,18 @@ settings! {
             /// Connections at once from one address; one more is answered with 429. Behind a proxy, all devices come from
             /// the proxy's address, unless it is among `listen.trusted_proxies`.
             max_connections_per_address: Option<usize> = None, unlimited(CONNECTIONS), Reload;
+            /// Connections at once of one device group, also of those that are about to be replaced by a new one of the same
+            /// device; one more is answered with 429. For a server that strangers can reach: 30.
+            max_connections_per_group: Option<usize> = None, unlimited(CONNECTIONS), Reload;
+            /// Handshakes from one address; one more is answered with 429. As many may come at once. All of an IPv6 /64 count
+            /// as one address, here and for `max_connections_per_address`. For a server that strangers can reach: "120/min".
+            handshakes_per_address: Option<Rate> = None, unlimited(HANDSHAKES), Reload;
+            /// Handshakes of one device group; one more is answered with 429. For a server that strangers can reach: "60/min".
+            handshakes_per_group: Option<Rate> = None, unlimited(HANDSHAKES), Reload;
+            /// Device groups that are not known here yet, from all addresses together; one more is answered with 503. Who is
+            /// known comes in. To let nobody new in, name those that are served in `groups`. For a server that strangers can
+            /// reach: as many as may register, such as "100/h".
+            new_groups: Option<Rate> = None, unlimited(HANDSHAKES), Reload;
             /// The only device groups that are served, by their ids; all others are answered with 403.
             groups: Option<BTreeSet<DeviceGroupId>> = None, Or(Some("all"), List(GroupId)), Reload;
         }
@@ -223,6 +245,46 @@ settings! {
             idle_timeout: Duration = 2 * MINUTE, Time(45 * SECOND..=DAY), Reload;
             /// How often a device is pinged, to keep what lies between open. No answer is required.
             ping_interval: Duration = 30 * SECOND, Time(5 * SECOND..=DAY), Reload;
+            /// Messages a device may send, those for the chat server and acknowledgements included; as many may come at once.
+            /// A device that sends more is read more slowly, nothing else. For a server that strangers can reach: "500/s".
+            frames_per_device: Option<Rate> = None, unlimited(Times(10..=1_000_000)), Reload;
+            /// Bytes a device may send; at least one container. A device that sends more is read more slowly. For a server
+            /// that strangers can reach: "2 MiB/s".
+            bytes_per_device: Option<Rate> = None, unlimited(Bytes(CONTAINER..=GIB)), Reload;
+        }
+    }
+
+    /// When there is too much to do. Then device groups that are not known here yet are answered with 503 until there is
+    /// less: it begins at these bounds and ends at three quarters of them. Whoever is known notices nothing.
+    pub struct SheddingConfig {
+        keys {
+            /// How long a commit may wait and take.
+            writer_latency: Option<Duration> = Some(5 * SECOND), unlimited(Time(SECOND / 100..=5 * MINUTE)), Reload;
+            /// Resident memory of the process. On a machine for this alone: three quarters of what it has.
+            memory: Option<u64> = None, unlimited(Size(16 * MIB..=TIB)), Reload;
+            /// Open connections. For a server that strangers can reach: nine tenths of `admission.max_connections`.
+            connections: Option<usize> = None, unlimited(CONNECTIONS), Reload;
+        }
+    }
+
+    /// How a server is emptied before it ends, by SIGTERM or SIGINT: it lets nobody in any more (503 with Retry-After, and
+    /// `/readyz` is 503), and ends connections in batches with 1001, so that not all devices reconnect at once. A second
+    /// signal ends it on the spot, with exit status 3; nothing that was acknowledged is lost by that.
+    pub struct DrainConfig {
+        keys {
+            /// In which time everybody is told to go. At least 8 are told at once, so fewer devices take less time.
+            grace: Duration = 10 * SECOND, Time(Duration::ZERO..=DAY / 24), Reload;
+            /// How often a batch is told. As many are in each as the grace demands.
+            interval: Duration = SECOND / 10, Time(SECOND / 100..=MINUTE), Reload;
+        }
+    }
+
+    /// What is written to standard error.
+    pub struct LogConfig {
+        keys {
+            /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels for parts, as in
+            /// `"info,heliostat::upstream=debug"`. The environment variable `HELIOSTAT_LOG` is stronger and stays.
+            filter: LogFilter = LogFilter::default(), Parsed("a log filter", "info,heliostat::upstream=debug"), Reload;
         }
     }
 }
@@ -297,6 +359,22 @@ const RULES: &[Rule<Config>] = &[
         keys: &["limits.ping_interval", "limits.idle_timeout"],
         broken: |config| config.limits.ping_interval >= config.limits.idle_timeout,
         reason: "`ping_interval` has to be shorter than `idle_timeout`",
+    },
+    Rule {
+        keys: &["admission.max_connections_per_group", "limits.max_device_slots"],
+        broken: |config| {
+            let slots = usize::try_from(config.limits.max_device_slots).unwrap_or(usize::MAX);
+            config.admission.max_connections_per_group.is_some_and(|max| max < slots)
+        },
+        reason: "`max_connections_per_group` has to be at least `max_device_slots`, or devices are shut out",
+    },
+    Rule {
+        keys: &["shedding.connections", "admission.max_connections"],
+        broken: |config| match (config.shedding.connections, config.admission.max_connections) {
+            (Some(shed), Some(max)) => shed >= max,
+            _ => false,
+        },
+        reason: "`shedding.connections` has to be less than `max_connections`, or it is never reached",
     },
 ];
 
@@ -444,6 +522,39 @@ fn entry_faults(given: Given<'_>, written: DirectoryConfig, otherwise: &str) -> 
         faults.push(Fault { at: None, reason: otherwise.to_owned() });
     }
     faults
+}
+
+/// Which log lines are written, in the words of `tracing_subscriber`'s `EnvFilter`; checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = tracing_subscriber::filter::ParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        EnvFilter::builder().parse(text)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl LogFilter {
+    /// As it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// A device group's id in hex.
@@ -694,6 +805,15 @@ mod tests {
         assert_eq!(config.data_dir, Path::new("/data"));
         assert!(matches!(config.listen.security(), Security::Files(_)));
         assert!(config.chat.csp.enabled);
+    }
+
+    #[test]
+    fn the_file_for_systemd_is_understood_and_leaves_nothing_that_strangers_can_do_unlimited() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/heliostat.toml");
+        let effective = Sources::gather(Some(&file), [], Vec::new()).unwrap().read().unwrap();
+        let shown = effective.show();
+        let unlimited: Vec<&str> = shown.lines().filter(|line| line.contains("\"unlimited\"")).collect();
+        assert_eq!(unlimited, ["persistent_slot_ttl = \"unlimited\""]);
     }
 
     #[test]

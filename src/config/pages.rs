@@ -31,8 +31,9 @@ never means unlimited; `"unlimited"` does, where a limit can be left away. Relat
 directory. A secret stands in the file itself, or in another one: `"file:PATH"`; in the environment and in flags only
 the latter is taken.
 
-A key marked *reload* can change while the server runs, one marked *restart* cannot. So far a server reads its configuration
-only when it starts.
+A key marked *reload* can change while the server runs, one marked *restart* cannot. On SIGHUP the file is read again, with
+the environment and the flags of the start over it, and so are certificates. The log says what was taken over, key by key, and what waits for a restart;
+when anything is wrong, it says where, and nothing changes.
 "#;
 
 /// The reference of all keys, in Markdown.

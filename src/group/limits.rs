@@ -1,9 +1,12 @@
 //! Every bound of a group, with its unit and its reason, and what they demand of each other.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::slots::Slot;
 use crate::wire::d2m::{
-    CONTAINER_MAX, DEVICES_INFO_OVERHEAD, ENCRYPTED_DEVICE_INFO_MAX, ENCRYPTED_SCOPE_MAX, PAYLOAD_MAX, ToDevice,
+    CONTAINER_MAX, DEVICES_INFO_OVERHEAD, DeviceId, ENCRYPTED_DEVICE_INFO_MAX, ENCRYPTED_SCOPE_MAX, PAYLOAD_MAX,
+    ToDevice,
 };
 
 /// Most slots a group may be configured to have: what fits one `DevicesInfo`.
@@ -69,6 +72,17 @@ pub struct Limits {
     pub staged_messages_max: usize,
     /// Envelope bytes one transaction may stage.
     pub staged_bytes_max: usize,
+}
+
+impl Limits {
+    /// Raises what these slots exceed: what is there is allowed to be there, and nothing is added to it.
+    pub(super) fn allow(&mut self, slots: &BTreeMap<DeviceId, Slot>) {
+        self.max_device_slots = self.max_device_slots.max(slots.len());
+        for Slot { record, .. } in slots.values() {
+            self.max_queue_messages = self.max_queue_messages.max(record.held.entries);
+            self.max_queue_bytes = self.max_queue_bytes.max(record.held.bytes);
+        }
+    }
 }
 
 impl Default for Limits {

@@ -116,12 +116,10 @@ impl Group {
                 record.held = Held::default();
                 record.cursor = seq_reserved;
             }
-            limits.max_queue_messages = limits.max_queue_messages.max(record.held.entries);
-            limits.max_queue_bytes = limits.max_queue_bytes.max(record.held.bytes);
             (record.device, Slot { record, seat: None, dirty })
         });
         let slots: BTreeMap<_, _> = slots.collect();
-        limits.max_device_slots = limits.max_device_slots.max(slots.len());
+        limits.allow(&slots);
         Self {
             slots,
             log: Log::resume(seq_reserved, last_timestamp_ms),
@@ -130,6 +128,12 @@ impl Group {
             unwritten_since,
             ..Self::empty(limits)
         }
+    }
+
+    /// Other limits from now on. What is there stays, as with [`Self::restore`]; a lock that is held keeps its time.
+    pub fn set_limits(&mut self, mut limits: Limits) {
+        limits.allow(&self.slots);
+        self.limits = limits;
     }
 
     /// The only door: something happened, this follows.

@@ -596,6 +596,23 @@ fn lowered_limits_take_nothing_away_but_add_nothing_either() {
 }
 
 #[test]
+fn limits_that_are_lowered_while_a_group_is_awake_take_nothing_away_and_hold_from_the_next_input() {
+    let mut w = world();
+    let (a, b) = (w.new_device(A), w.new_device(B));
+    w.reflects(a, "1");
+    w.reflects(a, "2");
+    w.group.set_limits(Limits { max_device_slots: 1, max_queue_messages: 1, ..Limits::default() });
+    let c = w.new_device(C);
+    assert_eq!(w.farewell(c), Some(Farewell::DeviceLimitReached));
+    assert_eq!((w.farewell(a), w.farewell(b)), (None, None));
+    w.reflects(a, "3");
+    assert_eq!(w.farewell(b), Some(Farewell::QueueLimit));
+    w.group.set_limits(Limits::default());
+    let c = w.new_device(C);
+    assert_eq!(w.farewell(c), None, "and they can be raised again");
+}
+
+#[test]
 fn acknowledgements_ride_along_with_a_commit_that_is_made_anyway() {
     let mut w = world();
     let (a, b) = (w.new_device(A), w.new_device(B));

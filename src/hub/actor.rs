@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::notices;
 use super::seat::{Line, Outgoing};
 use super::{Heart, Inspection, Shared};
 use crate::group::limits::PAGE_COST;
 use crate::group::record::Seq;
-use crate::group::{Act, ConnectionId, Group, Input, Introduction, Notice, Step};
+use crate::group::{Act, ConnectionId, Group, Input, Introduction, Limits, Notice, Step};
 use crate::metrics::{self, Presence};
 use crate::store::StoreError;
 use crate::wire::d2m::{DeviceGroupId, DeviceId, ToDevice};
@@ -73,6 +73,7 @@ pub(super) struct Actor {
     own_mailbox: mpsc::WeakSender<Post>,
     posts: mpsc::Receiver<Post>,
     group: Group,
+    limits: watch::Receiver<Limits>,
     lines: BTreeMap<ConnectionId, Line>,
     /// Stretches of backlog to be read, one per connection at most.
     reads: VecDeque<Read>,
@@ -100,9 +101,11 @@ impl Actor {
     ) {
         let counters = metrics::get();
         let _awake = Presence::new(&counters.groups_awake, Some(&counters.groups_woken), Some(&counters.groups_slept));
+        let limits = shared.limits.subscribe();
+        let now_hold = limits.borrow().clone();
         let group = match shared.store.load(id).await {
-            Ok(Some(snapshot)) => Group::restore(shared.clock.now(), snapshot, shared.limits.clone()),
-            Ok(None) => Group::empty(shared.limits.clone()),
+            Ok(Some(snapshot)) => Group::restore(shared.clock.now(), snapshot, now_hold),
+            Ok(None) => Group::empty(now_hold),
             Err(error) => {
                 tracing::error!(group = %id, %error, "a group could not be woken");
                 notices::failed(false);
@@ -111,8 +114,19 @@ impl Actor {
             }
         };
         let (lines, reads) = (BTreeMap::new(), VecDeque::new());
-        let mut actor =
-            Self { id, shared, own_mailbox, posts, group, lines, reads, asked: Vec::new(), pulse, lock_is_held: false };
+        let mut actor = Self {
+            id,
+            shared,
+            own_mailbox,
+            posts,
+            group,
+            limits,
+            lines,
+            reads,
+            asked: Vec::new(),
+            pulse,
+            lock_is_held: false,
+        };
         if let Err(error) = actor.live().await {
             // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell.
             tracing::error!(group = %id, %error, "a group could not keep what it decided");
@@ -167,11 +181,15 @@ impl Actor {
             biased;
             _ = self.posts.recv_many(batch, BATCH) => {}
             () = self.shared.clock.sleep_until(deadline) => {}
+            _ = self.limits.changed() => self.group.set_limits(self.limits.borrow().clone()),
         }
     }
 
     async fn decide(&mut self, batch: impl Iterator<Item = Post>) -> Result<Step, StoreError> {
         let now = self.shared.clock.now();
+        if self.limits.has_changed().unwrap_or(false) {
+            self.group.set_limits(self.limits.borrow_and_update().clone());
+        }
         let mut step = Step::default();
         for post in batch {
             let input = match post {

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,7 +55,8 @@ pub struct Hub(Arc<Shared>);
 struct Shared {
     awake: DashMap<DeviceGroupId, Awake>,
     store: Arc<dyn Store>,
-    limits: Limits,
+    /// Those of groups that are awake and of those that will be.
+    limits: watch::Sender<Limits>,
     clock: Clock,
     connections: AtomicU64,
     tasks: TaskTracker,
@@ -107,6 +108,7 @@ impl Hub {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, limits: Limits, clock: Clock) -> Self {
         let (awake, connections, tasks) = (DashMap::new(), AtomicU64::new(1), TaskTracker::new());
+        let limits = watch::Sender::new(limits);
         Self(Arc::new(Shared { awake, store, limits, clock, connections, tasks }))
     }
 
@@ -133,6 +135,31 @@ impl Hub {
             self.0.awake.remove_if(&group, |_, found| found.mailbox.is_closed());
         }
         Err(JoinError::Unreachable)
+    }
+
+    /// Other limits from now on, also for groups that are awake; each takes them over before it does anything else.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.limits.send_if_modified(|held| {
+            let other = *held != limits;
+            *held = limits;
+            other
+        });
+    }
+
+    /// Whether there is such a group: awake, or kept.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot tell.
+    pub async fn knows(&self, group: DeviceGroupId) -> Result<bool, StoreError> {
+        Ok(self.0.awake.contains_key(&group) || self.0.store.knows(group).await?)
+    }
+
+    /// Goes the way of a commit that keeps nothing ([`Store::probe`]).
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store keeps nothing any more.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        self.0.store.probe().await
     }
 
     /// How many groups are awake.
@@ -221,9 +248,11 @@ impl Hub {
     pub async fn sweep_once(&self) -> Result<usize, StoreError> {
         let now_ms = self.0.clock.now().wall_ms;
         let before = |ttl: Duration| now_ms.saturating_sub(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
-        let limits = &self.0.limits;
-        let volatile = before(limits.volatile_slot_ttl);
-        let due = self.0.store.due(volatile, limits.persistent_slot_ttl.map(before), SWEEP_MOST).await?;
+        let (volatile, persistent) = {
+            let limits = self.0.limits.borrow();
+            (before(limits.volatile_slot_ttl), limits.persistent_slot_ttl.map(before))
+        };
+        let due = self.0.store.due(volatile, persistent, SWEEP_MOST).await?;
         for group in &due {
             // An actor looks at its deadlines when it wakes, and falls asleep again. One whose mailbox is full is awake.
             let _awake = self.mailbox(*group).try_send(Post::Input(Input::Tick));

@@ -207,3 +207,29 @@ async fn an_operator_is_told_when_what_was_asked_cannot_be_kept() {
     house.falls_silent().await;
     assert_eq!(house.hub.census(None, 10).await.unwrap().some, [(group, 1)], "and it is still there");
 }
+
+#[tokio::test(start_paused = true)]
+async fn changed_limits_reach_groups_that_are_awake() {
+    let house = house(Limits { volatile_slot_ttl: Duration::from_secs(3_600), ..Limits::default() });
+    let _awake = house.joins(1, SlotState::New).await;
+    let volatile = house.admitted(2, SlotState::New, SlotExpiration::Volatile);
+    drop(house.hub.join(volatile).await.unwrap());
+    assert!(house.joins(3, SlotState::New).await.place.conn().0 > 0);
+
+    house.hub.set_limits(Limits { max_device_slots: 1, ..Limits::default() });
+    let mut seat = house.hub.join(house.admitted(4, SlotState::New, SlotExpiration::Persistent)).await.unwrap();
+    assert_eq!(seat.outbox.next().await, Some(Outgoing::Close(crate::group::Farewell::DeviceLimitReached)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_is_known_when_it_is_awake_or_kept() {
+    let house = house(Limits::default());
+    let group = DeviceGroupId::new(boxes::public(&house.key));
+    assert_eq!(house.hub.knows(group).await, Ok(false));
+    let seat = house.joins(1, SlotState::New).await;
+    assert_eq!(house.hub.knows(group).await, Ok(true));
+    drop(seat);
+    house.falls_silent().await;
+    assert_eq!(house.hub.knows(group).await, Ok(true));
+    assert_eq!(house.hub.knows(DeviceGroupId::new([1; 32])).await, Ok(false));
+}

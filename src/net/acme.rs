@@ -456,8 +456,8 @@ mod tests {
         assert!(!place("https://[::1]:4/../x").contains(['/', ':']));
     }
 
-    #[test]
-    fn what_is_in_the_cache_is_presented_without_asking_and_rubbish_is_not() {
+    #[tokio::test(start_paused = true)]
+    async fn what_is_in_the_cache_is_presented_without_asking_and_rubbish_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let ca = some_ca(&dir.path().join("ca"));
         let settings = settings(&dir.path().join("cache"), Some(ca));

@@ -75,6 +75,10 @@ where
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = tasks.stopping() => return,
+            () = tasks.pulse().asked() => {
+                tasks.pulse().answer();
+                continue;
+            }
         };
         let (io, peer) = match accepted {
             Ok(accepted) => accepted,

@@ -2,7 +2,9 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | [`inherited`] | listening sockets that whoever started the process opened |
 //! | [`listen`] | the accept loop, and one type for plain and encrypted connections |
+//! | [`rate`] | how often something may happen |
 //! | [`tasks`] | who is still running, and how everybody is asked to stop |
 //! | [`proxies`] | whose word is taken for where a connection comes from |
 //! | [`tls`] | what the door presents: certificates, their pins, and how one takes the place of another |
@@ -12,8 +14,10 @@
 
 pub mod acme;
 pub mod development;
+pub mod inherited;
 pub mod listen;
 pub mod proxies;
+pub mod rate;
 pub mod tasks;
 pub mod tls;
 pub mod watch;

@@ -4,8 +4,10 @@
 //! farewell each, and its process must not end before the last of them is out; nor may one peer that never answers keep it
 //! for ever. Hence [`Tasks::finish`] has a bound and says how many were left behind.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,6 +17,35 @@ use tokio_util::task::TaskTracker;
 pub struct Tasks {
     tracker: TaskTracker,
     stop: CancellationToken,
+    pulse: Pulse,
+}
+
+/// Whether a loop still turns: asked from outside, answered by the loop itself. Clones are handles of the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Pulse(Arc<Beat>);
+
+#[derive(Debug, Default)]
+struct Beat {
+    asked: Notify,
+    answered: Notify,
+}
+
+impl Pulse {
+    /// Waits until the loop turned since; for ever, when it does not.
+    pub async fn beats(&self) {
+        self.0.asked.notify_one();
+        self.0.answered.notified().await;
+    }
+
+    /// For the loop: waits until it is asked. Safe to drop while waiting.
+    pub async fn asked(&self) {
+        self.0.asked.notified().await;
+    }
+
+    /// For the loop: it turns.
+    pub fn answer(&self) {
+        self.0.answered.notify_one();
+    }
 }
 
 /// Time was up while tasks were still running.
@@ -47,6 +78,12 @@ impl Tasks {
     #[must_use]
     pub const fn tracker(&self) -> &TaskTracker {
         &self.tracker
+    }
+
+    /// Whether the loop among these tasks still turns.
+    #[must_use]
+    pub const fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// Cancelled when everybody is to stop.
@@ -94,6 +131,25 @@ mod tests {
         });
         assert_eq!(tasks.finish(Duration::from_secs(5)).await, Ok(()));
         assert_eq!(heard.await, Ok("goodbye"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_hangs_has_no_pulse() {
+        let pulse = Pulse::default();
+        let turns = async {
+            for _ in 0..3 {
+                pulse.asked().await;
+                pulse.answer();
+            }
+            std::future::pending::<()>().await;
+        };
+        let feel = async || tokio::time::timeout(Duration::from_secs(60), pulse.beats()).await.is_ok();
+        tokio::select! {
+            () = turns => {}
+            felt = async { [feel().await, feel().await, feel().await, feel().await] } => {
+                assert_eq!(felt, [true, true, true, false]);
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

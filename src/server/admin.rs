@@ -17,17 +17,6 @@ use crate::hub::Hub;
 use crate::net::tls::Tls;
 use crate::time::Clock;
 
-/// What operators are given.
-#[derive(Debug, Default)]
-pub struct AdminDoor {
-    /// Asked for from everybody but supervisors; without one the door has to be on a loopback address.
-    pub token: Option<Secret>,
-    /// Cancelled when an operator wants the mediator to end in order.
-    pub drain: CancellationToken,
-    /// Makes backups; `None` where nothing is kept.
-    pub backups: Option<Backups>,
-}
-
 /// What the pages share.
 #[derive(Debug, Clone)]
 pub(super) struct State {

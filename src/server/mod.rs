@@ -5,26 +5,33 @@
 //! | [`routes`] | the public door: an upgrade for those who name a group, a status for everybody else |
 //! | [`admin`] | the admin door: what its pages share |
 //! | `guard` | who may use it: this machine, or whoever has the token |
+//! | [`gate`] | who may come in, how many, how often |
+//! | [`load`] | when there is too much to do, and who has to wait then |
+//! | [`drain`] | emptying the house before it is closed |
 //! | `forwarded` | where a request really comes from |
 //! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
 //! | [`api`], `explain` | what operators ask and change, as JSON; why something does not happen, in sentences |
 //! | [`dashboard`], `live` | one page for people; what it shows, once a second for all viewers |
 //! | [`backup`] | a copy of the whole data directory while everything runs |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
+//! | `supervisor` | what systemd is told, and what it asks |
 
 pub mod admin;
 pub mod api;
 pub mod backup;
 pub mod dashboard;
+pub mod drain;
 pub(crate) mod explain;
 mod forwarded;
+pub mod gate;
 mod guard;
 pub mod health;
 mod live;
+pub mod load;
 pub mod routes;
 pub mod serve;
+mod supervisor;
 
-use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,21 +47,24 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use self::admin::AdminDoor;
+use self::backup::Backups;
+use self::drain::Pace;
+pub use self::gate::Admission;
+use self::gate::Gate;
 use self::health::Health;
 use self::live::Live;
 use self::routes::Public;
+use crate::config::Secret;
 use crate::group::Limits;
 use crate::hub::Hub;
 use crate::net::listen::{self, Door, Listener};
 use crate::net::proxies::Proxies;
 use crate::net::tasks::{Tasks, Unfinished};
 use crate::net::tls::Tls;
-use crate::session::{Context, Timeouts};
-use crate::store::Store;
+use crate::session::{Context, Rates, Timeouts};
+use crate::store::{Store, StoreError};
 use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
-use crate::wire::d2m::DeviceGroupId;
 
 /// Time for a request's headers.
 const HEADERS: Duration = Duration::from_secs(10);
@@ -65,6 +75,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(15);
 
 /// How long a stop waits for groups to write down what they know. They have nothing to wait for but the store.
 const HUB_WITHIN: Duration = Duration::from_secs(10);
+/// When a successor can be expected, for the Retry-After of those who are not let in any more.
+const RESTARTS_WITHIN: Duration = Duration::from_secs(5);
 /// How long a stop waits for somebody who reads an admin page.
 const ADMIN_STOP_WITHIN: Duration = Duration::from_secs(1);
 
@@ -73,33 +85,31 @@ const ADMIN_STOP_WITHIN: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// Keeps groups.
     pub store: Arc<dyn Store>,
-    /// Finds chat servers.
-    pub directory: Directory,
     /// Reaches chat servers.
     pub dial: Arc<dyn Dial>,
     /// Bounds of a connection to a chat server.
     pub upstream: UpstreamLimits,
-    /// Bounds of a group.
-    pub limits: Limits,
-    /// How long devices may take.
-    pub timeouts: Timeouts,
-    /// Who may come in.
-    pub admission: Admission,
+    /// What can be changed later.
+    pub settings: Settings,
     /// The clocks.
     pub clock: Clock,
     /// For operators: what an acknowledgement survives, in a word.
     pub durability: &'static str,
 }
 
-/// Who may come in at all.
+/// What can be changed while a mediator runs.
 #[derive(Debug, Clone, Default)]
-pub struct Admission {
-    /// Connections at once; `None` as many as the machine takes.
-    pub max_connections: Option<usize>,
-    /// Connections at once from one address; `None` as many as the above allows.
-    pub max_connections_per_address: Option<usize>,
-    /// The only groups served; `None` for all.
-    pub groups: Option<HashSet<DeviceGroupId>>,
+pub struct Settings {
+    /// Finds chat servers, for new connections.
+    pub directory: Directory,
+    /// Bounds of a group; those of groups that are awake change, too.
+    pub limits: Limits,
+    /// How long devices may take, in new connections.
+    pub timeouts: Timeouts,
+    /// How fast devices are listened to, in new connections.
+    pub rates: Rates,
+    /// Who may come in.
+    pub admission: Admission,
 }
 
 /// A mediator that runs.
@@ -113,20 +123,23 @@ pub struct Mediator {
     tls: Option<Tls>,
     health: Health,
     clock: Clock,
+    drain: CancellationToken,
 }
 
 impl Mediator {
     /// Starts serving devices that come in by `listener` and pass the `door`.
     pub fn start<L: Listener>(listener: L, door: impl Into<Door>, parts: Parts) -> Self {
         let door = door.into();
-        let Parts { store, directory, dial, upstream, limits, timeouts, admission, clock, durability } = parts;
+        let Parts { store, dial, upstream, settings, clock, durability } = parts;
+        let Settings { directory, limits, timeouts, rates, admission } = settings;
         let tasks = Tasks::new();
         let hub = Hub::new(Arc::clone(&store), limits, clock);
         let stop = tasks.stop_token().clone();
         let health = Health::new(clock, store, durability, stop.clone());
         let dial = health.watch_upstreams(dial);
-        let context = Context { hub: hub.clone(), directory, dial, upstream, clock, timeouts, stop: stop.clone() };
-        let public = Arc::new(Public::new(context, admission, tasks.tracker().clone()));
+        let context = Context { hub: hub.clone(), directory, dial, upstream, clock, timeouts, rates };
+        let gate = Arc::new(Gate::new(admission, hub.clone(), clock, stop.clone()));
+        let public = Arc::new(Public::new(context, Arc::clone(&gate), tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
         let (tls, proxies, stop_door) = (door.tls.clone(), Arc::clone(&door.proxies), stop.clone());
         let accepting = tasks.spawn(listen::serve(listener, door, tasks.clone(), move |io, peer| {
@@ -136,20 +149,21 @@ impl Mediator {
         if let Some(tls) = tls.clone() {
             health.watch_certificate(move || tls.identity().map(|identity| identity.not_after_s));
         }
+        tasks.spawn(load::watch(hub.clone(), clock, stop.clone(), move |writer_latency| gate.look(writer_latency)));
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, tls, health, clock }
+        Self { hub, tasks, admin: Tasks::new(), public, tls, health, clock, drain: CancellationToken::new() }
     }
 
-    /// Opens the admin door.
-    pub fn open_admin(&self, listener: TcpListener, door: AdminDoor) {
-        let AdminDoor { token, drain, backups } = door;
+    /// Opens the admin door, where backups are made on demand if anything is kept. Without a token the listener has to be on a
+    /// loopback address.
+    pub fn open_admin(&self, listener: TcpListener, token: Option<Secret>, backups: Option<Backups>) {
         let state = admin::State {
             hub: self.hub.clone(),
             public: Arc::clone(&self.public),
             health: self.health.clone(),
             clock: self.clock,
-            drain,
+            drain: self.drain.clone(),
             backups,
             tls: self.tls.clone(),
             live: Live::default(),
@@ -186,11 +200,56 @@ impl Mediator {
         &self.hub
     }
 
+    /// Other settings from now on. Nobody is sent away by that.
+    pub fn change(&self, settings: Settings) {
+        let Settings { directory, limits, timeouts, rates, admission } = settings;
+        self.hub.set_limits(limits);
+        self.public.change(|context| Context { directory, timeouts, rates, ..context.clone() }, admission);
+    }
+
+    /// Returns when connections are being accepted and commits kept at the moment; hangs when one of them hangs.
+    ///
+    /// # Errors
+    /// [`StoreError`] when nothing is kept any more.
+    pub async fn is_alive(&self) -> Result<(), StoreError> {
+        self.tasks.pulse().beats().await;
+        self.hub.probe().await
+    }
+
+    /// Asks whoever runs this mediator to drain it, stop it and end: the admin door's way to say what a signal says.
+    pub fn ask_to_drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Waits until somebody asked for that.
+    pub async fn drain_asked(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Lets nobody in any more (503 with Retry-After), ends all connections with 1001 at this pace, and returns when the
+    /// last one is closed. The doors stay open; [`Self::stop`] is what comes next.
+    ///
+    /// # Errors
+    /// [`Unfinished`] when some did not close within 15 s after they were told; `stop` leaves them behind.
+    pub async fn drain(&self, pace: Pace) -> Result<(), Unfinished> {
+        let gate = self.public.gate();
+        let connections = gate.connections();
+        gate.close(pace.lasts(connections) + RESTARTS_WITHIN);
+        self.health.set_draining(true);
+        tracing::info!(connections, batch = pace.batch(connections), "draining");
+        gate.inside().ask_all(pace).await;
+        let closed = tokio::time::timeout(STOP_WITHIN, gate.empty()).await;
+        closed.map_err(|_| Unfinished { left: gate.connections(), within: STOP_WITHIN })
+    }
+
     /// Ends every connection with 1001, lets every group write down what it knows, and returns when all is done.
     ///
     /// # Errors
     /// [`Unfinished`] when connections had to be left behind. Nothing that was acknowledged is lost by that.
     pub async fn stop(&self) -> Result<(), Unfinished> {
+        if !self.public.gate().is_closed() {
+            self.public.gate().close(RESTARTS_WITHIN);
+        }
         let finished = self.tasks.finish(STOP_WITHIN).await;
         // A session that was left behind keeps its group awake; nobody waits for that.
         let _left_behind = tokio::time::timeout(HUB_WITHIN, self.hub.close()).await;

@@ -4,19 +4,20 @@
 //! There is one fallback and no route, because a router that normalises `//` by a redirect would shut out the clients
 //! that build such paths.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use axum::Router;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Extension, FromRequestParts as _, Request, State};
-use axum::http::{Method, StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
-use axum::{RequestExt as _, Router};
-use dashmap::DashMap;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use tokio_util::task::TaskTracker;
 
-use super::{Admission, Peer};
+use super::Peer;
+use super::gate::{Admission, Denied, Entered, Gate};
 use crate::log::Occasionally;
 use crate::metrics::{self, Bounded as _, Refused};
 use crate::session::{self, Context};
@@ -28,123 +29,108 @@ const NOT_HERE: [&str; 7] = ["/", "/healthz", "/livez", "/readyz", "/metrics", "
 /// The state of the public door.
 #[derive(Debug)]
 pub struct Public {
-    context: Arc<Context>,
-    admission: Admission,
+    /// What new sessions share.
+    context: ArcSwap<Context>,
+    gate: Arc<Gate>,
     sessions: TaskTracker,
-    connections: AtomicUsize,
-    per_address: DashMap<IpAddr, usize>,
-    refusals: Occasionally<Refused>,
+    said: Occasionally<Refused>,
 }
 
 impl Public {
-    pub(super) fn new(context: Context, admission: Admission, sessions: TaskTracker) -> Self {
-        let (connections, per_address) = (AtomicUsize::new(0), DashMap::new());
-        let refusals = Occasionally::new(context.clock);
-        Self { context: Arc::new(context), admission, sessions, connections, per_address, refusals }
+    pub(super) fn new(context: Context, gate: Arc<Gate>, sessions: TaskTracker) -> Self {
+        let said = Occasionally::new(context.clock);
+        Self { context: ArcSwap::from_pointee(context), gate, sessions, said }
     }
 
     /// Connections that are open.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+        self.gate.connections()
     }
 
-    /// Counts somebody who was turned away, and writes a line if none like it was written in this second.
-    fn tell_refused(&self, why: Refused, peer: SocketAddr) {
-        metrics::get().refused.of(why).increment(1);
-        if let Some(others) = self.refusals.may_say(why) {
-            tracing::info!(%peer, why = why.value(), others, "turned away at the door");
-        }
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
     }
 
-    /// Counts a connection in, if it may come in. It is counted out when the guard is dropped.
-    fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Entered, Refusal> {
-        let before = self.connections.fetch_add(1, Ordering::Relaxed);
-        let mut entered = Entered { public: Arc::clone(self), address: None };
-        if self.admission.max_connections.is_some_and(|max| before >= max) {
-            return Err(Refusal::Full);
-        }
-        if let Some(max) = self.admission.max_connections_per_address {
-            let mut from_here = self.per_address.entry(address).or_insert(0);
-            *from_here += 1;
-            entered.address = Some(address);
-            if *from_here > max {
-                // The guard of the map goes before the one that counts out.
-                drop(from_here);
-                return Err(Refusal::FullForAddress);
-            }
-        }
-        Ok(entered)
-    }
-}
-
-/// A connection that was counted in.
-#[derive(Debug)]
-struct Entered {
-    public: Arc<Public>,
-    address: Option<IpAddr>,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.public.connections.fetch_sub(1, Ordering::Relaxed);
-        if let Some(address) = self.address {
-            if let Some(mut from_here) = self.public.per_address.get_mut(&address) {
-                *from_here = from_here.saturating_sub(1);
-            }
-            self.public.per_address.remove_if(&address, |_, connections| *connections == 0);
-        }
+    /// Another context for new sessions, and other rules for who comes in.
+    pub(super) fn change(&self, context: impl FnOnce(&Context) -> Context, admission: Admission) {
+        self.context.store(Arc::new(context(&self.context.load())));
+        self.gate.follow(admission);
     }
 }
 
 /// Why a request does not become a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
-    Method,
-    NotHere,
-    Url(BadUrl),
-    NotAllowed,
-    Full,
-    FullForAddress,
-    Stopping,
+#[derive(Debug)]
+struct Refusal {
+    why: Refused,
+    text: String,
+    retry_after: Option<Duration>,
+    /// More specific than what follows from `why`.
+    status: Option<StatusCode>,
 }
 
 impl Refusal {
-    const fn status(self) -> StatusCode {
-        match self {
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NotHere | Self::Url(BadUrl::NoSegment) => StatusCode::NOT_FOUND,
-            Self::Url(BadUrl::TooLong) => StatusCode::URI_TOO_LONG,
-            Self::Url(BadUrl::NotHex | BadUrl::NotClientUrlInfo | BadUrl::DeviceGroupId | BadUrl::ServerGroup) => {
+    fn new(why: Refused, text: impl Into<String>) -> Self {
+        Self { why, text: text.into(), retry_after: None, status: None }
+    }
+
+    fn status(&self) -> StatusCode {
+        self.status.unwrap_or(match self.why {
+            Refused::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Refused::NotHere => StatusCode::NOT_FOUND,
+            Refused::Url | Refused::ProxyHeader => StatusCode::BAD_REQUEST,
+            Refused::NotWebSocket => StatusCode::UPGRADE_REQUIRED,
+            Refused::NotAllowed => StatusCode::FORBIDDEN,
+            Refused::FullForAddress | Refused::FullForGroup | Refused::AddressRate | Refused::GroupRate => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            Refused::Full | Refused::NewGroups | Refused::Overload | Refused::Stopping => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        })
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(Denied { why, retry_after }: Denied) -> Self {
+        let text = match why {
+            Refused::NotAllowed => "this device group is not served here",
+            Refused::AddressRate | Refused::GroupRate => "too many handshakes",
+            Refused::NewGroups | Refused::Overload => "no new device groups at the moment",
+            Refused::Stopping => "shutting down",
+            Refused::Full | Refused::FullForAddress | Refused::FullForGroup => "too many connections",
+            // Said by others than the gate.
+            Refused::Method | Refused::NotHere | Refused::Url | Refused::NotWebSocket | Refused::ProxyHeader => "",
+        };
+        Self { retry_after, ..Self::new(why, text) }
+    }
+}
+
+impl From<BadUrl> for Refusal {
+    fn from(bad: BadUrl) -> Self {
+        let status = match bad {
+            BadUrl::NoSegment => StatusCode::NOT_FOUND,
+            BadUrl::TooLong => StatusCode::URI_TOO_LONG,
+            BadUrl::NotHex | BadUrl::NotClientUrlInfo | BadUrl::DeviceGroupId | BadUrl::ServerGroup => {
                 StatusCode::BAD_REQUEST
             }
-            Self::NotAllowed => StatusCode::FORBIDDEN,
-            Self::Full | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            Self::FullForAddress => StatusCode::TOO_MANY_REQUESTS,
-        }
+        };
+        Self { status: Some(status), ..Self::new(Refused::Url, bad.to_string()) }
     }
+}
 
-    const fn counted_as(self) -> Refused {
-        match self {
-            Self::Method => Refused::Method,
-            Self::NotHere => Refused::NotHere,
-            Self::Url(_) => Refused::Url,
-            Self::NotAllowed => Refused::NotAllowed,
-            Self::Full => Refused::Full,
-            Self::FullForAddress => Refused::FullForAddress,
-            Self::Stopping => Refused::Stopping,
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut headers = HeaderMap::new();
+        if self.why == Refused::NotWebSocket {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         }
-    }
-
-    fn text(self) -> String {
-        match self {
-            Self::Method => "only GET".to_owned(),
-            Self::NotHere => "this door is for devices only".to_owned(),
-            Self::Url(bad) => bad.to_string(),
-            Self::NotAllowed => "this device group is not served here".to_owned(),
-            Self::Full | Self::FullForAddress => "too many connections".to_owned(),
-            Self::Stopping => "shutting down".to_owned(),
+        if let Some(after) = self.retry_after {
+            // Whole seconds, and none of them too early.
+            let seconds = after.as_millis().div_ceil(1_000).max(1);
+            headers.insert(header::RETRY_AFTER, u64::try_from(seconds).unwrap_or(u64::MAX).into());
         }
+        (self.status(), headers, self.text + "\n").into_response()
     }
 }
 
@@ -157,46 +143,45 @@ async fn upgrade(
     Extension(Peer(peer)): Extension<Peer>,
     request: Request,
 ) -> Response {
-    match admit(&public, peer.ip(), &request) {
-        Ok((url, entered)) => {
-            let (mut parts, _body) = request.with_limited_body().into_parts();
-            let upgrade = match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
-                Ok(upgrade) => session::socket::limit(upgrade),
-                Err(rejection) => {
-                    public.tell_refused(Refused::NotWebSocket, peer);
-                    let text = rejection.body_text() + "\n";
-                    return (StatusCode::UPGRADE_REQUIRED, [(header::UPGRADE, "websocket")], text).into_response();
-                }
-            };
-            let (context, running) = (Arc::clone(&public.context), public.sessions.token());
+    match admit(&public, peer.ip(), request).await {
+        Ok((upgrade, url, entered)) => {
+            let (context, running) = (public.context.load_full(), public.sessions.token());
             upgrade.on_upgrade(async move |socket| {
-                session::run(socket, url, context).await;
+                session::run(socket, url, context, &entered.leave).await;
                 drop((entered, running));
             })
         }
         Err(refusal) => {
-            public.tell_refused(refusal.counted_as(), peer);
-            (refusal.status(), refusal.text() + "\n").into_response()
+            let why = refusal.why;
+            metrics::get().refused.of(why).increment(1);
+            if let Some(others) = public.said.may_say(why) {
+                tracing::info!(%peer, why = why.value(), others, "turned away at the door");
+            }
+            refusal.into_response()
         }
     }
 }
 
-fn admit(public: &Arc<Public>, address: IpAddr, request: &Request) -> Result<(ClientUrlInfo, Entered), Refusal> {
+async fn admit(
+    public: &Public,
+    address: IpAddr,
+    request: Request,
+) -> Result<(WebSocketUpgrade, ClientUrlInfo, Entered), Refusal> {
     if request.method() != Method::GET {
-        return Err(Refusal::Method);
+        return Err(Refusal::new(Refused::Method, "only GET"));
     }
     let path = request.uri().path();
     if NOT_HERE.contains(&path) {
-        return Err(Refusal::NotHere);
+        return Err(Refusal::new(Refused::NotHere, "this door is for devices only"));
     }
-    if public.context.stop.is_cancelled() {
-        return Err(Refusal::Stopping);
-    }
-    let url = ClientUrlInfo::from_path(path).map_err(Refusal::Url)?;
-    if public.admission.groups.as_ref().is_some_and(|groups| !groups.contains(&url.device_group_id)) {
-        return Err(Refusal::NotAllowed);
-    }
-    Ok((url, public.enter(address)?))
+    public.gate.is_open()?;
+    let url = ClientUrlInfo::from_path(path)?;
+    public.gate.serves(url.device_group_id)?;
+    let (mut parts, _body) = request.into_parts();
+    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
+    let upgrade = upgrade.map_err(|rejection| Refusal::new(Refused::NotWebSocket, rejection.body_text()))?;
+    let entered = public.gate.enter(address, url.device_group_id).await?;
+    Ok((session::socket::limit(upgrade), url, entered))
 }
 
 #[cfg(test)]
@@ -220,11 +205,12 @@ mod tests {
             directory: Directory::default(),
             dial: Arc::new(TcpDial),
             upstream: UpstreamLimits::default(),
-            clock: Clock::system(),
             timeouts: Timeouts::default(),
-            stop: stop.clone(),
+            rates: session::Rates::default(),
+            clock: Clock::system(),
         };
-        Arc::new(Public::new(context, Admission::default(), TaskTracker::new()))
+        let gate = Gate::new(Admission::default(), context.hub.clone(), context.clock, stop.clone());
+        Arc::new(Public::new(context, Arc::new(gate), TaskTracker::new()))
     }
 
     async fn status(public: &Arc<Public>, path: &str) -> StatusCode {

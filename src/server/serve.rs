@@ -1,4 +1,11 @@
 //! `heliostat serve`: everything the configuration names, in one process.
+//!
+//! | signal | does |
+//! |---|---|
+//! | TERM, INT | empties the house ([`super::drain`]), stops, ends with status 0; another one ends at once with status 3 |
+//! | HUP | reads the configuration and the certificate again |
+//!
+//! A reload first does everything that can fail, so that one that fails has changed nothing.
 
 use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
@@ -11,39 +18,61 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::admin::AdminDoor;
 use super::backup::Backups;
-use super::{Admission, Mediator, Parts, bind};
+use super::drain::Pace;
+use super::load::Shedding;
+use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
 use crate::chat::csp;
-use crate::config::{AdmissionConfig, Config, Durability, LimitsConfig, Security};
+use crate::config::{Changed, Config, Durability, Security};
 use crate::group::Limits;
+use crate::metrics::Outcome;
 use crate::net::acme::Acme;
 use crate::net::development;
+use crate::net::inherited::Inherited;
 use crate::net::listen::Door;
 use crate::net::tls::{Certificate, Tls};
-use crate::net::watch::{LOOK_EVERY, Watch};
-use crate::session::Timeouts;
+use crate::net::watch::{LOOK_EVERY, Looked, Watch, log_replaced};
+use crate::session::{Rates, Timeouts};
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, DirLock, Store};
 use crate::time::Clock;
 use crate::upstream::{TcpDial, UpstreamLimits};
-use crate::{log, metrics};
+use crate::{log, logging, metrics};
 
-/// Runs until a signal asks for the end.
+/// The exit status when a second signal asked for the end at once.
+pub const AT_ONCE: u8 = 3;
+
+/// What the process hands to its server.
+pub struct Process {
+    /// Reads the configuration again; else says everything that is wrong.
+    pub reread: Box<dyn Fn() -> Result<Config, Vec<String>> + Send + Sync>,
+    /// Sockets that were opened for it.
+    pub inherited: Inherited,
+}
+
+impl std::fmt::Debug for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process").field("inherited", &self.inherited).finish_non_exhaustive()
+    }
+}
+
+/// Runs until a signal or the operator asks for the end.
 ///
 /// # Errors
 /// What could not be opened, read or bound, in a sentence that says what to do.
-pub async fn run(config: Config) -> miette::Result<ExitCode> {
+pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     // Before anybody can know that we run, or a signal that comes early would kill instead of ending in order.
-    let mut end = EndSignals::listen().into_diagnostic().wrap_err("cannot listen for signals")?;
+    let mut signals = Signals::listen().into_diagnostic().wrap_err("cannot listen for signals")?;
+    let Process { reread, inherited } = process;
+    let _the_environments_is_stronger = logging::configure(config.log.filter.as_str()).into_diagnostic()?;
     let clock = Clock::system();
     let data = &config.data_dir;
     let now_ms = clock.now().wall_ms;
     // Opening may have to repair after a crash; it must not hold up the runtime.
     let kept = Kept::open(&config, now_ms).await?;
-    let public = open_door("devices", config.listen.address, "--listen").await?;
-    let admin = open_door("the operator", config.admin.listen, "--admin-listen").await?;
+    let public = take_or_open(inherited.devices, "devices", config.listen.address, "--listen").await?;
+    let admin = take_or_open(inherited.admin, "the operator", config.admin.listen, "--admin-listen").await?;
     let secured = Secured::open(&config, clock)?;
 
     let stop_chat = CancellationToken::new();
@@ -64,15 +93,18 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         admin: admin.local_addr().into_diagnostic()?,
         csp: csp.as_ref().map(csp::Running::local_addr),
     };
-    let (limits, timeouts) = bounds(&config.limits);
+    if !addresses.admin.ip().is_loopback() {
+        // Of the configured address the configuration knows.
+        miette::bail!(
+            "the admin door has to be on a loopback address, and the socket handed over is on {}",
+            addresses.admin
+        );
+    }
     let parts = Parts {
         store: Arc::clone(&kept.store),
-        directory: config.directory(addresses.csp),
         dial: Arc::new(TcpDial),
         upstream: UpstreamLimits::default(),
-        limits,
-        timeouts,
-        admission: admission(&config.admission),
+        settings: settings(&config, addresses.csp),
         clock,
         durability: kept.durability,
     };
@@ -81,26 +113,44 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
     tokio::spawn(log::rotate(clock, watching.clone()));
     tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, secured.door.clone(), parts);
-    let asked = CancellationToken::new();
-    let backups = kept.sqlite.is_some().then(|| Backups::new(Arc::clone(&kept.store), data.clone()));
-    let token = config.admin.token.clone();
-    mediator.open_admin(admin, AdminDoor { token, drain: asked.clone(), backups });
+    let backups = kept.sqlite.is_some().then(|| Backups::new(Arc::clone(&kept.store), config.data_dir.clone()));
+    mediator.open_admin(admin, config.admin.token.clone(), backups);
     banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
     // Only now, because an authority looks at the open door.
+    let watch = secured.upkeep.watch();
     let upkeep = tokio::spawn(secured.upkeep.run());
+    supervisor::ready();
 
-    let wish = async {
+    let mut held = config;
+    let end = loop {
         tokio::select! {
-            () = end.wait() => {}
-            () = asked.cancelled() => {}
+            asked = signals.next() => match asked {
+                Asked::End => break End::BySignal,
+                Asked::Reload => {
+                    supervisor::reloading();
+                    reload(&mut held, &*reread, watch.as_ref(), &mediator, addresses.csp);
+                    supervisor::ready();
+                }
+            },
+            () = mediator.drain_asked() => break End::ByOperator,
+            fault = ended_unasked(csp.as_ref()) => break End::Fault(fault),
+            never = supervisor::watchdog(&mediator) => match never {},
         }
     };
-    let reason = until_over(wish, csp.as_ref()).await;
-    if let Err(fault) = &reason {
+    supervisor::stopping();
+    signals.end_at_once(matches!(end, End::BySignal));
+    if let End::Fault(fault) = &end {
         tracing::error!(%fault, "stopping");
-    } else {
-        tracing::info!("stopping");
     }
+    let pace = Pace { grace: held.drain.grace, interval: held.drain.interval };
+    let drained = tokio::select! {
+        drained = mediator.drain(pace) => drained,
+        never = supervisor::watchdog(&mediator) => match never {},
+    };
+    if let Err(unfinished) = drained {
+        tracing::warn!(%unfinished, "connections do not close");
+    }
+    tracing::info!("stopping");
     if let Err(unfinished) = mediator.stop().await {
         tracing::warn!(%unfinished, "connections were left behind");
     }
@@ -110,22 +160,83 @@ pub async fn run(config: Config) -> miette::Result<ExitCode> {
         csp.wait().await;
     }
     kept.close().await?;
-    reason.map(|()| ExitCode::SUCCESS)
+    match end {
+        End::BySignal | End::ByOperator => Ok(ExitCode::SUCCESS),
+        End::Fault(fault) => Err(fault),
+    }
 }
 
-/// Waits for the request to end, or for a chat server that ended without one. A process that serves half of what it is
-/// configured to looks healthy and is not: it stops in order, and fails, so that a supervisor starts it anew.
-async fn until_over(asked: impl Future<Output = ()>, csp: Option<&csp::Running>) -> miette::Result<()> {
-    let csp_over = async {
-        match csp {
-            Some(csp) => csp.over().await,
-            None => std::future::pending().await,
+/// Why a server ends.
+enum End {
+    BySignal,
+    ByOperator,
+    Fault(miette::Report),
+}
+
+/// Waits for a chat server that ends without being asked. A process that serves half of what it is configured to looks healthy
+/// and is not: it stops in order, and fails, so that a supervisor starts it anew.
+async fn ended_unasked(csp: Option<&csp::Running>) -> miette::Report {
+    match csp {
+        Some(csp) => csp.over().await,
+        None => std::future::pending().await,
+    }
+    miette!("the CSP chat server ended unexpectedly")
+}
+
+/// The socket that was handed over, or one of our own.
+async fn take_or_open(
+    inherited: Option<std::net::TcpListener>,
+    for_whom: &str,
+    address: SocketAddr,
+    flag: &str,
+) -> miette::Result<TcpListener> {
+    let Some(inherited) = inherited else { return open_door(for_whom, address, flag).await };
+    inherited.set_nonblocking(true).into_diagnostic()?;
+    TcpListener::from_std(inherited).into_diagnostic()
+}
+
+/// Reads the configuration again, takes over what can be, and says what it did.
+fn reload(
+    held: &mut Config,
+    reread: &dyn Fn() -> Result<Config, Vec<String>>,
+    watch: Option<&Watch>,
+    mediator: &Mediator,
+    csp: Option<SocketAddr>,
+) {
+    let changes = reread().and_then(|new| held.reload(&new).map_err(|refused| vec![refused.to_string()]));
+    // The last that can fail, since it alone changes something by itself.
+    let changes = changes.and_then(|changes| match watch.map(Watch::reload) {
+        Some(Err(bad)) => Err(vec![bad.to_string()]),
+        Some(Ok(Looked::Replaced { identity, new_pin })) => {
+            log_replaced(&identity, new_pin);
+            Ok(changes)
+        }
+        Some(Ok(Looked::Unchanged)) | None => Ok(changes),
+    });
+    let changes = match changes {
+        Ok(changes) => changes,
+        Err(mistakes) => {
+            metrics::get().reloads.of(Outcome::Failed).increment(1);
+            for mistake in mistakes {
+                tracing::error!(%mistake, "the configuration was not reloaded: nothing changed");
+            }
+            return;
         }
     };
-    tokio::select! {
-        () = asked => Ok(()),
-        () = csp_over => Err(miette::miette!("the CSP chat server ended unexpectedly")),
+    mediator.change(settings(&changes.config, csp));
+    let filter = &changes.config.log.filter;
+    if *filter != held.log.filter && !logging::configure(filter.as_str()).unwrap_or(false) {
+        tracing::warn!("HELIOSTAT_LOG is set, and stronger than log.filter");
     }
+    for Changed { key, from, to } in &changes.taken_over {
+        tracing::info!(key, from, to, "taken over");
+    }
+    for Changed { key, from, to } in &changes.waiting {
+        tracing::warn!(key, from, to, "waits for a restart");
+    }
+    tracing::info!(taken_over = changes.taken_over.len(), waiting = changes.waiting.len(), "configuration reloaded");
+    metrics::get().reloads.of(Outcome::Done).increment(1);
+    *held = changes.config;
 }
 
 /// A listener, or what to do when there can be none.
@@ -196,6 +307,14 @@ enum Upkeep {
 }
 
 impl Upkeep {
+    /// What can be told to look at once.
+    fn watch(&self) -> Option<Watch> {
+        match self {
+            Self::Watch(watch) => Some(watch.clone()),
+            Self::Nothing | Self::Acme(_) => None,
+        }
+    }
+
     async fn run(self) {
         match self {
             Self::Nothing => {}
@@ -234,28 +353,42 @@ struct Addresses {
     csp: Option<SocketAddr>,
 }
 
-fn bounds(config: &LimitsConfig) -> (Limits, Timeouts) {
+/// What can be changed while running.
+fn settings(config: &Config, csp: Option<SocketAddr>) -> Settings {
+    let Config { limits, admission, shedding, .. } = config;
     let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-    let limits = Limits {
-        max_device_slots: count(config.max_device_slots.into()),
-        max_queue_messages: config.max_queue_messages,
-        max_queue_bytes: config.max_queue_bytes,
-        transaction_ttl_max: config.transaction_ttl,
-        volatile_slot_ttl: config.volatile_slot_ttl,
-        persistent_slot_ttl: config.persistent_slot_ttl,
-        staged_messages_max: count(config.max_staged_messages),
-        staged_bytes_max: count(config.max_staged_bytes),
-    };
-    let timeouts =
-        Timeouts { handshake: config.handshake_timeout, idle: config.idle_timeout, ping_every: config.ping_interval };
-    (limits, timeouts)
-}
-
-fn admission(config: &AdmissionConfig) -> Admission {
-    Admission {
-        max_connections: config.max_connections,
-        max_connections_per_address: config.max_connections_per_address,
-        groups: config.groups.as_ref().map(|groups| groups.iter().copied().collect()),
+    Settings {
+        directory: config.directory(csp),
+        limits: Limits {
+            max_device_slots: count(limits.max_device_slots.into()),
+            max_queue_messages: limits.max_queue_messages,
+            max_queue_bytes: limits.max_queue_bytes,
+            transaction_ttl_max: limits.transaction_ttl,
+            volatile_slot_ttl: limits.volatile_slot_ttl,
+            persistent_slot_ttl: limits.persistent_slot_ttl,
+            staged_messages_max: count(limits.max_staged_messages),
+            staged_bytes_max: count(limits.max_staged_bytes),
+        },
+        timeouts: Timeouts {
+            handshake: limits.handshake_timeout,
+            idle: limits.idle_timeout,
+            ping_every: limits.ping_interval,
+        },
+        rates: Rates { frames: limits.frames_per_device, bytes: limits.bytes_per_device },
+        admission: Admission {
+            max_connections: admission.max_connections,
+            max_connections_per_address: admission.max_connections_per_address,
+            max_connections_per_group: admission.max_connections_per_group,
+            handshakes_per_address: admission.handshakes_per_address,
+            handshakes_per_group: admission.handshakes_per_group,
+            new_groups: admission.new_groups,
+            shedding: Shedding {
+                writer_latency: shedding.writer_latency,
+                memory: shedding.memory,
+                connections: shedding.connections,
+            },
+            groups: admission.groups.as_ref().map(|groups| groups.iter().copied().collect()),
+        },
     }
 }
 
@@ -322,22 +455,50 @@ fn banner(
     out.flush()
 }
 
-/// The signals that ask for the end. From [`Self::listen`] on none of them is missed.
-struct EndSignals {
-    terminate: Signal,
-    interrupt: Signal,
+/// What a signal asks for.
+enum Asked {
+    End,
+    Reload,
 }
 
-impl EndSignals {
+/// What an operator says by signals.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
     fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    async fn wait(&mut self) {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.hangup.recv() => Asked::Reload,
         }
+    }
+
+    /// From now on, the second signal ends the process wherever it is. The store is made for that: what was acknowledged is
+    /// kept.
+    fn end_at_once(mut self, one_came: bool) {
+        tokio::spawn(async move {
+            let mut left = if one_came { 1 } else { 2 };
+            while left > 0 {
+                match self.next().await {
+                    Asked::End => left -= 1,
+                    Asked::Reload => tracing::info!("no reload: the end has begun"),
+                }
+            }
+            tracing::warn!("asked twice: ending at once");
+            std::process::exit(AT_ONCE.into());
+        });
     }
 }
 
@@ -351,9 +512,8 @@ mod tests {
         let stop = CancellationToken::new();
         let settings = csp::Config::new("127.0.0.1:0".parse().unwrap(), dir.path().to_owned());
         let csp = csp::start(settings, Clock::system(), stop.clone()).await.unwrap();
-        assert!(until_over(std::future::ready(()), Some(&csp)).await.is_ok(), "asked");
         stop.cancel();
-        let fault = until_over(std::future::pending(), Some(&csp)).await.unwrap_err();
+        let fault = ended_unasked(Some(&csp)).await;
         assert!(fault.to_string().contains("CSP"), "{fault}");
         csp.wait().await;
     }

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::ending::Ending;
 use super::socket::{CLOSE_TIMEOUT, Frame, Stream};
-use super::{Context, socket};
+use super::{Context, brake, socket};
 use crate::group::Request;
 use crate::hub::seat::Place;
 use crate::upstream::pipe::Receiver;
@@ -36,12 +36,14 @@ async fn listen(
     early: Bytes,
     mut chat: ChatServer<'_>,
 ) -> Result<std::convert::Infallible, Ending> {
+    let brake = brake::Brake::new(context.rates, context.clock);
     chat.send(early).await?;
     loop {
         // A device that does not take its answers is not listened to: the socket is the brake. The other direction
         // notices when it takes nothing at all.
         place.listening().await;
         let frame = timeout(context.timeouts.idle, socket::next(stream)).await.map_err(|_| Ending::IdleTimeout)??;
+        brake.pass(frame.len()).await;
         let Frame::Container(message) = frame else { continue };
         let request = match FromDevice::decode(&message).map_err(Ending::BadContainer)? {
             FromDevice::Proxy(bytes) => {

@@ -12,6 +12,7 @@
 //! Traffic with the chat server and traffic with the group share the socket but not their queues: one frame of each in
 //! turn, so that a long backlog cannot starve the chat server's echo replies, for which devices wait ten seconds only.
 
+mod brake;
 pub mod ending;
 pub mod handshake;
 mod inbound;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+pub use self::brake::Rates;
 pub use self::ending::{Culprit, Ending};
 use self::handshake::{AwaitClientHello, Progress};
 use self::socket::{Frame, Sink, Stream};
@@ -42,7 +44,7 @@ use crate::upstream::{Dial, Directory, UpstreamLimits};
 use crate::wire::d2m::{ClientUrlInfo, CloseCode, FromDevice};
 
 /// What all sessions of a mediator share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Context {
     /// Seats are given here.
     pub hub: Hub,
@@ -56,8 +58,8 @@ pub struct Context {
     pub clock: Clock,
     /// How long things may take.
     pub timeouts: Timeouts,
-    /// Cancelled when the mediator stops.
-    pub stop: CancellationToken,
+    /// How fast devices are listened to.
+    pub rates: Rates,
 }
 
 /// How long a device may take.
@@ -77,15 +79,15 @@ impl Default for Timeouts {
     }
 }
 
-/// Runs a connection from its first byte to its last.
-pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -> Ending {
+/// Runs a connection from its first byte to its last. `leave` is cancelled when the mediator wants it to end.
+pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, leave: &CancellationToken) -> Ending {
     let metrics = metrics::get();
     let (opened, closed) = (&metrics.connections_opened, &metrics.connections_closed);
     let _counted = Presence::new(&metrics.connections, Some(opened), Some(closed));
     let (mut sink, mut stream) = socket.split();
     let span =
         tracing::debug_span!(target: SPANS, "connection", group = %url.device_group_id, code = Empty, culprit = Empty);
-    let ending = run_inner(&mut sink, &mut stream, &url, &context).instrument(span.clone()).await;
+    let ending = run_inner(&mut sink, &mut stream, &url, &context, leave).instrument(span.clone()).await;
     span.record("code", ending.close_code().map(CloseCode::code));
     span.record("culprit", ending.culprit().value());
     tracing::info!(
@@ -102,13 +104,19 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>) -
     ending
 }
 
-async fn run_inner(sink: &mut Sink, stream: &mut Stream, url: &ClientUrlInfo, context: &Context) -> Ending {
+async fn run_inner(
+    sink: &mut Sink,
+    stream: &mut Stream,
+    url: &ClientUrlInfo,
+    context: &Context,
+    leave: &CancellationToken,
+) -> Ending {
     let (began, span) = (context.clock.now(), tracing::debug_span!(target: SPANS, "handshake"));
     let shaken = tokio::select! {
         shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url).instrument(span)) => {
             shaken.unwrap_or(Err(Ending::HandshakeTimeout))
         }
-        () = context.stop.cancelled() => Err(Ending::ShuttingDown),
+        () = leave.cancelled() => Err(Ending::ShuttingDown),
     };
     let (admitted, early) = match shaken {
         Ok(admitted) => {
@@ -123,7 +131,7 @@ async fn run_inner(sink: &mut Sink, stream: &mut Stream, url: &ClientUrlInfo, co
         }
     };
     match context.hub.join(admitted).await {
-        Ok(seat) => established(sink, stream, url, context, seat, early).await,
+        Ok(seat) => established(sink, stream, url, context, leave, seat, early).await,
         Err(error) => {
             tracing::warn!(group = %url.device_group_id, %error, "no seat for a device");
             Ending::GroupFailed
@@ -155,6 +163,7 @@ async fn established(
     stream: &mut Stream,
     url: &ClientUrlInfo,
     context: &Context,
+    leave: &CancellationToken,
     seat: Seat,
     early: BytesMut,
 ) -> Ending {
@@ -169,7 +178,7 @@ async fn established(
             biased;
             ending = outbound => ending,
             ending = inbound => ending,
-            () = context.stop.cancelled() => Ending::ShuttingDown,
+            () = leave.cancelled() => Ending::ShuttingDown,
         }
     };
     if *introduced.borrow() {

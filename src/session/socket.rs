@@ -43,6 +43,15 @@ pub(super) enum Frame {
     Sign,
 }
 
+impl Frame {
+    pub(super) const fn len(&self) -> usize {
+        match self {
+            Self::Container(bytes) => bytes.len(),
+            Self::Sign => 0,
+        }
+    }
+}
+
 /// The next frame, or how the connection ended instead.
 pub(super) async fn next(stream: &mut Stream) -> Result<Frame, Ending> {
     match stream.next().await {

@@ -189,6 +189,16 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// number of their slots.
     fn census(&self, after: Option<DeviceGroupId>, most: usize) -> BoxFuture<'_, Result<Census, StoreError>>;
 
+    /// Whether anything is kept of a group.
+    fn knows(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(async move { Ok(self.load(group).await?.is_some()) })
+    }
+
+    /// Goes the way of a commit that keeps nothing: how long this takes is how long commits wait at the moment.
+    fn probe(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Whether it can still keep anything.
     fn condition(&self) -> Condition {
         Condition { alive: true, failing: false }

@@ -307,6 +307,17 @@ impl Store for SqliteStore {
         Box::pin(self.readers.read(move |connection| census(connection, after, most)))
     }
 
+    fn knows(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(self.readers.read(move |connection| {
+            let mut statement = connection.prepare_cached("SELECT 1 FROM groups WHERE device_group_id = ?1")?;
+            Ok(statement.exists([group.as_bytes()])?)
+        }))
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.writer.probe())
+    }
+
     fn condition(&self) -> Condition {
         self.writer.condition()
     }

@@ -73,6 +73,7 @@ type Answer = oneshot::Sender<Result<(), StoreError>>;
 #[derive(Debug)]
 enum Ask {
     Commit(Job, Answer),
+    Probe(Answer),
     Close(Answer),
 }
 
@@ -100,6 +101,11 @@ impl Writer {
         self.ask(|answer| Ask::Commit(job, answer)).await
     }
 
+    /// Waits in line like a job, and is answered behind those it waited with.
+    pub(super) async fn probe(&self) -> Result<(), StoreError> {
+        self.ask(Ask::Probe).await
+    }
+
     /// Keeps what was asked before, then ends the thread.
     pub(super) async fn close(&self) -> Result<(), StoreError> {
         self.ask(Ask::Close).await
@@ -120,7 +126,7 @@ impl Writer {
 
 fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>, failing: &AtomicBool) {
     let clock = Clock::system();
-    let mut closers = Vec::new();
+    let (mut closers, mut probes): (Vec<Answer>, Vec<Answer>) = (Vec::new(), Vec::new());
     let (mut jobs, mut answers) = (Vec::new(), Vec::new());
     while let Some(first) = next(&mut engine, &mut asked) {
         let mut bytes = 0;
@@ -132,6 +138,7 @@ fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>, failing: &Atomic
                     jobs.push(job);
                     answers.push(answer);
                 }
+                Ask::Probe(answer) => probes.push(answer),
                 Ask::Close(answer) => {
                     asked.close();
                     closers.push(answer);
@@ -141,6 +148,9 @@ fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>, failing: &Atomic
         }
         keep(&mut engine, &jobs, answers.drain(..), clock, failing);
         jobs.clear();
+        for answer in probes.drain(..) {
+            answer.send(Ok(())).unwrap_or(());
+        }
         engine.between_batches();
     }
     let closed = engine.close();
@@ -320,6 +330,23 @@ mod tests {
         assert_eq!(world.writer.close().await, Ok(()));
         assert_eq!(*world.batches.lock().unwrap(), [1, 0]);
         assert_eq!(world.writer.commit(job(2, vec![])).await, Err(StoreError::Closed));
+    }
+
+    #[tokio::test]
+    async fn a_probe_waits_as_long_as_the_jobs_before_it() {
+        let world = world(|_| false);
+        let mut commit = Box::pin(tokio::task::unconstrained(world.writer.commit(job(1, vec![]))));
+        let mut probe = Box::pin(tokio::task::unconstrained(world.writer.probe()));
+        {
+            let _held = world.gate.lock().unwrap();
+            assert_eq!(commit.as_mut().now_or_never(), None);
+            assert_eq!(probe.as_mut().now_or_never(), None, "the writer is busy");
+        }
+        assert_eq!(probe.await, Ok(()));
+        assert_eq!(*world.batches.lock().unwrap(), [1], "and a probe keeps nothing");
+        assert_eq!(commit.await, Ok(()));
+        assert_eq!(world.writer.close().await, Ok(()));
+        assert_eq!(world.writer.probe().await, Err(StoreError::Closed));
     }
 
     #[tokio::test]

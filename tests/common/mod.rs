@@ -25,8 +25,8 @@ use std::time::Duration;
 use heliostat::client::{Device, DeviceConfig, GroupKey, Mediator as Url, RawConnection, Trust};
 use heliostat::group::Limits;
 use heliostat::net::listen::Door;
-use heliostat::server::{Admission, Mediator, Parts};
-use heliostat::session::Timeouts;
+use heliostat::server::{Admission, Mediator, Parts, Settings};
+use heliostat::session::{Rates, Timeouts};
 use heliostat::store::sqlite::SqliteStore;
 use heliostat::store::{Durability, Store};
 use heliostat::time::Clock;
@@ -51,6 +51,7 @@ pub async fn soon<T>(happens: impl Future<Output = T>) -> T {
 pub struct Setup {
     pub limits: Limits,
     pub timeouts: Timeouts,
+    pub rates: Rates,
     pub admission: Admission,
     pub upstream: Option<SocketAddr>,
     pub door: Door,
@@ -85,19 +86,16 @@ impl Server {
 
 /// Starts a mediator over any store.
 pub async fn mediate(store: Arc<dyn Store>, setup: Setup, clock: Clock) -> (Mediator, SocketAddr) {
-    let Setup { limits, timeouts, admission, upstream, door } = setup;
+    let Setup { limits, timeouts, rates, admission, upstream, door } = setup;
     let default = upstream.map(|address| Target { addresses: vec![address.to_string()], framing: Framing::Csp });
     let directory = Directory::new(DirectoryConfig { default, ..DirectoryConfig::default() }).unwrap_or_default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let parts = Parts {
         store,
-        directory,
         dial: Arc::new(TcpDial),
         upstream: UpstreamLimits::default(),
-        limits,
-        timeouts,
-        admission,
+        settings: Settings { directory, limits, timeouts, rates, admission },
         clock,
         durability: "memory",
     };
@@ -106,6 +104,34 @@ pub async fn mediate(store: Arc<dyn Store>, setup: Setup, clock: Clock) -> (Medi
 
 pub fn plain(address: SocketAddr) -> Url {
     Url::new(&format!("ws://{address}"), &Trust::System).unwrap()
+}
+
+/// What a door answers.
+pub struct Answer {
+    pub status: u16,
+    /// In seconds.
+    pub retry_after: Option<u64>,
+}
+
+/// Asks a door for a page or a WebSocket, and hangs up.
+pub async fn http(address: SocketAddr, path: &str, upgrade: bool) -> Answer {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    let headers = if upgrade {
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    } else {
+        "Connection: close\r\n"
+    };
+    tcp.write_all(format!("GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n").as_bytes()).await.unwrap();
+    let mut lines = BufReader::new(tcp).lines();
+    let status = soon(lines.next_line()).await.unwrap().expect("a door answers");
+    let mut answer = Answer { status: status.split(' ').nth(1).unwrap().parse().unwrap(), retry_after: None };
+    while let Some(line) = soon(lines.next_line()).await.unwrap().filter(|line| !line.is_empty()) {
+        if let Some(seconds) = line.to_ascii_lowercase().strip_prefix("retry-after: ") {
+            answer.retry_after = Some(seconds.parse().unwrap());
+        }
+    }
+    answer
 }
 
 /// A device group under test.

@@ -13,7 +13,7 @@ use heliostat::client::GroupKey;
 use heliostat::crypto::Secret;
 use heliostat::group::Limits;
 use heliostat::group::record::{GroupRecord, Seq, Write};
-use heliostat::server::{Admission, Mediator, Parts};
+use heliostat::server::{Mediator, Parts, Settings};
 use heliostat::session::Timeouts;
 use heliostat::store::{MemoryStore, Store};
 use heliostat::time::Clock;
@@ -455,21 +455,23 @@ fn parts(world: &World, plan: &Plan) -> Parts {
     let since_start = u64::try_from(turmoil::sim_elapsed().unwrap_or_default().as_millis()).unwrap();
     Parts {
         store: Arc::new(Kept::new(Arc::clone(&world.store.borrow()), Arc::clone(&world.held), plan.lie)),
-        directory: Directory::new(DirectoryConfig { default, ..DirectoryConfig::default() }).unwrap(),
         dial: Arc::new(Phone),
         upstream: UpstreamLimits::default(),
-        limits: Limits {
-            max_device_slots: plan.max_slots,
-            max_queue_messages: plan.queue_messages,
-            volatile_slot_ttl: Duration::from_secs(2),
-            ..Limits::default()
+        settings: Settings {
+            directory: Directory::new(DirectoryConfig { default, ..DirectoryConfig::default() }).unwrap(),
+            limits: Limits {
+                max_device_slots: plan.max_slots,
+                max_queue_messages: plan.queue_messages,
+                volatile_slot_ttl: Duration::from_secs(2),
+                ..Limits::default()
+            },
+            timeouts: Timeouts {
+                handshake: Duration::from_secs(3),
+                idle: Duration::from_secs(6),
+                ping_every: Duration::from_secs(1),
+            },
+            ..Settings::default()
         },
-        timeouts: Timeouts {
-            handshake: Duration::from_secs(3),
-            idle: Duration::from_secs(6),
-            ping_every: Duration::from_secs(1),
-        },
-        admission: Admission::default(),
         clock: Clock::following(EPOCH_MS + since_start),
         durability: "memory",
     }
