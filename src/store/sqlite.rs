@@ -880,7 +880,7 @@ fn load(connection: &mut Connection, id: DeviceGroupId) -> Result<Option<Snapsho
         }
         // Times do not go back, so the newest entry has the highest; it is read whole, since nothing is believed without
         // its seal. A damaged one is for whoever needs it to find.
-        if let Some(Ok(page)) = newest.map(|seq| page(&tx, id, Seq(seq.0.saturating_sub(1)), seq, 0)) {
+        if let Some(Ok(page)) = newest.map(|seq| stretch(&tx, no, Seq(seq.0.saturating_sub(1)), seq, 0)) {
             let times = page.entries.iter().map(|entry| entry.message.timestamp_ms());
             group.last_timestamp_ms = times.fold(group.last_timestamp_ms, u64::max);
         }
@@ -932,21 +932,27 @@ fn slot_of(no: GroupNo, row: &Row<'_>) -> Result<SlotRecord, StoreError> {
 }
 
 fn page(
-    connection: &Connection,
+    connection: &mut Connection,
     id: DeviceGroupId,
     after: Seq,
     through: Seq,
     cost_max: usize,
 ) -> Result<Page, StoreError> {
+    // One snapshot; and no log is read by a number that is not sealed: it may be another group's.
+    let tx = connection.transaction()?;
+    match read_group(&tx, id)? {
+        Some((no, _)) => stretch(&tx, no, after, through, cost_max),
+        None => Ok(Filling::new(cost_max).ended(through)),
+    }
+}
+
+/// A part of one group's log, as far as `cost_max` reaches.
+fn stretch(tx: &Transaction<'_>, no: GroupNo, after: Seq, through: Seq, cost_max: usize) -> Result<Page, StoreError> {
     let mut page = Filling::new(cost_max);
-    // One statement, so one snapshot; without the group there is no row.
-    let mut statement = connection.prepare_cached(
-        "SELECT log.key, log.origin, log.timestamp_ms, log.envelope, log.seal FROM groups CROSS JOIN log
-         WHERE groups.device_group_id = ?1
-         AND log.key > ((groups.no << ?2) | ?3) AND log.key <= ((groups.no << ?2) | ?4) ORDER BY log.key",
+    let mut statement = tx.prepare_cached(
+        "SELECT key, origin, timestamp_ms, envelope, seal FROM log WHERE key > ?1 AND key <= ?2 ORDER BY key",
     )?;
-    let none = GroupNo(0);
-    let mut rows = statement.query(params![id.as_bytes(), SEQ_BITS, key(none, after), key(none, through)])?;
+    let mut rows = statement.query([key(no, after), key(no, through)])?;
     while let Some(row) = rows.next()? {
         let key: i64 = row.get(0)?;
         let (origin, timestamp_ms) = (DeviceId(unsigned(row, 1)?), unsigned(row, 2)?);
