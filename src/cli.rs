@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use miette::{IntoDiagnostic as _, WrapErr as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -59,6 +59,13 @@ pub enum Command {
     Config(ConfigCommand),
     /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, drain, change what is logged
     Admin(tools::admin::Args),
+    /// Print the manual page, or write those of all commands
+    Man(ManArgs),
+    /// Print completions for a shell
+    Completions {
+        /// Which one
+        shell: clap_complete::Shell,
+    },
     /// Ask a running server whether it is alive; the answer is the exit status
     Healthcheck(HealthcheckArgs),
 }
@@ -188,6 +195,32 @@ impl ConfigCommand {
     }
 }
 
+/// `man`
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// Write `heliostat.1` and a page for each command into this directory instead.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// Where what is made from the command line's own description goes. It is made by the binary, so it fits the binary.
+fn man(args: &ManArgs) -> io::Result<()> {
+    match &args.dir {
+        None => clap_mangen::Man::new(Cli::command()).render(&mut io::stdout().lock()),
+        Some(dir) => {
+            std::fs::create_dir_all(dir)?;
+            clap_mangen::generate_to(Cli::command(), dir)
+        }
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> io::Result<()> {
+    // Made in memory, because the generator takes a reader that stops reading for a panic.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "heliostat", &mut script);
+    io::stdout().write_all(&script)
+}
+
 /// `healthcheck`
 #[derive(Debug, Clone, Args)]
 pub struct HealthcheckArgs {
@@ -248,6 +281,8 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Decode(args) => tools::decode::run(args).await,
         Command::Admin(args) => tools::admin::run(args).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => man(&args).into_diagnostic().map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => completions(shell).into_diagnostic().map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => healthcheck(&args).await.map(|()| ExitCode::SUCCESS),
     }
 }
@@ -283,7 +318,6 @@ async fn get(authority: &str, path: &str) -> io::Result<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
     use tokio::net::TcpListener;
 
     use super::*;

@@ -82,7 +82,11 @@ fn write_beside(beside: &Path, text: &str, secret: bool) -> io::Result<()> {
     file.sync_all()
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
+/// The same for the directory that holds `path`.
+///
+/// # Errors
+/// The operating system's.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(dir) if dir.as_os_str().is_empty() => sync_dir(Path::new(".")),
         Some(dir) => sync_dir(dir),

@@ -18,9 +18,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use common::{Answer, Family, http, plain, reflected, soon};
-use heliostat::client::{Device, RawConnection};
-use heliostat::wire::d2m::{FromDevice, ReflectFlags};
+use heliostat::client::{Device, RawConnection, Trust};
+use heliostat::wire::d2m::{CloseCode, FromDevice, ReflectFlags};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData as _};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 /// A server under test. Killed when it is dropped.
@@ -265,14 +267,55 @@ async fn a_reload_takes_over_what_it_can_says_what_it_did_and_disturbs_nobody() 
     assert!(server.ended().await.success());
 }
 
+/// Who signs the server's certificates, in a directory with them.
+struct Authority {
+    dir: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(dir: &Path) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        std::fs::write(dir.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        Self { dir: dir.to_owned(), issuer: Issuer::new(params, key) }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Puts a new certificate where the server looks for it; says by what it is known.
+    fn renews(&self) -> Trust {
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        std::fs::write(self.file("cert.pem"), leaf.pem()).unwrap();
+        std::fs::write(self.file("key.pem"), key.serialize_pem()).unwrap();
+        Trust::Pin(Sha256::digest(key.subject_public_key_info()).into())
+    }
+
+    /// Has the next server do TLS with what lies here.
+    fn secures(&self, command: &mut Command) {
+        command.env("HELIOSTAT__LISTEN__PLAIN", "false");
+        command.env("HELIOSTAT__LISTEN__CERT", self.file("cert.pem"));
+        command.env("HELIOSTAT__LISTEN__KEY", self.file("key.pem"));
+    }
+}
+
 #[tokio::test]
-async fn under_load_a_reload_drops_nobody_and_a_restart_loses_nothing() {
+async fn under_load_reloads_drop_nobody_and_a_restart_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let mut server = Running::start(&data, "");
-    let url = format!("ws://{}", server.devices);
+    let authority = Authority::new(dir.path());
+    let first = authority.renews();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    authority.secures(&mut command);
+    let mut server = Running::start_as(&data, "", command);
+    let url = format!("wss://localhost:{}", server.devices.port());
     let mut simulation = Command::new(env!("CARGO_BIN_EXE_heliostat"));
-    simulation.args(["simulate", "--url", &url, "--no-csp", "--groups", "6", "--devices", "3", "--messages", "100"]);
+    simulation.args(["simulate", "--url", &url, "--ca"]).arg(authority.file("ca.pem"));
+    simulation.args(["--no-csp", "--groups", "6", "--devices", "3", "--messages", "100"]);
     simulation.args(["--pause", "10ms", "--data"]).arg(dir.path()).env("HELIOSTAT_LOG", "error");
     let mut simulation = simulation.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // The write-ahead log grows with what is acknowledged.
@@ -291,6 +334,15 @@ async fn under_load_a_reload_drops_nobody_and_a_restart_loses_nothing() {
     let mut said = server.reloads("limits.max_queue_messages = 50_000\n", "configuration reloaded").await;
     let failed = "the configuration was not reloaded: nothing changed";
     said.extend(server.reloads("limits.max_queue_messages = 0\n", failed).await);
+    assert!(said.last().unwrap().to_string().contains("line 4"), "{said:?}");
+    // Who shakes hands from now on sees another certificate; who did before notices nothing.
+    let second = authority.renews();
+    said.extend(server.reloads("", "configuration reloaded").await);
+    let family = |trust: &Trust| Family::new(heliostat::client::Mediator::new(&url, trust).unwrap());
+    let visitor = family(&second).joins(1).await;
+    assert_eq!(soon(visitor.close(CloseCode::Normal)).await.code(), Some(1000));
+    let late = family(&first);
+    assert!(late.url.open(&late.config(1).url_info()).await.is_err(), "the old certificate is not shown any more");
     grows_beyond(300_000).await;
     server.signal("TERM");
     while let Some(line) = soon(server.log.recv()).await.map(|line| line["fields"].clone()) {
@@ -316,6 +368,7 @@ async fn under_load_a_reload_drops_nobody_and_a_restart_loses_nothing() {
 
     let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
     command.env("HELIOSTAT__LISTEN__ADDRESS", address);
+    authority.secures(&mut command);
     let _server = Running::start_as(&data, "", command);
     let output = soon(tokio::task::spawn_blocking(|| simulation.wait_with_output())).await.unwrap().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::middleware;
 use tokio_util::sync::CancellationToken;
 
+use super::backup::Backups;
 use super::guard::{self, Guard};
 use super::health::{self, Health};
 use super::live::Live;
@@ -24,6 +25,7 @@ pub(super) struct State {
     pub(super) health: Health,
     pub(super) clock: Clock,
     pub(super) drain: CancellationToken,
+    pub(super) backups: Option<Backups>,
     /// Presents the certificate of the public door.
     pub(super) tls: Option<Tls>,
     pub(super) live: Live,

@@ -7,6 +7,7 @@
 //! | `GET /api/groups/GROUP/explain?device=ID` | why something does not happen, in sentences |
 //! | `POST /api/groups/GROUP/devices/ID/drop` | removes a device, as a device of its group could |
 //! | `POST /api/groups/GROUP/devices/ID/kick` | ends its connection with 1001; it may come back |
+//! | `POST /api/backup` | copies the data directory to the absolute path that is the body, on the server's machine |
 //! | `POST /api/drain` | stops the server in order, as SIGTERM does |
 //! | `GET /api/log`, `POST /api/log` | what is logged; the new filter is the body |
 //!
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::LevelFilter;
 
 use super::admin::State;
+use super::backup::{Backup, BackupError};
 use super::explain;
 use crate::group::{GroupView, Pulse};
 use crate::hub::{Hub, Inspection, JoinError};
@@ -153,12 +155,19 @@ enum ApiError {
     BadFilter(String, String),
     #[error("what this process logs cannot be changed")]
     NotLogging,
+    #[error("nothing is kept on disk, so there is nothing to back up")]
+    NothingKept,
+    #[error("{0}")]
+    Backup(#[from] BackupError),
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match self {
             Self::BadGroup(_) | Self::BadDevice(_) | Self::BadQuery(_) | Self::BadFilter(..) => StatusCode::BAD_REQUEST,
+            Self::Backup(BackupError::Relative(_)) => StatusCode::BAD_REQUEST,
+            Self::Backup(BackupError::Exists(_) | BackupError::Running) | Self::NothingKept => StatusCode::CONFLICT,
+            Self::Backup(BackupError::Store(_) | BackupError::Io { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoGroup(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
             Self::Ambiguous(_) | Self::NotConnected(_) | Self::NotLogging => StatusCode::CONFLICT,
             Self::Slow => StatusCode::GATEWAY_TIMEOUT,
@@ -175,6 +184,7 @@ pub(super) fn router() -> Router<State> {
         .route("/api/groups/{group}/explain", get(explained))
         .route("/api/groups/{group}/devices/{device}/drop", post(drop_device))
         .route("/api/groups/{group}/devices/{device}/kick", post(kick))
+        .route("/api/backup", post(back_up))
         .route("/api/drain", post(drain))
         .route("/api/log", get(log_filter).post(change_log))
 }
@@ -277,6 +287,11 @@ async fn kick(
     }
     tracing::warn!(group = %id, device = %id.log_device(device), "an operator ended a connection");
     Ok(Json(Done { done: format!("The connection of device {device} was ended with 1001. It may come back.") }))
+}
+
+async fn back_up(Extract(state): Extract<State>, path: String) -> Result<Json<Backup>, ApiError> {
+    let backups = state.backups.ok_or(ApiError::NothingKept)?;
+    Ok(Json(backups.make(path.into()).await?))
 }
 
 async fn drain(Extract(state): Extract<State>) -> (StatusCode, Json<Done>) {

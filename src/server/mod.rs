@@ -12,11 +12,13 @@
 //! | [`health`] | whether the process lives, takes devices, and what is degraded; metrics |
 //! | [`api`], `explain` | what operators ask and change, as JSON; why something does not happen, in sentences |
 //! | [`dashboard`], `live` | one page for people; what it shows, once a second for all viewers |
+//! | [`backup`] | a copy of the whole data directory while everything runs |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
 //! | `supervisor` | what systemd is told, and what it asks |
 
 pub mod admin;
 pub mod api;
+pub mod backup;
 pub mod dashboard;
 pub mod drain;
 pub(crate) mod explain;
@@ -45,6 +47,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::backup::Backups;
 use self::drain::Pace;
 pub use self::gate::Admission;
 use self::gate::Gate;
@@ -152,14 +155,16 @@ impl Mediator {
         Self { hub, tasks, admin: Tasks::new(), public, tls, health, clock, drain: CancellationToken::new() }
     }
 
-    /// Opens the admin door. Without a token the listener has to be on a loopback address.
-    pub fn open_admin(&self, listener: TcpListener, token: Option<Secret>) {
+    /// Opens the admin door, where backups are made on demand if anything is kept. Without a token the listener has to be on a
+    /// loopback address.
+    pub fn open_admin(&self, listener: TcpListener, token: Option<Secret>, backups: Option<Backups>) {
         let state = admin::State {
             hub: self.hub.clone(),
             public: Arc::clone(&self.public),
             health: self.health.clone(),
             clock: self.clock,
             drain: self.drain.clone(),
+            backups,
             tls: self.tls.clone(),
             live: Live::default(),
             closing: self.admin.stop_token().clone(),

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::backup::Backups;
 use super::drain::Pace;
 use super::load::Shedding;
 use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
@@ -112,7 +113,8 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     tokio::spawn(log::rotate(clock, watching.clone()));
     tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, secured.door.clone(), parts);
-    mediator.open_admin(admin, config.admin.token.clone());
+    let backups = kept.sqlite.is_some().then(|| Backups::new(Arc::clone(&kept.store), config.data_dir.clone()));
+    mediator.open_admin(admin, config.admin.token.clone(), backups);
     banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
     // Only now, because an authority looks at the open door.
     let watch = secured.upkeep.watch();

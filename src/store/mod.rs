@@ -69,9 +69,21 @@
 //! shared by as many as are waiting, and nobody waits for a timer. Readers have connections of their own and see what has
 //! been committed; they neither wait for the writer nor hold it up.
 
+//!
+//! # Copies
+//!
+//! [`Store::back_up`] writes a database of its own beside the running one: one read transaction, so it is the state of one
+//! moment, and everything that was answered before it began is in it. It is made by `VACUUM INTO`, which reads the tables and
+//! builds new trees: nothing is waited for but the disk. SQLite's backup API copies pages instead, and begins anew whenever
+//! another connection has written: on a busy server it would never end. As long as a copy is made, the write-ahead log
+//! cannot start over and grows; the writer does not wait for that, as it would for an ordinary reader.
+
+pub mod copy;
 pub mod memory;
 pub mod sqlite;
 mod writer;
+
+use std::path::Path;
 
 use futures_util::future::BoxFuture;
 
@@ -190,6 +202,16 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Whether it can still keep anything.
     fn condition(&self) -> Condition {
         Condition { alive: true, failing: false }
+    }
+
+    /// Writes everything that is kept into a new database in `dir`, which another store can be opened on. Blocks for long,
+    /// while commits go on.
+    ///
+    /// # Errors
+    /// [`StoreError`]; whatever is in `dir` then is no copy.
+    fn back_up(&self, dir: &Path) -> Result<(), StoreError> {
+        let _ = dir;
+        Err(StoreError::Refused("nothing is kept on disk, so there is nothing to back up"))
     }
 
     /// Tells [`metrics`](crate::metrics) how large it is. Cheap, and asked for with every scrape.

@@ -6,7 +6,7 @@
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -16,6 +16,7 @@ use rusqlite::{
 };
 use tokio::sync::Semaphore;
 
+use super::copy;
 use super::writer::{Engine, Job, Writer};
 use super::{
     Census, Condition, Durability, Exhausted, Filling, NO_GROUP, SEQ_BITS, SEQ_MAX, Store, StoreError, TAKEN, check,
@@ -28,7 +29,8 @@ use crate::group::record::{GroupRecord, Held, LogEntry, Page, Seq, SlotRecord, S
 use crate::metrics;
 use crate::wire::d2m::{DeviceGroupId, DeviceId, Envelope, ReflectFlags, Reflected, ReflectedId, SlotExpiration};
 
-const DATABASE_FILE: &str = "mediator.sqlite";
+/// The mediator's database in its data directory.
+pub const DATABASE_FILE: &str = "mediator.sqlite";
 const LOCK_FILE: &str = "mediator.lock";
 /// What the lock's file says once there is a store beside it. Whatever it says, it is not empty.
 const MARK: &[u8] = b"A store was made here. Without this line an empty database is taken for a new one.\n";
@@ -201,6 +203,7 @@ pub struct SqliteStore {
     writer: Writer,
     readers: Arc<Readers>,
     counters: Arc<Counters>,
+    copies: Arc<AtomicUsize>,
     durability: Durability,
 }
 
@@ -226,10 +229,18 @@ impl SqliteStore {
         mark_disconnected(&mut connection, now_wall_ms).map_err(engine(&path))?;
         let counters = Arc::<Counters>::default();
         let tally = Tally { through: Some(i64::MIN), messages: 0 };
-        let writer = SqliteEngine { connection, counters: Arc::clone(&counters), trimmed: true, tally, _lock: lock };
+        let copies = Arc::<AtomicUsize>::default();
+        let writer = SqliteEngine {
+            connection,
+            counters: Arc::clone(&counters),
+            copies: Arc::clone(&copies),
+            trimmed: true,
+            tally,
+            _lock: lock,
+        };
         let writer = Writer::spawn(writer).map_err(unusable(&path))?;
         let readers = Arc::new(Readers { path, permits: Arc::new(Semaphore::new(READERS)), resting: Mutex::default() });
-        Ok(Arc::new(Self { writer, readers, counters, durability }))
+        Ok(Arc::new(Self { writer, readers, counters, copies, durability }))
     }
 
     /// How far the promise reaches.
@@ -309,6 +320,13 @@ impl Store for SqliteStore {
 
     fn condition(&self) -> Condition {
         self.writer.condition()
+    }
+
+    fn back_up(&self, dir: &Path) -> Result<(), StoreError> {
+        self.copies.fetch_add(1, Ordering::Relaxed);
+        let copied = copy::copy(&self.readers.path, &dir.join(DATABASE_FILE));
+        self.copies.fetch_sub(1, Ordering::Relaxed);
+        copied
     }
 
     fn measure(&self) {
@@ -472,6 +490,8 @@ const SLOTS_CONNECTED: &str = "SELECT * FROM slots INDEXED BY slots_connected
 struct SqliteEngine {
     connection: Connection,
     counters: Arc<Counters>,
+    /// Copies being made. Each reads for as long as it takes.
+    copies: Arc<AtomicUsize>,
     /// Whether something was removed since free pages were last looked for.
     trimmed: bool,
     tally: Tally,
@@ -576,7 +596,8 @@ impl Engine for SqliteEngine {
 
     fn close(self) -> Result<(), StoreError> {
         self.connection.execute_batch("PRAGMA analysis_limit = 400; PRAGMA optimize;")?;
-        self.wal("PRAGMA wal_checkpoint(TRUNCATE)")?;
+        // A copy that is not finished keeps its part of the log, and nobody waits for it.
+        self.wal(if self.is_copied() { "PRAGMA wal_checkpoint(PASSIVE)" } else { "PRAGMA wal_checkpoint(TRUNCATE)" })?;
         self.connection.flush_prepared_statement_cache();
         self.connection.close().map_err(|(_, error)| error.into())
     }
@@ -590,10 +611,11 @@ struct Wal {
 
 impl SqliteEngine {
     /// Copies without waiting for anyone. When all is copied and nobody reads from it, the next write starts the log over by
-    /// itself; only when readers have kept it from that for long are they waited for.
+    /// itself; only when readers have kept it from that for long are they waited for. Not so a copy, which takes much longer
+    /// than anybody should wait.
     fn checkpoint(&self) -> Result<(), StoreError> {
         let wal = self.wal("PRAGMA wal_checkpoint(NOOP)")?;
-        if wal.pages > WAL_PAGES_PATIENCE {
+        if wal.pages > WAL_PAGES_PATIENCE && !self.is_copied() {
             self.wal("PRAGMA wal_checkpoint(RESTART)")?;
         } else if wal.pages - wal.copied > WAL_PAGES_MAX {
             self.wal("PRAGMA wal_checkpoint(PASSIVE)")?;
@@ -603,6 +625,10 @@ impl SqliteEngine {
         add(&self.counters.checkpoints, 1);
         metrics::get().store_checkpoints.increment(1);
         Ok(())
+    }
+
+    fn is_copied(&self) -> bool {
+        self.copies.load(Ordering::Relaxed) > 0
     }
 
     fn wal(&self, pragma: &str) -> Result<Wal, StoreError> {
@@ -1059,5 +1085,36 @@ impl From<rusqlite::Error> for StoreError {
             }
         };
         if is_damage { Self::Damaged(error.to_string()) } else { Self::Failed(error.to_string()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Clock;
+
+    #[tokio::test]
+    async fn a_copy_that_takes_long_keeps_no_commit_waiting() {
+        const GROUP: DeviceGroupId = DeviceGroupId::new([1; DeviceGroupId::LEN]);
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path(), Durability::Memory, 1).unwrap();
+        store.commit(GROUP, vec![Write::Group(GroupRecord::default())]).await.unwrap();
+        // What a copy does for as long as it takes.
+        let reader = Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM groups;").unwrap();
+        store.copies.fetch_add(1, Ordering::Relaxed);
+        let wal = || std::fs::metadata(wal_of(&dir.path().join(DATABASE_FILE))).unwrap().len();
+        let (clock, mut seq) = (Clock::system(), 0);
+        let began = clock.now().monotonic;
+        while wal() <= (WAL_PAGES_PATIENCE * 4_096 * 5 / 4).cast_unsigned() {
+            seq += 1;
+            let id = ReflectedId(Seq(seq).wire_id());
+            let message = Reflected::new(Envelope::copy_from(&[7; 50_000]), ReflectFlags::default(), id, seq);
+            let entry = LogEntry { seq: Seq(seq), origin: DeviceId(1), message };
+            store.commit(GROUP, vec![Write::Append(entry)]).await.unwrap();
+        }
+        let took = clock.now().monotonic.saturating_sub(began);
+        assert!(took.as_millis() < u128::from(BUSY_MS.cast_unsigned()), "{took:?}: a commit waited for the copy");
+        store.close().await.unwrap();
     }
 }

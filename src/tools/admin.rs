@@ -17,11 +17,14 @@ use zeroize::Zeroizing;
 use crate::cli::admin_authority;
 use crate::group::view::{Connection, Delivery, DeviceView, LockView, Presence};
 use crate::server::api::{AwakeLine, Done, Explanation, GroupDetails, GroupLine, GroupList, LogFilter, Refusal};
+use crate::server::backup::Backup;
 use crate::server::explain::time;
 use crate::wire::d2m::DeviceId;
 
 /// How long an answer may take: more than the server gives a group.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// How long a backup may take: as long as it is of use.
+const BACKUP_WITHIN: Duration = Duration::from_secs(86_400);
 /// Longest answer, in bytes.
 const ANSWER_MAX: usize = 16 * 1024 * 1024;
 
@@ -79,6 +82,11 @@ enum Command {
         /// Which device
         device: DeviceId,
     },
+    /// Copy everything the server keeps into a new directory on its machine, while it runs
+    Backup {
+        /// The new directory: a data directory that a server can be started on
+        dir: PathBuf,
+    },
     /// Stop the server in order, as SIGTERM does
     Drain,
     /// Show what is logged, or change it until the next start
@@ -111,6 +119,12 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         Command::Kick { group, device } => {
             door.post(&format!("groups/{}/devices/{device}/kick", segment(group)?), "", done).await
         }
+        Command::Backup { dir } => {
+            // The server has a working directory of its own.
+            let dir = std::path::absolute(dir).into_diagnostic()?;
+            let dir = dir.to_str().ok_or_else(|| miette!("{} is not UTF-8", dir.display()))?;
+            door.post("backup", dir, backup).await
+        }
         Command::Drain => door.post("drain", "", done).await,
         Command::Log { filter: None } => door.get("log", filter).await,
         Command::Log { filter: Some(new) } => door.post("log", new, filter).await,
@@ -130,6 +144,7 @@ struct Door<'a> {
     authority: &'a str,
     token: Option<Zeroizing<String>>,
     json: bool,
+    within: Duration,
 }
 
 impl<'a> Door<'a> {
@@ -142,7 +157,8 @@ impl<'a> Door<'a> {
                 Some(Zeroizing::new(text.trim().to_owned()))
             }
         };
-        Ok(Self { authority: &args.admin, token, json: args.json })
+        let within = if matches!(args.command, Command::Backup { .. }) { BACKUP_WITHIN } else { ANSWER_WITHIN };
+        Ok(Self { authority: &args.admin, token, json: args.json, within })
     }
 
     async fn get<T: DeserializeOwned>(&self, what: &str, print: impl FnOnce(&T) -> String) -> Result<String> {
@@ -165,9 +181,9 @@ impl<'a> Door<'a> {
         body: &str,
         print: impl FnOnce(&T) -> String,
     ) -> Result<String> {
-        let answer = tokio::time::timeout(ANSWER_WITHIN, self.exchange(method, what, body)).await;
+        let answer = tokio::time::timeout(self.within, self.exchange(method, what, body)).await;
         let (status, text) = answer
-            .unwrap_or_else(|_elapsed| Err(miette!("no answer within {} s", ANSWER_WITHIN.as_secs())))
+            .unwrap_or_else(|_elapsed| Err(miette!("no answer within {} s", self.within.as_secs())))
             .wrap_err_with(|| format!("cannot ask http://{}", self.authority))?;
         if !status.is_success() {
             let refusal = serde_json::from_str(&text).map_or(text, |Refusal { error }| error);
@@ -208,6 +224,10 @@ impl<'a> Door<'a> {
 
 fn done(Done { done }: &Done) -> String {
     format!("{done}\n")
+}
+
+fn backup(Backup { path, files, bytes }: &Backup) -> String {
+    format!("{} holds everything: {files} files, {}.\n", path.display(), bytesize::ByteSize(*bytes))
 }
 
 fn filter(LogFilter { filter }: &LogFilter) -> String {

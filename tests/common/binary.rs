@@ -71,6 +71,10 @@ impl Binary {
         child.wait().unwrap();
     }
 
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     pub fn mediator(&self) -> Mediator {
         Mediator::new(&self.url, &Trust::System).unwrap()
     }

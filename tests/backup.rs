@@ -1,0 +1,92 @@
+//! A backup of the real server while it works, and another server that goes on with it.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
+
+#[path = "common/binary.rs"]
+mod binary;
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use heliostat::client::Device;
+use heliostat::wire::d2m::ReflectFlags;
+
+use self::binary::Binary;
+use self::common::{Family, reflected, soon};
+
+/// Acknowledged before the backup begins.
+const BEFORE: u32 = 200;
+/// The embedded chat server runs, too.
+const CSP: &str = "chat.csp = { enabled = true, listen = '127.0.0.1:0' }\n";
+
+fn heliostat(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command.args(args).env("HELIOSTAT_LOG", "warn").stdin(Stdio::null());
+    command.env_remove("HELIOSTAT_ADMIN_TOKEN_FILE").env_remove("HELIOSTAT__ADMIN__LISTEN");
+    command
+}
+
+fn back_up(server: &Binary, to: &Path) -> Output {
+    heliostat(&["admin", "backup", to.to_str().unwrap(), "--admin", server.admin()]).output().unwrap()
+}
+
+async fn reflects(device: &mut Device, n: u32) {
+    soon(device.reflect_and_wait(&n.to_be_bytes(), ReflectFlags::default())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_was_acknowledged_before_a_backup_began_is_in_it_and_nobody_notices_it_being_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let [data, copy] = ["data", "copy"].map(|name| dir.path().join(name));
+    let mut server = Binary::start_with(&data, CSP);
+    let made = heliostat(&["identity", "new", "ABCD1234", "--data", data.to_str().unwrap()]).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+
+    // A tablet that is away, and a phone that speaks all the time; beside them a crowd, with chat.
+    let family = Family::new(server.mediator());
+    drop(family.joins(2).await);
+    let mut phone = family.joins(1).await;
+    for n in 0..BEFORE {
+        reflects(&mut phone, n).await;
+    }
+    let mut crowd = heliostat(&["simulate", "--groups", "5", "--devices", "3", "--messages", "60", "--pause", "50ms"]);
+    crowd.args(["--url", server.url(), "--data", data.to_str().unwrap()]);
+    let crowd = crowd.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+
+    let speaks = async {
+        let mut said = BEFORE;
+        loop {
+            reflects(&mut phone, said).await;
+            said += 1;
+        }
+    };
+    let (admin, to) = (server.admin().to_owned(), copy.to_str().unwrap().to_owned());
+    let backing_up =
+        tokio::task::spawn_blocking(move || heliostat(&["admin", "backup", &to, "--admin", &admin]).output());
+    let output = tokio::select! {
+        never = speaks => never,
+        output = soon(backing_up) => output.unwrap().unwrap(),
+    };
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("holds everything"), "{output:?}");
+    assert!(!back_up(&server, &copy).status.success(), "nothing is overwritten");
+    let crowd = soon(tokio::task::spawn_blocking(move || crowd.wait_with_output())).await.unwrap().unwrap();
+    assert!(crowd.status.success(), "{crowd:?}");
+    server.kill();
+
+    // Another machine, another address: it goes on with what was kept.
+    let restored = Binary::start_with(&copy, CSP);
+    let family = Family { key: family.key, url: restored.mediator() };
+    let mut tablet = soon(Device::connect(&family.url, &family.config(2).existing())).await.unwrap();
+    let waiting = tablet.server_info().reflection_queue_length;
+    assert!(waiting >= BEFORE, "{waiting}");
+    for n in 0..waiting {
+        assert_eq!(reflected(&mut tablet).await, n.to_be_bytes(), "in order and without a gap");
+    }
+    soon(tablet.wait_dry()).await.unwrap();
+    let listed = heliostat(&["identity", "list", "--data", copy.to_str().unwrap()]).output().unwrap();
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("ABCD1234"), "{listed:?}");
+    let key = |dir: &Path| std::fs::read(dir.join("csp-server.key")).unwrap();
+    assert_eq!(key(&data), key(&copy), "clients know the chat server by its key");
+}
