@@ -93,10 +93,10 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         admin: admin.local_addr().into_diagnostic()?,
         csp: csp.as_ref().map(csp::Running::local_addr),
     };
-    if !addresses.admin.ip().is_loopback() {
+    if config.admin.token.is_none() && !addresses.admin.ip().is_loopback() {
         // Of the configured address the configuration knows.
         miette::bail!(
-            "the admin door has to be on a loopback address, and the socket handed over is on {}",
+            "without a token the admin door has to be on a loopback address, and the socket handed over is on {}",
             addresses.admin
         );
     }
