@@ -131,6 +131,21 @@ async fn so_many_new_groups_come_in_and_those_that_are_known_always_do() {
 }
 
 #[tokio::test]
+async fn strangers_who_prove_nothing_take_no_room_from_new_groups() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = admitting(dir.path(), Admission { new_groups: per(2, Per::Hour), ..Admission::default() }).await;
+    for _ in 0..5 {
+        assert_eq!(knocks(&server, &Family::new(server.url())).await.0, 101);
+    }
+    // Devices that arrive together bring one group.
+    let family = Family::new(server.url());
+    let (_one, _two) = tokio::join!(family.joins(1), family.joins(2));
+    let _second = Family::new(server.url()).joins(1).await;
+    assert_eq!(knocks(&server, &Family::new(server.url())).await.0, 503, "these were two");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn too_many_connections_shut_out_new_groups_before_they_shut_out_anybody_else() {
     let dir = tempfile::tempdir().unwrap();
     let shedding = Shedding { connections: Some(2), ..Shedding::default() };

@@ -176,7 +176,8 @@ settings! {
             handshakes_per_address: Option<Rate> = None, unlimited(HANDSHAKES), Reload;
             /// Handshakes of one device group; one more is answered with 429. For a server that strangers can reach: "60/min".
             handshakes_per_group: Option<Rate> = None, unlimited(HANDSHAKES), Reload;
-            /// Device groups that are not known here yet, from all addresses together; one more is answered with 503. Who is
+            /// Device groups that are not known here yet, from all addresses together; one more is answered with 503. Only those count
+            /// whose key a device proved. Who is
             /// known comes in. To let nobody new in, name those that are served in `groups`. For a server that strangers can
             /// reach: as many as may register, such as "100/h".
             new_groups: Option<Rate> = None, unlimited(HANDSHAKES), Reload;

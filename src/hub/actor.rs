@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -73,6 +74,8 @@ pub(super) struct Actor {
     own_mailbox: mpsc::WeakSender<Post>,
     posts: mpsc::Receiver<Post>,
     group: Group,
+    /// Nothing was kept of it, and nobody joined yet.
+    unborn: bool,
     limits: watch::Receiver<Limits>,
     lines: BTreeMap<ConnectionId, Line>,
     /// Stretches of backlog to be read, one per connection at most.
@@ -103,9 +106,9 @@ impl Actor {
         let _awake = Presence::new(&counters.groups_awake, Some(&counters.groups_woken), Some(&counters.groups_slept));
         let limits = shared.limits.subscribe();
         let now_hold = limits.borrow().clone();
-        let group = match shared.store.load(id).await {
-            Ok(Some(snapshot)) => Group::restore(shared.clock.now(), snapshot, now_hold),
-            Ok(None) => Group::empty(now_hold),
+        let (group, unborn) = match shared.store.load(id).await {
+            Ok(Some(snapshot)) => (Group::restore(shared.clock.now(), snapshot, now_hold), false),
+            Ok(None) => (Group::empty(now_hold), true),
             Err(error) => {
                 tracing::error!(group = %id, %error, "a group could not be woken");
                 notices::failed(false);
@@ -120,6 +123,7 @@ impl Actor {
             own_mailbox,
             posts,
             group,
+            unborn,
             limits,
             lines,
             reads,
@@ -198,6 +202,9 @@ impl Actor {
                     if seated.send(Ok(())).is_err() {
                         // The session ended while it waited.
                         continue;
+                    }
+                    if std::mem::take(&mut self.unborn) {
+                        self.shared.born.fetch_add(1, Ordering::Relaxed);
                     }
                     self.lines.insert(conn, line);
                     Input::Join(conn, introduction)

@@ -59,6 +59,7 @@ struct Shared {
     limits: watch::Sender<Limits>,
     clock: Clock,
     connections: AtomicU64,
+    born: AtomicU64,
     tasks: TaskTracker,
 }
 
@@ -108,8 +109,9 @@ impl Hub {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, limits: Limits, clock: Clock) -> Self {
         let (awake, connections, tasks) = (DashMap::new(), AtomicU64::new(1), TaskTracker::new());
+        let born = AtomicU64::new(0);
         let limits = watch::Sender::new(limits);
-        Self(Arc::new(Shared { awake, store, limits, clock, connections, tasks }))
+        Self(Arc::new(Shared { awake, store, limits, clock, connections, born, tasks }))
     }
 
     /// Seats a device that proved the group key. What the group thinks of that comes as the seat's first payload.
@@ -152,6 +154,12 @@ impl Hub {
     /// [`StoreError`] when the store cannot tell.
     pub async fn knows(&self, group: DeviceGroupId) -> Result<bool, StoreError> {
         Ok(self.0.awake.contains_key(&group) || self.0.store.knows(group).await?)
+    }
+
+    /// How many groups of whom nothing was kept were joined by a device that proved their key, since the start.
+    #[must_use]
+    pub fn born(&self) -> u64 {
+        self.0.born.load(Ordering::Relaxed)
     }
 
     /// Goes the way of a commit that keeps nothing ([`Store::probe`]).

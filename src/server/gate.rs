@@ -7,6 +7,9 @@
 //! | new groups per time | all | 503 |
 //! | too much to do ([`super::load`]) | groups of whom nothing is kept | 503 |
 //!
+//! A new group costs when a device proved its key, not when somebody names it: what anybody can invent must not use up what
+//! there is for everybody ([`Newcomers`]).
+//!
 //! Every refusal carries a Retry-After. An IPv6 address counts with all others of its /64, which is what one customer of a
 //! provider has. A group is named here by whoever knows its id, before anything is proved; ids are in no log and travel
 //! inside TLS only, so that is the group's devices.
@@ -14,8 +17,8 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -80,27 +83,27 @@ struct Rules {
     admission: Admission,
     per_address: Option<Arc<Buckets>>,
     per_group: Option<Arc<Buckets>>,
-    new_groups: Option<Arc<Bucket>>,
+    new_groups: Option<Arc<Newcomers>>,
 }
 
 impl Rules {
-    fn new(admission: Admission, clock: Clock) -> Self {
+    fn new(admission: Admission, born: u64, clock: Clock) -> Self {
         let buckets = |rate: Option<Rate>| rate.map(|rate| Arc::new(Buckets::new(rate, clock)));
         let per_address = buckets(admission.handshakes_per_address);
         let per_group = buckets(admission.handshakes_per_group);
-        let new_groups = admission.new_groups.map(|rate| Arc::new(Bucket::new(rate, Measure::Times, clock)));
+        let new_groups = admission.new_groups.map(|rate| Arc::new(Newcomers::new(rate, born, clock)));
         Self { admission, per_address, per_group, new_groups }
     }
 
     /// Others in their place. Of a rate that stays the same nothing is forgotten.
-    fn followed_by(&self, admission: Admission, clock: Clock) -> Self {
+    fn followed_by(&self, admission: Admission, born: u64, clock: Clock) -> Self {
         let old = &self.admission;
         let same = (
             old.handshakes_per_address == admission.handshakes_per_address,
             old.handshakes_per_group == admission.handshakes_per_group,
             old.new_groups == admission.new_groups,
         );
-        let mut new = Self::new(admission, clock);
+        let mut new = Self::new(admission, born, clock);
         if same.0 {
             new.per_address.clone_from(&self.per_address);
         }
@@ -111,6 +114,36 @@ impl Rules {
             new.new_groups.clone_from(&self.new_groups);
         }
         new
+    }
+}
+
+/// Whether there is room for one more new group.
+///
+/// What is taken from the bucket is kept for the next group that is born, however many knock until then and prove nothing.
+/// Of those that shake hands at the same moment more may be born than there is room for; they are paid for before anybody
+/// else comes in. *Rejected: to take at the door and give back what was not proved*, since whoever knocks again and again
+/// would hold all there is.
+#[derive(Debug)]
+struct Newcomers {
+    bucket: Bucket,
+    /// For how many was taken, of all that were ever born.
+    paid: Mutex<u64>,
+}
+
+impl Newcomers {
+    fn new(rate: Rate, born: u64, clock: Clock) -> Self {
+        Self { bucket: Bucket::new(rate, Measure::Times, clock), paid: Mutex::new(born) }
+    }
+
+    /// Whether another may come, when so many were born.
+    fn room(&self, born: u64) -> Result<(), TooMuch> {
+        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        while *paid <= born {
+            self.bucket.take(1)?;
+            *paid += 1;
+        }
+        drop(paid);
+        Ok(())
     }
 }
 
@@ -159,7 +192,7 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new(admission: Admission, hub: Hub, clock: Clock, stop: CancellationToken) -> Self {
         Self {
-            rules: ArcSwap::from_pointee(Rules::new(admission, clock)),
+            rules: ArcSwap::from_pointee(Rules::new(admission, hub.born(), clock)),
             hub,
             clock,
             // Whoever is asked to stop lets nobody in either.
@@ -200,7 +233,7 @@ impl Gate {
 
     /// Other rules from now on; who is inside stays.
     pub(super) fn follow(&self, admission: Admission) {
-        self.rules.store(Arc::new(self.rules.load().followed_by(admission, self.clock)));
+        self.rules.store(Arc::new(self.rules.load().followed_by(admission, self.hub.born(), self.clock)));
     }
 
     /// Lets nobody in any more, for so long as far as is known.
@@ -272,8 +305,8 @@ impl Gate {
             if !known && overload.is_some() {
                 return Err(Denied::later(Refused::Overload));
             }
-            if let Some(bucket) = rules.new_groups.as_ref().filter(|_| !known) {
-                bucket.take(1).map_err(Denied::too_often(Refused::NewGroups))?;
+            if let Some(newcomers) = rules.new_groups.as_ref().filter(|_| !known) {
+                newcomers.room(self.hub.born()).map_err(Denied::too_often(Refused::NewGroups))?;
             }
         }
         Ok(entered)
