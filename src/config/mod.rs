@@ -261,7 +261,8 @@ settings! {
         keys {
             /// How long a commit may wait and take.
             writer_latency: Option<Duration> = Some(5 * SECOND), unlimited(Time(SECOND / 100..=5 * MINUTE)), Reload;
-            /// Resident memory of the process. On a machine for this alone: three quarters of what it has.
+            /// Resident memory of the process. A heap does not give back what it had, so this ends, too, with three quarters of
+            /// the connections there were. On a machine for this alone: three quarters of what it has.
             memory: Option<u64> = None, unlimited(Size(16 * MIB..=TIB)), Reload;
             /// Open connections. For a server that strangers can reach: nine tenths of `admission.max_connections`.
             connections: Option<usize> = None, unlimited(CONNECTIONS), Reload;

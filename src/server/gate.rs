@@ -23,11 +23,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::drain::Inside;
-use super::load::{self, Load, Overload, Shedding};
+use super::load::{self, Judgement, Load, Overload, Shedding};
 use crate::hub::Hub;
 use crate::metrics::Refused;
 use crate::net::rate::{Bucket, Buckets, Measure, Rate, TooMuch};
@@ -179,7 +179,7 @@ pub(super) struct Gate {
     closed: CancellationToken,
     /// Until when the house is being emptied, in milliseconds of the monotonic clock.
     closed_until_ms: AtomicU64,
-    overload: watch::Sender<Option<Overload>>,
+    load: Mutex<Judgement>,
     looks: AtomicU64,
     connections: AtomicUsize,
     nobody_left: Notify,
@@ -199,7 +199,7 @@ impl Gate {
             closed: stop.child_token(),
             stop,
             closed_until_ms: AtomicU64::new(0),
-            overload: watch::Sender::new(None),
+            load: Mutex::default(),
             looks: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             nobody_left: Notify::new(),
@@ -248,7 +248,7 @@ impl Gate {
     }
 
     pub(super) fn overload(&self) -> Option<Overload> {
-        *self.overload.borrow()
+        self.load.lock().unwrap_or_else(PoisonError::into_inner).overload
     }
 
     /// Looks whether there is too much to do, and tidies. Commits take so long at the moment.
@@ -257,15 +257,16 @@ impl Gate {
         let shedding = &rules.admission.shedding;
         let memory = shedding.memory.and_then(|_| load::resident()).unwrap_or(0);
         let load = Load { writer_latency, memory, connections: self.connections() };
-        self.overload.send_if_modified(|overload| {
-            let before = std::mem::replace(overload, shedding.judge(*overload, &load));
-            match (before, *overload) {
-                (None, Some(what)) => tracing::warn!(?what, ?load, "too much to do: new groups have to wait"),
-                (Some(_), None) => tracing::info!(?load, "new groups are let in again"),
-                _ => {}
-            }
-            before != *overload
-        });
+        let (before, now) = {
+            let mut held = self.load.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = shedding.judge(*held, &load);
+            (std::mem::replace(&mut *held, now).overload, now.overload)
+        };
+        match (before, now) {
+            (None, Some(what)) => tracing::warn!(?what, ?load, "too much to do: new groups have to wait"),
+            (Some(_), None) => tracing::info!(?load, "new groups are let in again"),
+            _ => {}
+        }
         if self.looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIDY_EVERY) {
             for buckets in [&rules.per_address, &rules.per_group].into_iter().flatten() {
                 buckets.tidy();

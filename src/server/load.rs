@@ -3,6 +3,9 @@
 //! A new group costs what it sends and brings nobody yet who would miss anything; a group that is kept has messages waiting
 //! here and devices that can go nowhere else. So before it becomes too much for them, those of whom nothing is kept are told
 //! to come again. Nobody inside notices.
+//!
+//! Memory is resident memory, which a heap keeps when it is done with it. So what is there says when it was too much, but not
+//! when that is over: fewer connections do, whose memory is free again although nobody outside can see it.
 
 use std::time::Duration;
 
@@ -47,25 +50,70 @@ pub enum Overload {
     Connections,
 }
 
+/// What is remembered from one look to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Judgement {
+    /// What there is too much of.
+    pub overload: Option<Overload>,
+    /// When memory reached its bound and is not below three quarters of it yet.
+    full: Option<Full>,
+}
+
+/// Memory was full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Full {
+    /// The most there was since.
+    memory: u64,
+    /// The most there were since.
+    connections: usize,
+    /// It is over as far as connections tell.
+    over: bool,
+}
+
+impl Full {
+    /// What is remembered of it after this look. It is over with three quarters of the connections, and begins anew when
+    /// they are back, or when an eighth more memory is in use than the heap had then.
+    fn followed_by(self, load: &Load) -> Self {
+        let fewer = (load.connections as u128) * 4 < (self.connections as u128) * 3;
+        let anew = load.connections >= self.connections || u128::from(load.memory) * 8 >= u128::from(self.memory) * 9;
+        match self.over {
+            true if anew => Self { memory: load.memory, connections: load.connections, over: false },
+            true => self,
+            false => Self {
+                memory: self.memory.max(load.memory),
+                connections: self.connections.max(load.connections),
+                over: fewer,
+            },
+        }
+    }
+}
+
 impl Shedding {
     /// Whether there is too much to do. It begins when a bound is reached and ends at three quarters of it, so that it
-    /// does not come and go with every connection.
+    /// does not come and go with every connection. That of memory ends at three quarters of the connections, too.
     #[must_use]
-    pub fn judge(&self, before: Option<Overload>, load: &Load) -> Option<Overload> {
+    pub fn judge(&self, before: Judgement, load: &Load) -> Judgement {
+        let full = self.memory.and_then(|bound| match before.full {
+            Some(full) if u128::from(load.memory) * 4 >= u128::from(bound) * 3 => Some(full.followed_by(load)),
+            _ if load.memory >= bound => Some(Full { memory: load.memory, connections: load.connections, over: false }),
+            _ => None,
+        });
+        let before = before.overload;
         let reached = |what: Overload, now: u128, bound: u128| {
             if before == Some(what) { now * 4 >= bound * 3 } else { now >= bound }
         };
         let connections = (load.connections as u128, self.connections.map(|bound| bound as u128));
         let signs = [
             (Overload::Writer, load.writer_latency.as_nanos(), self.writer_latency.map(|bound| bound.as_nanos())),
-            (Overload::Memory, load.memory.into(), self.memory.map(u128::from)),
             (Overload::Connections, connections.0, connections.1),
         ];
-        let over = |&(what, now, bound): &(Overload, u128, Option<u128>)| {
+        let beyond = |&(what, now, bound): &(Overload, u128, Option<u128>)| {
             bound.is_some_and(|bound| reached(what, now, bound)).then_some(what)
         };
         // What began it is named until it is over.
-        signs.iter().filter_map(over).max_by_key(|&what| before == Some(what))
+        let memory = full.filter(|full| !full.over).map(|_| Overload::Memory);
+        let overload = signs.iter().filter_map(beyond).chain(memory).max_by_key(|&what| before == Some(what));
+        Judgement { overload, full }
     }
 }
 
@@ -101,6 +149,36 @@ mod tests {
     const LIMITS: Shedding =
         Shedding { writer_latency: Some(Duration::from_secs(2)), memory: Some(1_000), connections: Some(100) };
 
+    fn judged(overload: Overload) -> Judgement {
+        let full = Full { memory: 1_000, connections: 0, over: false };
+        Judgement { overload: Some(overload), full: (overload == Overload::Memory).then_some(full) }
+    }
+
+    #[test]
+    fn memory_that_the_heap_keeps_does_not_shut_out_new_groups_for_ever() {
+        let look = |before, memory, connections| LIMITS.judge(before, &Load { memory, connections, ..Load::default() });
+        let table = [
+            (1_000, 60, Some(Overload::Memory)),
+            (1_100, 80, Some(Overload::Memory)),
+            (1_100, 60, Some(Overload::Memory)),
+            (1_100, 59, None),
+            // The heap gives nothing back, and fills again.
+            (1_100, 79, None),
+            (1_100, 80, Some(Overload::Memory)),
+            (1_100, 59, None),
+            (1_237, 59, None),
+            // This is not the heap's habit.
+            (1_238, 59, Some(Overload::Memory)),
+            (749, 59, None),
+            (999, 90, None),
+        ];
+        let mut judgement = Judgement::default();
+        for (step, (memory, connections, expected)) in table.into_iter().enumerate() {
+            judgement = look(judgement, memory, connections);
+            assert_eq!(judgement.overload, expected, "{step}");
+        }
+    }
+
     #[test]
     fn each_bound_is_reached_alone_and_left_at_three_quarters() {
         let load = |writer_ms, memory, connections| Load {
@@ -114,22 +192,23 @@ mod tests {
             (Overload::Connections, load(0, 0, 99), load(0, 0, 100), load(0, 0, 75), load(0, 0, 74)),
         ];
         for (what, below, reached, less, over) in table {
-            assert_eq!(LIMITS.judge(None, &below), None);
-            assert_eq!(LIMITS.judge(None, &reached), Some(what));
-            assert_eq!(LIMITS.judge(Some(what), &less), Some(what));
-            assert_eq!(LIMITS.judge(Some(what), &over), None);
-            assert_eq!(LIMITS.judge(None, &less), None);
-            assert_eq!(Shedding::default().judge(Some(what), &reached), None, "without bounds nothing is too much");
+            let (idle, busy) = (Judgement::default(), judged(what));
+            assert_eq!(LIMITS.judge(idle, &below).overload, None);
+            assert_eq!(LIMITS.judge(idle, &reached).overload, Some(what));
+            assert_eq!(LIMITS.judge(busy, &less).overload, Some(what));
+            assert_eq!(LIMITS.judge(busy, &over), idle);
+            assert_eq!(LIMITS.judge(idle, &less), idle);
+            assert_eq!(Shedding::default().judge(busy, &reached), idle, "without bounds nothing is too much");
         }
     }
 
     #[test]
     fn what_began_it_is_named_until_it_is_over() {
         let both = Load { memory: 1_000, connections: 100, ..Load::default() };
-        assert_eq!(LIMITS.judge(Some(Overload::Memory), &both), Some(Overload::Memory));
-        assert_eq!(LIMITS.judge(Some(Overload::Connections), &both), Some(Overload::Connections));
+        assert_eq!(LIMITS.judge(judged(Overload::Memory), &both).overload, Some(Overload::Memory));
+        assert_eq!(LIMITS.judge(judged(Overload::Connections), &both).overload, Some(Overload::Connections));
         let other = Load { memory: 1_000, connections: 0, ..Load::default() };
-        assert_eq!(LIMITS.judge(Some(Overload::Connections), &other), Some(Overload::Memory));
+        assert_eq!(LIMITS.judge(judged(Overload::Connections), &other).overload, Some(Overload::Memory));
     }
 
     #[test]
