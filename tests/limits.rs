@@ -27,6 +27,8 @@ use heliostat::time::Clock;
 use heliostat::wire::d2m::{
     CloseCode, DeviceGroupId, Envelope, FromDevice, Reflect, ReflectFlags, ReflectId, ToDevice,
 };
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 const fn per(amount: u64, per: Per) -> Option<Rate> {
@@ -231,6 +233,19 @@ async fn a_store_that_is_behind_makes_new_groups_wait_and_nobody_else() {
     soon(async { while knocks(&family()).await != 101 {} }).await;
     assert!(soon(mediator.is_alive()).await.is_ok());
     soon(mediator.stop()).await.unwrap();
+}
+
+#[tokio::test]
+async fn half_a_request_does_not_delay_the_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = admitting(dir.path(), Admission::default()).await;
+    let mut half = TcpStream::connect(server.address).await.unwrap();
+    half.write_all(b"GET /0a20").await.unwrap();
+    // Whoever came later was answered.
+    assert_eq!(http(server.address, "/", false).await.status, 404);
+    let clock = Clock::system();
+    soon(server.mediator.stop()).await.unwrap();
+    assert!(clock.now().monotonic < Duration::from_secs(5), "the request itself would have ten");
 }
 
 /// Sends so many messages of this length at once; how long it takes until the last is acknowledged.

@@ -73,6 +73,9 @@ const HEADER_BYTES: usize = 16 * 1024;
 /// How long a stop waits for sessions: a close takes five seconds to flush and five to be answered.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 
+/// How long a stop waits for the rest of a request that has begun to come.
+const HALF_A_REQUEST: Duration = Duration::from_secs(1);
+
 /// How long a stop waits for groups to write down what they know. They have nothing to wait for but the store.
 const HUB_WITHIN: Duration = Duration::from_secs(10);
 /// When a successor can be expected, for the Retry-After of those who are not let in any more.
@@ -265,10 +268,17 @@ where
 {
     let router = TowerToHyperService::new(router);
     // A proxy may send requests of different clients through one connection.
+    let served = Arc::new(());
+    let serving = Arc::downgrade(&served);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let origin = forwarded::origin(&proxies, peer, request.headers());
         request.extensions_mut().insert(Peer(origin));
-        router.call(request)
+        let (answer, served) = (router.call(request), Arc::clone(&served));
+        async move {
+            let answer = answer.await;
+            drop(served);
+            answer
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -281,7 +291,14 @@ where
         served = connection.as_mut() => served,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            loop {
+                match tokio::time::timeout(HALF_A_REQUEST, connection.as_mut()).await {
+                    Ok(served) => break served,
+                    // The service itself has one.
+                    Err(_) if serving.strong_count() <= 1 => break Ok(()),
+                    Err(_) => {}
+                }
+            }
         }
     };
     if let Err(error) = served {
