@@ -27,7 +27,7 @@ use heliostat::time::Clock;
 use heliostat::wire::d2m::{
     CloseCode, DeviceGroupId, Envelope, FromDevice, Reflect, ReflectFlags, ReflectId, ToDevice,
 };
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -233,6 +233,50 @@ async fn a_store_that_is_behind_makes_new_groups_wait_and_nobody_else() {
     soon(async { while knocks(&family()).await != 101 {} }).await;
     assert!(soon(mediator.is_alive()).await.is_ok());
     soon(mediator.stop()).await.unwrap();
+}
+
+/// Asks for nothing that is here and would keep the connection; what comes until it is closed.
+async fn asks(server: &Server) -> Vec<u8> {
+    let mut tcp = TcpStream::connect(server.address).await.unwrap();
+    let _closed = tcp.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+    let mut answer = Vec::new();
+    let _reset_or_end = soon(tcp.read_to_end(&mut answer)).await;
+    answer
+}
+
+#[tokio::test]
+async fn sockets_that_ask_for_nothing_are_bounded_too() {
+    let all = Admission { max_connections: Some(1), ..Admission::default() };
+    let of_address = Admission { max_connections_per_address: Some(1), ..Admission::default() };
+    for (admission, most) in [(all, 65), (of_address, 17)] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = admitting(dir.path(), admission).await;
+        let mut silent = Vec::new();
+        for _ in 1..most {
+            silent.push(TcpStream::connect(server.address).await.unwrap());
+        }
+        assert!(asks(&server).await.starts_with(b"HTTP/1.1 404"), "the last that has room");
+        soon(async { while asks(&server).await.is_empty() {} }).await;
+        silent.push(TcpStream::connect(server.address).await.unwrap());
+        soon(async { while !asks(&server).await.is_empty() {} }).await;
+        drop(silent);
+        soon(async { while asks(&server).await.is_empty() {} }).await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_may_open_two_sockets_per_handshake_and_none_stays_for_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let admission = Admission { handshakes_per_address: per(1, Per::Hour), ..Admission::default() };
+    let server = admitting(dir.path(), admission).await;
+    let clock = Clock::system();
+    for _ in 0..2 {
+        assert!(asks(&server).await.starts_with(b"HTTP/1.1 404"));
+    }
+    assert_eq!(asks(&server).await, b"");
+    assert!(clock.now().monotonic < Duration::from_secs(5), "a connection that is kept has ten");
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -163,16 +163,19 @@ settings! {
     /// Who may come in by the public door.
     pub struct AdmissionConfig {
         keys {
-            /// Connections at once; one more is answered with 503.
+            /// Connections at once; one more is answered with 503. Sockets that are no connection of a device yet count, too: with 64
+            /// more than this, the next is closed at once.
             max_connections: Option<usize> = None, unlimited(CONNECTIONS), Reload;
             /// Connections at once from one address; one more is answered with 429. Behind a proxy, all devices come from
-            /// the proxy's address, unless it is among `listen.trusted_proxies`.
+            /// the proxy's address, unless it is among `listen.trusted_proxies`. With 16 sockets more than this, the next is closed
+            /// at once, before TLS.
             max_connections_per_address: Option<usize> = None, unlimited(CONNECTIONS), Reload;
             /// Connections at once of one device group, also of those that are about to be replaced by a new one of the same
             /// device; one more is answered with 429. For a server that strangers can reach: 30.
             max_connections_per_group: Option<usize> = None, unlimited(CONNECTIONS), Reload;
             /// Handshakes from one address; one more is answered with 429. As many may come at once. All of an IPv6 /64 count
-            /// as one address, here and for `max_connections_per_address`. For a server that strangers can reach: "120/min".
+            /// as one address, here and for `max_connections_per_address`. An address may open twice as many sockets; one more is
+            /// closed at once, before TLS. For a server that strangers can reach: "120/min".
             handshakes_per_address: Option<Rate> = None, unlimited(HANDSHAKES), Reload;
             /// Handshakes of one device group; one more is answered with 429. For a server that strangers can reach: "60/min".
             handshakes_per_group: Option<Rate> = None, unlimited(HANDSHAKES), Reload;

@@ -3,9 +3,12 @@
 //! It accepts and does nothing else: a TLS handshake happens in the connection's own task and under a time limit, so a peer
 //! that opens a connection and says nothing keeps nobody waiting. An accept that fails because the machine has run out of
 //! something is tried again after a pause; the connections that exist go on meanwhile.
+//!
+//! What has not asked for anything yet costs a file descriptor and maybe a TLS handshake, so there are [`Bounds`] for that,
+//! too. Whoever is beyond them is not answered: an answer would cost what the bound is to save.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -62,10 +65,46 @@ impl From<Option<Tls>> for Door {
     }
 }
 
+/// How many may be on their way in.
+pub trait Bounds: Clone + Send + Sync + 'static {
+    /// Held by a connection until it is served to its end, or has become something else that is counted.
+    type Place: Send + 'static;
+
+    /// A place for one that was accepted. `None`: there is none left.
+    fn accepted(&self) -> Option<Self::Place>;
+
+    /// A place for one more from this address, which is the client's own.
+    fn comes_from(&self, address: IpAddr) -> Option<Self::Place>;
+}
+
+/// None.
+impl Bounds for () {
+    type Place = ();
+
+    fn accepted(&self) -> Option<()> {
+        Some(())
+    }
+
+    fn comes_from(&self, _address: IpAddr) -> Option<()> {
+        Some(())
+    }
+}
+
+/// [`serve_within`] no bounds.
+pub async fn serve<L, H, F>(listener: L, door: Door, tasks: Tasks, handler: H)
+where
+    L: Listener,
+    H: Fn(Stream<L::Io>, SocketAddr) -> F + Clone + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    serve_within((), listener, door, tasks, handler).await;
+}
+
 /// Accepts connections until `tasks` is asked to stop, and gives each to `handler` in a task of its own, which `tasks`
 /// waits for. The handler sees only connections that came through the `door`, and where they really come from.
-pub async fn serve<L, H, F>(mut listener: L, door: Door, tasks: Tasks, handler: H)
+pub async fn serve_within<B, L, H, F>(bounds: B, mut listener: L, door: Door, tasks: Tasks, handler: H)
 where
+    B: Bounds,
     L: Listener,
     H: Fn(Stream<L::Io>, SocketAddr) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
@@ -95,24 +134,41 @@ where
             }
         };
         pause = PAUSE;
+        let Some(place) = bounds.accepted() else { continue };
         let (door, stop, handler) = (door.clone(), tasks.stop_token().clone(), handler.clone());
+        let bounds = bounds.clone();
         tasks.spawn(async move {
-            if let Some(Some((stream, origin))) = stop.run_until_cancelled(door.pass(io, peer)).await {
+            if let Some(Some((stream, origin, of_address))) =
+                stop.run_until_cancelled(door.pass(&bounds, io, peer)).await
+            {
                 handler(stream, origin).await;
+                drop(of_address);
             }
+            drop(place);
         });
     }
 }
 
 impl Door {
-    /// Lets a connection through, with where it comes from. `None` when it stays outside.
-    async fn pass<Io>(&self, mut io: Io, peer: SocketAddr) -> Option<(Stream<Io>, SocketAddr)>
+    /// Lets a connection through, with where it comes from and its place. `None` when it stays outside.
+    async fn pass<B, Io>(
+        &self,
+        bounds: &B,
+        mut io: Io,
+        peer: SocketAddr,
+    ) -> Option<(Stream<Io>, SocketAddr, Option<B::Place>)>
     where
+        B: Bounds,
         Io: AsyncRead + AsyncWrite + Unpin,
     {
         // The proxy's header comes before TLS: a proxy that speaks it does not look inside.
         let origin = self.proxies.origin(&mut io, peer).await?;
-        let Some(tls) = &self.tls else { return Some((Stream::Plain(io), origin)) };
+        // What a proxy says later, in requests, is too late to count here; then it has to bound its clients.
+        let place = match self.proxies.trusted.contains(origin.ip()) {
+            true => None,
+            false => Some(bounds.comes_from(origin.ip())?),
+        };
+        let Some(tls) = &self.tls else { return Some((Stream::Plain(io), origin, place)) };
         let (ended, stream) = match secure(tls, io).await {
             Ok(stream) => (metrics::Tls::Done, stream),
             Err(error) => {
@@ -122,7 +178,7 @@ impl Door {
             }
         };
         metrics::get().tls_handshakes.of(ended).increment(1);
-        stream.map(|stream| (stream, origin))
+        stream.map(|stream| (stream, origin, place))
     }
 }
 

@@ -7,6 +7,9 @@
 //! | new groups per time | all | 503 |
 //! | too much to do ([`super::load`]) | groups of whom nothing is kept | 503 |
 //!
+//! Sockets that are no connection of a device (yet) are bounded before TLS ([`Bounds`]), by the same keys and somewhat more, so
+//! that a refusal is answered as a rule; beyond that they are closed at once.
+//!
 //! A new group costs when a device proved its key, not when somebody names it: what anybody can invent must not use up what
 //! there is for everybody ([`Newcomers`]).
 //!
@@ -29,13 +32,21 @@ use tokio_util::sync::CancellationToken;
 use super::drain::Inside;
 use super::load::{self, Judgement, Load, Overload, Shedding};
 use crate::hub::Hub;
-use crate::metrics::Refused;
+use crate::log::Occasionally;
+use crate::metrics::{self, Bounded as _, Refused};
+use crate::net::listen::Bounds;
 use crate::net::rate::{Bucket, Buckets, Measure, Rate, TooMuch};
 use crate::time::Clock;
 use crate::wire::d2m::DeviceGroupId;
 
 /// One look in so many tidies, too: once a minute.
 const TIDY_EVERY: u64 = 120;
+/// How many sockets there may be beyond the connections that are allowed, so that who is refused can be told.
+const SOCKETS_BEYOND: usize = 64;
+/// The same of one address.
+const SOCKETS_BEYOND_OF_ADDRESS: usize = 16;
+/// How many sockets an address may open for each of its handshakes.
+const SOCKETS_PER_HANDSHAKE: u64 = 2;
 /// When to come again, where nothing better is known.
 const LATER: Duration = Duration::from_secs(10);
 
@@ -81,6 +92,8 @@ impl Denied {
 #[derive(Debug)]
 struct Rules {
     admission: Admission,
+    /// Sockets.
+    arrivals: Option<Arc<Buckets>>,
     per_address: Option<Arc<Buckets>>,
     per_group: Option<Arc<Buckets>>,
     new_groups: Option<Arc<Newcomers>>,
@@ -90,9 +103,14 @@ impl Rules {
     fn new(admission: Admission, born: u64, clock: Clock) -> Self {
         let buckets = |rate: Option<Rate>| rate.map(|rate| Arc::new(Buckets::new(rate, clock)));
         let per_address = buckets(admission.handshakes_per_address);
+        let arrivals = buckets(
+            admission
+                .handshakes_per_address
+                .map(|Rate { amount, per }| Rate { amount: amount.saturating_mul(SOCKETS_PER_HANDSHAKE), per }),
+        );
         let per_group = buckets(admission.handshakes_per_group);
         let new_groups = admission.new_groups.map(|rate| Arc::new(Newcomers::new(rate, born, clock)));
-        Self { admission, per_address, per_group, new_groups }
+        Self { admission, arrivals, per_address, per_group, new_groups }
     }
 
     /// Others in their place. Of a rate that stays the same nothing is forgotten.
@@ -105,6 +123,7 @@ impl Rules {
         );
         let mut new = Self::new(admission, born, clock);
         if same.0 {
+            new.arrivals.clone_from(&self.arrivals);
             new.per_address.clone_from(&self.per_address);
         }
         if same.1 {
@@ -152,6 +171,10 @@ impl Newcomers {
 struct Counts<K: Eq + Hash>(DashMap<K, usize>);
 
 impl<K: Eq + Hash> Counts<K> {
+    fn of(&self, key: &K) -> usize {
+        self.0.get(key).map_or(0, |count| *count)
+    }
+
     /// One more; says how many there are then.
     fn more(&self, key: K) -> usize {
         let mut count = self.0.entry(key).or_insert(0);
@@ -185,6 +208,10 @@ pub(super) struct Gate {
     nobody_left: Notify,
     numbers: AtomicU64,
     inside: Inside,
+    /// Sockets that are no connection of a device.
+    sockets: AtomicUsize,
+    sockets_per_address: Counts<IpAddr>,
+    said: Occasionally<Refused>,
     per_address: Counts<IpAddr>,
     per_group: Counts<DeviceGroupId>,
 }
@@ -205,6 +232,9 @@ impl Gate {
             nobody_left: Notify::new(),
             numbers: AtomicU64::new(0),
             inside: Inside::default(),
+            sockets: AtomicUsize::new(0),
+            sockets_per_address: Counts(DashMap::new()),
+            said: Occasionally::new(clock),
             per_address: Counts(DashMap::new()),
             per_group: Counts(DashMap::new()),
         }
@@ -268,7 +298,7 @@ impl Gate {
             _ => {}
         }
         if self.looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIDY_EVERY) {
-            for buckets in [&rules.per_address, &rules.per_group].into_iter().flatten() {
+            for buckets in [&rules.arrivals, &rules.per_address, &rules.per_group].into_iter().flatten() {
                 buckets.tidy();
             }
         }
@@ -344,6 +374,66 @@ impl Gate {
     fn closed_for(&self) -> Duration {
         let until = Duration::from_millis(self.closed_until_ms.load(Ordering::Relaxed));
         until.saturating_sub(self.clock.now().monotonic)
+    }
+}
+
+impl Gate {
+    /// Counts a socket that is closed without an answer.
+    fn turned_away(&self, why: Refused) {
+        metrics::get().refused.of(why).increment(1);
+        if let Some(others) = self.said.may_say(why) {
+            tracing::info!(why = why.value(), others, "closed before it asked for anything");
+        }
+    }
+}
+
+impl Bounds for Arc<Gate> {
+    type Place = Socket;
+
+    fn accepted(&self) -> Option<Socket> {
+        let sockets = self.sockets.fetch_add(1, Ordering::SeqCst) + 1;
+        let place = Socket { gate: Self::clone(self), address: None };
+        let max = self.rules.load().admission.max_connections;
+        if max.is_some_and(|max| sockets + self.connections() > max.saturating_add(SOCKETS_BEYOND)) {
+            self.turned_away(Refused::Full);
+            return None;
+        }
+        Some(place)
+    }
+
+    fn comes_from(&self, address: IpAddr) -> Option<Socket> {
+        let (rules, address) = (self.rules.load(), customer(address));
+        let sockets = self.sockets_per_address.more(address);
+        let place = Socket { gate: Self::clone(self), address: Some(address) };
+        let max = rules.admission.max_connections_per_address;
+        let all = sockets + self.per_address.of(&address);
+        if max.is_some_and(|max| all > max.saturating_add(SOCKETS_BEYOND_OF_ADDRESS)) {
+            self.turned_away(Refused::FullForAddress);
+            return None;
+        }
+        if rules.arrivals.as_ref().is_some_and(|buckets| buckets.take(&address).is_err()) {
+            self.turned_away(Refused::AddressRate);
+            return None;
+        }
+        Some(place)
+    }
+}
+
+/// A socket that was counted in, altogether or for its address.
+#[derive(Debug)]
+pub(super) struct Socket {
+    gate: Arc<Gate>,
+    address: Option<IpAddr>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        match &self.address {
+            Some(address) => self.gate.sockets_per_address.less(address),
+            None => {
+                self.gate.sockets.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
     }
 }
 

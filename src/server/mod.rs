@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{StatusCode, header};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
@@ -145,9 +146,9 @@ impl Mediator {
         let public = Arc::new(Public::new(context, Arc::clone(&gate), tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
         let (tls, proxies, stop_door) = (door.tls.clone(), Arc::clone(&door.proxies), stop.clone());
-        let accepting = tasks.spawn(listen::serve(listener, door, tasks.clone(), move |io, peer| {
-            http(io, peer, Arc::clone(&proxies), router.clone(), stop_door.clone())
-        }));
+        let handler = move |io, peer| http(io, peer, Arc::clone(&proxies), router.clone(), stop_door.clone());
+        let serving = listen::serve_within(Arc::clone(&gate), listener, door, tasks.clone(), handler);
+        let accepting = tasks.spawn(serving);
         health.watch_door("public", &accepting);
         if let Some(tls) = tls.clone() {
             health.watch_certificate(move || tls.identity().map(|identity| identity.not_after_s));
@@ -268,6 +269,7 @@ where
 {
     let router = TowerToHyperService::new(router);
     // A proxy may send requests of different clients through one connection.
+    let shared = proxies.trusted.contains(peer.ip());
     let served = Arc::new(());
     let serving = Arc::downgrade(&served);
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -275,7 +277,14 @@ where
         request.extensions_mut().insert(Peer(origin));
         let (answer, served) = (router.call(request), Arc::clone(&served));
         async move {
-            let answer = answer.await;
+            let mut answer = answer.await;
+            if let Ok(answer) = &mut answer
+                && shared
+                && answer.status() != StatusCode::SWITCHING_PROTOCOLS
+            {
+                // One client's refusal is no reason to close what others use.
+                answer.headers_mut().remove(header::CONNECTION);
+            }
             drop(served);
             answer
         }

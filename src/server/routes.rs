@@ -122,7 +122,10 @@ impl From<BadUrl> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut headers = HeaderMap::new();
+        // Who has no business here does not stay.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         if self.why == Refused::NotWebSocket {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade, close"));
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         }
         if let Some(after) = self.retry_after {
