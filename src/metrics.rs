@@ -607,6 +607,8 @@ metrics! {
         draining: Gauge = "heliostat_draining", COUNT, NONE, "1 while the mediator drains or stops, else 0.", "";
         certificate_expires: Gauge = "heliostat_certificate_expiry_timestamp_seconds", SECONDS, NONE,
             "When the certificate of the public door expires, in Unix time; 0 without TLS.", "";
+        certificate_missing: Gauge = "heliostat_certificate_missing", COUNT, NONE,
+            "1 while the public door does TLS and has no certificate, so that every handshake fails, else 0.", "";
         reloads: By<Outcome, Counter> = "heliostat_reloads_total", COUNT, NONE,
             "Reloads of certificates and configuration. One that failed changed nothing.", "";
     }

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::routes::Public;
 use crate::hub::Hub;
 use crate::metrics;
+use crate::net::tls::Identity;
 use crate::store::{Condition, Store};
 use crate::time::Clock;
 use crate::upstream::{Dial, Io};
@@ -57,12 +58,12 @@ struct Inner {
     upstreams: Mutex<HashMap<String, Duration>>,
 }
 
-/// Knows until when a certificate is valid.
-struct Certificate(Box<dyn Fn() -> Option<u64> + Send + Sync>);
+/// Knows the certificate that is presented.
+struct Certificate(Box<dyn Fn() -> Option<Arc<Identity>> + Send + Sync>);
 
 impl std::fmt::Debug for Certificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Certificate(until {:?})", (self.0)())
+        f.debug_tuple("Certificate").field(&(self.0)()).finish()
     }
 }
 
@@ -122,10 +123,10 @@ impl Health {
         self.0.doors.lock().unwrap_or_else(PoisonError::into_inner).push((name, accepting.abort_handle()));
     }
 
-    /// Who knows until when the public door's certificate is valid, in seconds of Unix time, as of now; `None` while there is
-    /// none. The first one who says so stays.
-    pub fn watch_certificate(&self, not_after_s: impl Fn() -> Option<u64> + Send + Sync + 'static) {
-        self.0.certificate.get_or_init(|| Certificate(Box::new(not_after_s)));
+    /// Who knows the certificate that the public door presents now; `None` while there is none, which no device gets past. Not
+    /// called for a door without TLS. The first one who says so stays.
+    pub fn watch_certificate(&self, presented: impl Fn() -> Option<Arc<Identity>> + Send + Sync + 'static) {
+        self.0.certificate.get_or_init(|| Certificate(Box::new(presented)));
     }
 
     /// Whether devices are being sent away. Stopping is draining, and need not be said.
@@ -175,16 +176,11 @@ impl Health {
             out.push(Degraded { what: "store", why: why.to_owned() });
         }
         let now = self.0.clock.now();
-        let not_after_s = self.0.certificate.get().and_then(|certificate| (certificate.0)());
-        let left = not_after_s.map(|s| Duration::from_secs(s).saturating_sub(Duration::from_millis(now.wall_ms)));
-        if let Some(left) = left.filter(|left| *left < EXPIRES_SOON) {
-            let why = if left.is_zero() {
-                "it has expired".to_owned()
-            } else {
-                format!("it expires in {} days", left.as_secs() / 86_400)
-            };
-            out.push(Degraded { what: "certificate", why });
-        }
+        let certificate = self.0.certificate.get().map(|certificate| (certificate.0)());
+        out.extend(certificate.and_then(|presented| {
+            let why = wrong_with(presented.as_deref(), now.wall_ms)?;
+            Some(Degraded { what: "certificate", why })
+        }));
         let upstreams = self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
         let mut away: Vec<_> = upstreams.iter().collect();
         away.sort_unstable();
@@ -211,7 +207,10 @@ impl Health {
     /// The text of `/metrics`.
     #[must_use]
     pub fn metrics(&self) -> String {
-        metrics::get().draining.set(f64::from(u8::from(self.is_draining())));
+        let one_if = |is: bool| f64::from(u8::from(is));
+        metrics::get().draining.set(one_if(self.is_draining()));
+        let missing = self.0.certificate.get().is_some_and(|certificate| (certificate.0)().is_none());
+        metrics::get().certificate_missing.set(one_if(missing));
         self.0.store.measure();
         metrics::render()
     }
@@ -224,6 +223,19 @@ impl Health {
         } else if !upstreams.contains_key(address) && upstreams.len() < UPSTREAMS_MAX {
             upstreams.insert(address.to_owned(), now);
         }
+    }
+}
+
+/// Why clients refuse what is presented, or soon will.
+fn wrong_with(presented: Option<&Identity>, now_ms: u64) -> Option<String> {
+    let Some(identity) = presented else { return Some("none yet: every TLS handshake fails".to_owned()) };
+    let left = Duration::from_secs(identity.not_after_s).saturating_sub(Duration::from_millis(now_ms));
+    if left.is_zero() {
+        Some("it has expired".to_owned())
+    } else if let Some(not_yet) = identity.out_of_date(now_ms) {
+        Some(format!("it is {not_yet}"))
+    } else {
+        (left < EXPIRES_SOON).then(|| format!("it expires in {} days", left.as_secs() / 86_400))
     }
 }
 
@@ -383,18 +395,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_certificate_is_degraded_for_its_last_two_weeks() {
+    async fn a_certificate_is_degraded_while_there_is_none_or_none_yet_and_for_its_last_two_weeks() {
+        const NOW_S: u64 = 1_000_000_000;
         let (health, _) = healthy();
         assert_eq!(health.degraded(), [], "without TLS");
-        let valid_s = Arc::new(AtomicU64::new(1_000_000_000 + 15 * 86_400));
+        let valid_s = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
         let known = Arc::clone(&valid_s);
-        health.watch_certificate(move || Some(known.load(Ordering::Relaxed)));
+        health.watch_certificate(move || {
+            let [not_before_s, not_after_s] = [0, 1].map(|at: usize| known[at].load(Ordering::Relaxed));
+            let identity = Identity { pin: String::new(), names: Vec::new(), not_before_s, not_after_s };
+            (not_after_s > 0).then(|| Arc::new(identity))
+        });
+        assert_eq!(health.degraded()[0].why, "none yet: every TLS handshake fails");
+        assert!(health.ready().ready, "an authority that looks at the door comes in by the load balancer");
+        let [not_before_s, valid_s] = &*valid_s;
+        not_before_s.store(NOW_S + 1, Ordering::Relaxed);
+        valid_s.store(NOW_S + 15 * 86_400, Ordering::Relaxed);
+        assert_eq!(health.degraded()[0].why, "it is not valid before 2001-09-09T01:46:41Z");
+        not_before_s.store(NOW_S, Ordering::Relaxed);
         assert_eq!(health.degraded(), []);
         tokio::time::advance(Duration::from_secs(36 * 3_600)).await;
         assert_eq!(health.degraded()[0].why, "it expires in 13 days");
         tokio::time::advance(Duration::from_secs(14 * 86_400)).await;
         assert_eq!(health.degraded()[0].why, "it has expired");
-        valid_s.store(1_000_000_000 + 90 * 86_400, Ordering::Relaxed);
+        valid_s.store(NOW_S + 90 * 86_400, Ordering::Relaxed);
         assert_eq!(health.degraded(), []);
     }
 

@@ -147,7 +147,7 @@ impl Mediator {
         }));
         health.watch_door("public", &accepting);
         if let Some(tls) = tls.clone() {
-            health.watch_certificate(move || tls.identity().map(|identity| identity.not_after_s));
+            health.watch_certificate(move || tls.identity());
         }
         tasks.spawn(load::watch(hub.clone(), clock, stop.clone(), move |writer_latency| gate.look(writer_latency)));
         let sweeper = hub.clone();
