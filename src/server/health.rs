@@ -37,6 +37,10 @@ use crate::upstream::{Dial, Io};
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
 /// Chat servers that were not reached when last tried and are remembered for it. A template stands for 256 of them, and there may be others.
 const UPSTREAMS_MAX: usize = 1_024;
+/// After this long without an attempt nothing is known of a chat server: clients try again sooner, unless nobody wants to go there any more.
+const UPSTREAM_KNOWN_FOR: Duration = Duration::from_secs(300);
+/// Chat servers that are named one by one.
+const UPSTREAMS_NAMED: usize = 5;
 
 /// By how much a watched attempt is given up earlier than it would be: a tick of the timer.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -54,8 +58,23 @@ struct Inner {
     draining: AtomicBool,
     certificate: OnceLock<Certificate>,
     doors: Mutex<Vec<(&'static str, AbortHandle)>>,
-    /// By address: since when nobody answers there.
-    upstreams: Mutex<HashMap<String, Duration>>,
+    /// By address.
+    upstreams: Mutex<HashMap<String, Away>>,
+}
+
+/// A chat server that did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Away {
+    /// The first time.
+    since: Duration,
+    /// The last time.
+    tried: Duration,
+}
+
+impl Away {
+    fn is_known(&self, now: Duration) -> bool {
+        now.saturating_sub(self.tried) < UPSTREAM_KNOWN_FOR
+    }
 }
 
 /// Knows the certificate that is presented.
@@ -146,6 +165,11 @@ impl Health {
         Arc::new(Watched { dial, health: self.clone() })
     }
 
+    /// Chat servers are elsewhere now: what is known of the old ones does not matter any more.
+    pub fn forget_upstreams(&self) {
+        self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Whether the process is worth keeping.
     ///
     /// # Errors
@@ -182,12 +206,15 @@ impl Health {
             Some(Degraded { what: "certificate", why })
         }));
         let upstreams = self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut away: Vec<_> = upstreams.iter().collect();
+        let mut away: Vec<_> = upstreams.iter().filter(|(_, away)| away.is_known(now.monotonic)).collect();
         away.sort_unstable();
-        out.extend(away.into_iter().map(|(address, since)| {
+        let others = away.len().saturating_sub(UPSTREAMS_NAMED);
+        let why = away.into_iter().take(UPSTREAMS_NAMED).map(|(address, Away { since, .. })| {
             let for_s = now.monotonic.saturating_sub(*since).as_secs();
-            Degraded { what: "upstream", why: format!("{address} has not been reached for {for_s} s") }
-        }));
+            format!("{address} has not been reached for {for_s} s")
+        });
+        let why = why.chain((others > 0).then(|| format!("{others} others have not been reached")));
+        out.extend(why.map(|why| Degraded { what: "upstream", why }));
         out
     }
 
@@ -220,8 +247,17 @@ impl Health {
         let mut upstreams = self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
         if reached {
             upstreams.remove(address);
-        } else if !upstreams.contains_key(address) && upstreams.len() < UPSTREAMS_MAX {
-            upstreams.insert(address.to_owned(), now);
+            return;
+        }
+        if let Some(away) = upstreams.get_mut(address).filter(|away| away.is_known(now)) {
+            away.tried = now;
+            return;
+        }
+        if upstreams.len() >= UPSTREAMS_MAX {
+            upstreams.retain(|_, away| away.is_known(now));
+        }
+        if upstreams.len() < UPSTREAMS_MAX {
+            upstreams.insert(address.to_owned(), Away { since: now, tried: now });
         }
     }
 }
@@ -456,5 +492,30 @@ mod tests {
         health.dialled("hole:1", true);
         assert!(futures_util::FutureExt::now_or_never(dial.dial("hole:1", second)).is_none());
         assert_eq!(health.degraded(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_chat_server_that_nobody_asks_for_any_more_is_forgotten() {
+        let (health, _) = healthy();
+        let why = || health.degraded().into_iter().map(|it| it.why).collect::<Vec<_>>();
+        health.dialled("gone:1", false);
+        tokio::time::advance(Duration::from_secs(299)).await;
+        assert_eq!(why(), ["gone:1 has not been reached for 299 s"]);
+        health.dialled("gone:1", false);
+        tokio::time::advance(Duration::from_secs(299)).await;
+        assert_eq!(why(), ["gone:1 has not been reached for 598 s"], "it was tried again");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(why().is_empty(), "nobody has tried for five minutes");
+        health.dialled("gone:1", false);
+        assert_eq!(why(), ["gone:1 has not been reached for 0 s"]);
+        health.forget_upstreams();
+        assert!(why().is_empty());
+        for n in 0..=UPSTREAMS_MAX {
+            health.dialled(&format!("{n:04}:1"), false);
+        }
+        assert_eq!(why()[4..], ["0004:1 has not been reached for 0 s", "1019 others have not been reached"]);
+        tokio::time::advance(UPSTREAM_KNOWN_FOR).await;
+        health.dialled("new:1", false);
+        assert_eq!(why(), ["new:1 has not been reached for 0 s"], "those that are forgotten take no room");
     }
 }

@@ -204,7 +204,13 @@ impl Mediator {
     pub fn change(&self, settings: Settings) {
         let Settings { directory, limits, timeouts, rates, admission } = settings;
         self.hub.set_limits(limits);
-        self.public.change(|context| Context { directory, timeouts, rates, ..context.clone() }, admission);
+        let change = |context: &Context| {
+            if context.directory != directory {
+                self.health.forget_upstreams();
+            }
+            Context { directory, timeouts, rates, ..context.clone() }
+        };
+        self.public.change(change, admission);
     }
 
     /// Returns when connections are being accepted and commits kept at the moment; hangs when one of them hangs.
