@@ -7,8 +7,8 @@
 //!   What is *degraded* stands in its answer and fails nothing: with one node there is no elsewhere, and what works still works.
 //! * `/metrics` is for Prometheus ([`crate::metrics`]).
 //!
-//! None of them says who is connected. The first two are open to everybody who reaches the door; numbers need the token, if one is
-//! set ([`super::guard`]).
+//! None of them says who is connected. The first two are open to everybody who reaches the door; numbers, and why something
+//! is degraded, are for those who may use the rest of it, too ([`super::guard`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -19,15 +19,17 @@ use std::time::Duration;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use axum::{Json, Router, extract};
+use axum::{Extension, Json, Router, extract};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use super::guard::Trusted;
+use super::load::Overload;
 use super::routes::Public;
 use crate::hub::Hub;
-use crate::metrics;
+use crate::metrics::{self, Bounded as _};
 use crate::net::tls::Identity;
 use crate::store::{Condition, Store};
 use crate::time::Clock;
@@ -57,6 +59,7 @@ struct Inner {
     stop: CancellationToken,
     draining: AtomicBool,
     certificate: OnceLock<Certificate>,
+    overload: OnceLock<Overloaded>,
     doors: Mutex<Vec<(&'static str, AbortHandle)>>,
     /// By address.
     upstreams: Mutex<HashMap<String, Away>>,
@@ -86,6 +89,15 @@ impl std::fmt::Debug for Certificate {
     }
 }
 
+/// Knows what there is too much of.
+struct Overloaded(Box<dyn Fn() -> Option<Overload> + Send + Sync>);
+
+impl std::fmt::Debug for Overloaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Overloaded").field(&(self.0)()).finish()
+    }
+}
+
 /// Why only a restart helps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Dead {
@@ -100,7 +112,7 @@ pub enum Dead {
 /// Something that is not as it should be, while the rest works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Degraded {
-    /// What: `store`, `certificate`, `upstream`.
+    /// What: `store`, `certificate`, `overload`, `upstream`.
     pub what: &'static str,
     /// What is wrong with it, for people.
     pub why: String,
@@ -132,6 +144,7 @@ impl Health {
             stop,
             draining: AtomicBool::new(false),
             certificate: OnceLock::new(),
+            overload: OnceLock::new(),
             doors: Mutex::default(),
             upstreams: Mutex::default(),
         }))
@@ -146,6 +159,15 @@ impl Health {
     /// called for a door without TLS. The first one who says so stays.
     pub fn watch_certificate(&self, presented: impl Fn() -> Option<Arc<Identity>> + Send + Sync + 'static) {
         self.0.certificate.get_or_init(|| Certificate(Box::new(presented)));
+    }
+
+    /// Who knows what there is too much of now ([`super::load`]). The first one who says so stays.
+    pub fn watch_overload(&self, overload: impl Fn() -> Option<Overload> + Send + Sync + 'static) {
+        self.0.overload.get_or_init(|| Overloaded(Box::new(overload)));
+    }
+
+    fn overload(&self) -> Option<Overload> {
+        self.0.overload.get().and_then(|overloaded| (overloaded.0)())
     }
 
     /// Whether devices are being sent away. Stopping is draining, and need not be said.
@@ -205,6 +227,14 @@ impl Health {
             let why = wrong_with(presented.as_deref(), now.wall_ms)?;
             Some(Degraded { what: "certificate", why })
         }));
+        if let Some(overload) = self.overload() {
+            let too_much = match overload {
+                Overload::Writer => "commits take too long",
+                Overload::Memory => "too much memory is in use",
+                Overload::Connections => "too many connections are open",
+            };
+            out.push(Degraded { what: "overload", why: format!("{too_much}: new groups have to wait") });
+        }
         let upstreams = self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
         let mut away: Vec<_> = upstreams.iter().filter(|(_, away)| away.is_known(now.monotonic)).collect();
         away.sort_unstable();
@@ -238,6 +268,10 @@ impl Health {
         metrics::get().draining.set(one_if(self.is_draining()));
         let missing = self.0.certificate.get().is_some_and(|certificate| (certificate.0)().is_none());
         metrics::get().certificate_missing.set(one_if(missing));
+        let overload = self.overload().map(metrics::Overload::from);
+        for what in metrics::Overload::all() {
+            metrics::get().overload.of(what).set(one_if(overload == Some(what)));
+        }
         self.0.store.measure();
         metrics::render()
     }
@@ -258,6 +292,16 @@ impl Health {
         }
         if upstreams.len() < UPSTREAMS_MAX {
             upstreams.insert(address.to_owned(), Away { since: now, tried: now });
+        }
+    }
+}
+
+impl From<Overload> for metrics::Overload {
+    fn from(overload: Overload) -> Self {
+        match overload {
+            Overload::Writer => Self::Writer,
+            Overload::Memory => Self::Memory,
+            Overload::Connections => Self::Connections,
         }
     }
 }
@@ -329,9 +373,35 @@ struct ReadyAndCounts {
     groups_awake: usize,
 }
 
-async fn readyz(extract::State(state): extract::State<State>) -> Response {
+/// What everybody may know who asks whether to send devices here.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct ReadyForAnybody {
+    ready: bool,
+    draining: bool,
+    durability: &'static str,
+    degraded: Vec<Kind>,
+}
+
+/// A [`Degraded`] without its reason, which may name what is inside.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Kind {
+    what: &'static str,
+}
+
+impl From<Ready> for ReadyForAnybody {
+    fn from(Ready { ready, draining, durability, degraded, version: _ }: Ready) -> Self {
+        let mut degraded: Vec<_> = degraded.into_iter().map(|Degraded { what, .. }| Kind { what }).collect();
+        degraded.dedup();
+        Self { ready, draining, durability, degraded }
+    }
+}
+
+async fn readyz(extract::State(state): extract::State<State>, Extension(trusted): Extension<Trusted>) -> Response {
     let ready = state.health.ready();
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if !trusted.0 {
+        return (status, Json(ReadyForAnybody::from(ready))).into_response();
+    }
     let (connections, groups_awake) = (state.public.connections(), state.hub.awake());
     (status, Json(ReadyAndCounts { ready, connections, groups_awake })).into_response()
 }
@@ -492,6 +562,30 @@ mod tests {
         health.dialled("hole:1", true);
         assert!(futures_util::FutureExt::now_or_never(dial.dial("hole:1", second)).is_none());
         assert_eq!(health.degraded(), []);
+    }
+
+    #[tokio::test]
+    async fn too_much_to_do_is_degraded_and_strangers_learn_kinds_only() {
+        let (health, _) = healthy();
+        let overload = Arc::new(Mutex::new(None));
+        let known = Arc::clone(&overload);
+        health.watch_overload(move || *known.lock().unwrap());
+        assert_eq!(health.degraded(), []);
+        let gauges = || {
+            let text = health.metrics();
+            text.lines().filter(|line| line.starts_with("heliostat_overload{") && line.ends_with(" 1")).count()
+        };
+        assert_eq!(gauges(), 0);
+        *overload.lock().unwrap() = Some(Overload::Memory);
+        assert_eq!(health.degraded()[0].why, "too much memory is in use: new groups have to wait");
+        assert_eq!(gauges(), 1);
+        health.dialled("10.1.2.3:5222", false);
+        health.dialled("10.1.2.4:5222", false);
+        let said = serde_json::to_value(ReadyForAnybody::from(health.ready())).unwrap();
+        let expected = serde_json::json!({
+            "ready": true, "draining": false, "durability": "fsync", "degraded": [{ "what": "overload" }, { "what": "upstream" }],
+        });
+        assert_eq!(said, expected);
     }
 
     #[tokio::test(start_paused = true)]

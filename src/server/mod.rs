@@ -57,6 +57,7 @@ use self::routes::Public;
 use crate::config::Secret;
 use crate::group::Limits;
 use crate::hub::Hub;
+use crate::log::Occasionally;
 use crate::net::listen::{self, Door, Listener};
 use crate::net::proxies::Proxies;
 use crate::net::tasks::{Tasks, Unfinished};
@@ -137,7 +138,16 @@ impl Mediator {
         let stop = tasks.stop_token().clone();
         let health = Health::new(clock, store, durability, stop.clone());
         let dial = health.watch_upstreams(dial);
-        let context = Context { hub: hub.clone(), directory, dial, upstream, clock, timeouts, rates };
+        let context = Context {
+            hub: hub.clone(),
+            directory,
+            dial,
+            upstream,
+            clock,
+            timeouts,
+            rates,
+            said: Arc::new(Occasionally::new(clock)),
+        };
         let gate = Arc::new(Gate::new(admission, hub.clone(), clock, stop.clone()));
         let public = Arc::new(Public::new(context, Arc::clone(&gate), tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
@@ -149,6 +159,8 @@ impl Mediator {
         if let Some(tls) = tls.clone() {
             health.watch_certificate(move || tls.identity());
         }
+        let overloaded = Arc::clone(&gate);
+        health.watch_overload(move || overloaded.overload());
         tasks.spawn(load::watch(hub.clone(), clock, stop.clone(), move |writer_latency| gate.look(writer_latency)));
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
