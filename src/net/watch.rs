@@ -241,6 +241,22 @@ mod tests {
     }
 
     #[test]
+    fn a_look_that_is_part_of_a_reload_is_not_counted_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = in_dir(dir.path());
+        write(&files, &pair(0, 90));
+        let watch = Watch::open(files.clone(), now(1)).unwrap();
+        write(&files, &pair(0, 30));
+        assert!(matches!(watch.reload().unwrap(), Looked::Replaced { .. }));
+        std::fs::remove_file(&files.key).unwrap();
+        watch.reload().unwrap_err();
+        let counted = metrics::render();
+        for result in ["done", "failed"] {
+            assert!(counted.contains(&format!("heliostat_reloads_total{{result=\"{result}\"}} 0")), "{counted}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_used_changes_nothing_and_is_told_once() {
         let dir = tempfile::tempdir().unwrap();
         let files = in_dir(dir.path());
