@@ -15,9 +15,11 @@ use miette::{IntoDiagnostic as _, WrapErr as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::config::{self, ConfigError, Effective, Flag, Sources};
+use crate::config::{self, ConfigError, Effective, Flag, Security, Sources};
 use crate::net::inherited::Inherited;
+use crate::net::tls::Certificate;
 use crate::server::serve::Process;
+use crate::time::Clock;
 use crate::{logging, server, tools};
 
 /// How long a health check may take altogether.
@@ -185,6 +187,7 @@ impl ConfigCommand {
         let text = match self {
             Self::Check(args) => {
                 let effective = args.config(std::env::vars_os())?;
+                check_files(&effective.config.listen.security())?;
                 let file = effective.file.as_deref().unwrap_or("no file, so the development box");
                 format!("The configuration is in order: {file}.\n")
             }
@@ -192,6 +195,19 @@ impl ConfigCommand {
             Self::Doc => config::reference(),
         };
         io::stdout().write_all(text.as_bytes()).into_diagnostic()
+    }
+}
+
+/// Reads the files of TLS as `serve` would.
+fn check_files(security: &Security) -> miette::Result<()> {
+    match security {
+        Security::Files(files) => {
+            let certificate = Certificate::load(files).into_diagnostic()?;
+            let out_of_date = certificate.identity().out_of_date(Clock::system().now().wall_ms);
+            out_of_date.map_or(Ok(()), |why| Err(miette::miette!("{}: {why}", files.cert.display())))
+        }
+        Security::Acme(settings) => settings.check().into_diagnostic(),
+        Security::Plain | Security::Development => Ok(()),
     }
 }
 

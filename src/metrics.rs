@@ -190,6 +190,32 @@ label! {
 }
 
 label! {
+    /// What there is too much of.
+    Overload("what") {
+        /// Commits wait for too long.
+        Writer = "writer",
+        /// Memory.
+        Memory = "memory",
+        /// Connections.
+        Connections = "connections",
+    }
+}
+
+label! {
+    /// Why a request is turned away at the admin door.
+    Denied("why") {
+        /// No token, or another one.
+        Token = "token",
+        /// A token as browsers send it by themselves, for a change.
+        BasicForChange = "basic_for_change",
+        /// It is meant for another host.
+        Host = "host",
+        /// A page from elsewhere wants a change.
+        Origin = "origin",
+    }
+}
+
+label! {
     /// Who caused the end of a connection.
     Culprit("culprit") {
         /// The device, or its network.
@@ -607,8 +633,14 @@ metrics! {
         draining: Gauge = "heliostat_draining", COUNT, NONE, "1 while the mediator drains or stops, else 0.", "";
         certificate_expires: Gauge = "heliostat_certificate_expiry_timestamp_seconds", SECONDS, NONE,
             "When the certificate of the public door expires, in Unix time; 0 without TLS.", "";
+        certificate_missing: Gauge = "heliostat_certificate_missing", COUNT, NONE,
+            "1 while the public door does TLS and has no certificate, so that every handshake fails, else 0.", "";
+        overload: By<Overload, Gauge> = "heliostat_overload", COUNT, NONE,
+            "1 for what there is too much of, so that new groups have to wait, else 0.", "";
+        admin_denied: By<Denied, Counter> = "heliostat_admin_denied_total", COUNT, NONE,
+            "Requests that were turned away at the admin door.", "";
         reloads: By<Outcome, Counter> = "heliostat_reloads_total", COUNT, NONE,
-            "Reloads of certificates and configuration. One that failed changed nothing.", "";
+            "Reloads of certificates and configuration, one for all that a SIGHUP reloads. One that failed changed nothing.", "";
     }
     "Groups" {
         groups_awake: Gauge = "heliostat_groups_awake", COUNT, NONE,

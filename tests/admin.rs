@@ -202,12 +202,39 @@ fn with_a_token_everybody_but_supervisors_has_to_know_it() {
     for path in ["/livez", "/readyz"] {
         assert!(asks(&server, &format!("GET {path}\nHost: localhost")).starts_with("200"), "{path}");
     }
+    let ready = |more: &str| asks(&server, &format!("GET /readyz\nHost: localhost{more}"));
+    assert!(!ready("").contains("version") && !ready("").contains("connections"), "{}", ready(""));
+    let authorized = ready(&format!("\nAuthorization: Bearer {TOKEN}"));
+    assert!(authorized.contains("version") && authorized.contains("connections"), "{authorized}");
+    let metrics = asks(&server, &format!("GET /metrics\nHost: localhost\nAuthorization: Bearer {TOKEN}"));
+    assert!(metrics.contains("heliostat_admin_denied_total{why=\"token\"} 6"), "{metrics}");
     assert!(is_refused(&server, &["groups"]).contains("needs its token"));
     assert!(says(&server, &["groups", "--token-file", file]).contains("0 awake"));
     assert!(
         asks(&server, &format!("GET /api/groups\nHost: x.example\nAuthorization: Bearer {TOKEN}")).starts_with("200")
     );
     assert!(asks(&server, &format!("GET /\nHost: x.example\nAuthorization: Bearer {TOKEN}!")).starts_with("401"));
+}
+
+#[test]
+fn a_check_reads_the_files_of_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, cert, key) = (dir.path().join("h.toml"), dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&config, format!("listen = {{ cert = {cert:?}, key = {key:?} }}\n")).unwrap();
+    let says = || {
+        let output = check(&config);
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (fine, said) = says();
+    assert!(!fine && said.contains("cert.pem"), "{said}");
+    let rcgen::CertifiedKey { cert: made, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["chat.example.org".to_owned()]).unwrap();
+    std::fs::write(&cert, made.pem()).unwrap();
+    std::fs::write(&key, "no key").unwrap();
+    let (fine, said) = says();
+    assert!(!fine && said.contains("key.pem"), "{said}");
+    std::fs::write(&key, signing_key.serialize_pem()).unwrap();
+    assert!(says().0, "{}", says().1);
 }
 
 #[test]

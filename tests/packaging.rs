@@ -108,6 +108,45 @@ fn every_path_command_and_port_of_the_compose_file_exists() {
     assert!(mounts(mediator).iter().any(|(inside, _)| Path::new(inside) == config.data_dir), "the data is on a volume");
 }
 
+/// Killed when it is dropped.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn the_binary_starts_with_the_configuration_of_the_compose_file() {
+    let compose = compose();
+    let mediator = &compose["services"]["heliostat"];
+    let dir = tempfile::tempdir().unwrap();
+    let mut text = read("deploy/compose.toml");
+    for inside in ["/certs/throwaway-test-only-cert.pem", "/certs/throwaway-test-only-key.pem", token_file(mediator)] {
+        assert!(text.contains(inside), "{inside}");
+        text = text.replace(inside, behind(mediator, inside).to_str().unwrap());
+    }
+    for (listens, any_port) in
+        [("0.0.0.0:8443", "0.0.0.0:0"), ("0.0.0.0:9090", "0.0.0.0:0"), ("0.0.0.0:5222", "0.0.0.0:0")]
+    {
+        assert!(text.contains(listens), "{listens}");
+        text = text.replace(listens, any_port);
+    }
+    text = text.replace("\"/data\"", &format!("{:?}", dir.path().join("data")));
+    let config = dir.path().join("compose.toml");
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command.args(["serve", "--config"]).arg(&config).env("HELIOSTAT_LOG", "error");
+    let mut server = Killed(command.stdout(std::process::Stdio::piped()).spawn().unwrap());
+    let said = std::io::BufReader::new(server.0.stdout.take().unwrap());
+    let mut said = std::io::BufRead::lines(said).map_while(Result::ok);
+    // It says so once all doors are open.
+    let admin = said.find(|line| line.contains("http://"));
+    assert!(admin.is_some(), "the server ended: {}", server.0.wait().unwrap());
+}
+
 #[test]
 fn prometheus_and_grafana_find_each_other_the_mediator_and_their_files() {
     let compose = compose();

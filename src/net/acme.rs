@@ -333,6 +333,16 @@ fn one_file(file: &std::path::Path) -> CertFiles {
     CertFiles { cert: file.to_owned(), key: file.to_owned() }
 }
 
+impl Settings {
+    /// Whether the certificates of the authority's own can be used, if there are any.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file and what is wrong with it.
+    pub fn check(&self) -> Result<(), TlsError> {
+        if self.ca.is_some() { Https::trusting(self).map(drop) } else { Ok(()) }
+    }
+}
+
 /// Exchanges with the authority, a connection each: an order takes a dozen, every few weeks.
 #[derive(Debug, Clone)]
 struct Https(Arc<ClientConfig>);

@@ -81,7 +81,7 @@ impl Watch {
         &self.0.tls
     }
 
-    /// Looks at the files now. Reads them on the calling thread.
+    /// Looks at the files now, as a part of a reload that the caller counts. Reads them on the calling thread.
     ///
     /// # Errors
     /// [`TlsError`] names the file and what is wrong with it; what was presented still is.
@@ -89,7 +89,7 @@ impl Watch {
         self.look().map_err(|(error, _)| error)
     }
 
-    /// Looks at the files every so often, for ever, and logs what became of it.
+    /// Looks at the files every so often, for ever, and logs and counts what became of it.
     pub async fn run(self, every: Duration) {
         loop {
             tokio::time::sleep(every).await;
@@ -98,8 +98,12 @@ impl Watch {
             let looked = tokio::task::spawn_blocking(move || this.look()).await;
             match looked {
                 Ok(Ok(Looked::Unchanged) | Err((_, Known::Already))) => {}
-                Ok(Ok(Looked::Replaced { identity, new_pin })) => log_replaced(&identity, new_pin),
+                Ok(Ok(Looked::Replaced { identity, new_pin })) => {
+                    metrics::get().reloads.of(Outcome::Done).increment(1);
+                    log_replaced(&identity, new_pin);
+                }
                 Ok(Err((error, Known::New))) => {
+                    metrics::get().reloads.of(Outcome::Failed).increment(1);
                     tracing::warn!(%error, "the new certificate cannot be used; the present one stays");
                 }
                 Err(error) => tracing::error!(%error, "could not look at the certificate"),
@@ -130,16 +134,12 @@ impl Watch {
             Ok(certificate) => {
                 let identity = Arc::clone(certificate.identity());
                 let before = tls.present(certificate);
-                metrics::get().reloads.of(Outcome::Done).increment(1);
                 *seen = Seen { presented: contents, reported: None };
                 let new_pin = before.is_none_or(|before| before.pin != identity.pin);
                 Ok(Looked::Replaced { identity, new_pin })
             }
             Err(error) => {
                 let known = if seen.reported == Some(contents) { Known::Already } else { Known::New };
-                if known == Known::New {
-                    metrics::get().reloads.of(Outcome::Failed).increment(1);
-                }
                 seen.reported = Some(contents);
                 Err((error, known))
             }
@@ -238,6 +238,22 @@ mod tests {
         let renewed = CertificateParams::new(["chat.example.org".to_owned()]).unwrap().self_signed(&key).unwrap();
         std::fs::write(&files.cert, renewed.pem()).unwrap();
         assert!(matches!(watch.reload().unwrap(), Looked::Replaced { new_pin: false, .. }));
+    }
+
+    #[test]
+    fn a_look_that_is_part_of_a_reload_is_not_counted_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = in_dir(dir.path());
+        write(&files, &pair(0, 90));
+        let watch = Watch::open(files.clone(), now(1)).unwrap();
+        write(&files, &pair(0, 30));
+        assert!(matches!(watch.reload().unwrap(), Looked::Replaced { .. }));
+        std::fs::remove_file(&files.key).unwrap();
+        watch.reload().unwrap_err();
+        let counted = metrics::render();
+        for result in ["done", "failed"] {
+            assert!(counted.contains(&format!("heliostat_reloads_total{{result=\"{result}\"}} 0")), "{counted}");
+        }
     }
 
     #[test]

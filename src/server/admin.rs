@@ -35,10 +35,11 @@ pub(super) struct State {
 
 pub(super) fn router(state: State, token: Option<Secret>) -> Router {
     let health = health::router(state.health.clone(), state.hub.clone(), Arc::clone(&state.public));
+    let guard = Guard::new(token, state.clock);
     Router::new()
         .merge(api::router())
         .merge(dashboard::router())
         .with_state(state)
         .merge(health)
-        .layer(middleware::from_fn_with_state(Guard::new(token), guard::check))
+        .layer(middleware::from_fn_with_state(guard, guard::check))
 }

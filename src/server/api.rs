@@ -167,7 +167,9 @@ impl IntoResponse for ApiError {
             Self::BadGroup(_) | Self::BadDevice(_) | Self::BadQuery(_) | Self::BadFilter(..) => StatusCode::BAD_REQUEST,
             Self::Backup(BackupError::Relative(_)) => StatusCode::BAD_REQUEST,
             Self::Backup(BackupError::Exists(_) | BackupError::Running) | Self::NothingKept => StatusCode::CONFLICT,
-            Self::Backup(BackupError::Store(_) | BackupError::Io { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Backup(BackupError::Store(_) | BackupError::Io { .. } | BackupError::Unfit { .. }) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::NoGroup(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
             Self::Ambiguous(_) | Self::NotConnected(_) | Self::NotLogging => StatusCode::CONFLICT,
             Self::Slow => StatusCode::GATEWAY_TIMEOUT,

@@ -3,10 +3,11 @@
 //! A backup is a data directory: restoring it is starting a server on it. Databases are copied by [`store::copy`], so each is
 //! of one moment, and everything that was acknowledged before the backup began is in it; the mediator's own goes through
 //! its store, which has to know. All other files, such as keys, are copied as they are. What makes no sense elsewhere is left out:
-//! locks, and the parts of a running database beside it.
+//! locks, and the parts of a running database beside it. What a link leads to is copied in its place: a backup stands by itself.
 //!
-//! It is made under another name and gets its own when it is complete and synced, so a directory of the name that was asked for is a
-//! whole backup. It is made on a thread that nobody waits for at the end: a server that stops leaves it incomplete.
+//! It is made under a name of its own beside the one that was asked for, and gets that when it is complete and synced, so a directory of
+//! the name that was asked for is a whole backup. Nothing is ever removed but what the same attempt made: whoever may ask for a
+//! backup may name any path. It is made on a thread that nobody waits for at the end: a server that stops leaves it incomplete.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,14 +18,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::crypto::random;
 use crate::files;
 use crate::store::sqlite::DATABASE_FILE;
 use crate::store::{Store, StoreError, copy};
 
 /// Endings of files that are of use only to the process that runs here.
 const LEFT_OUT: [&str; 4] = ["-wal", "-shm", ".lock", ".new"];
-/// Ends the name of a backup that is not complete.
+/// Ends the name of a backup that is not complete, before a random number.
 const INCOMPLETE: &str = ".incomplete";
+/// How deep directories are nested. No part of this program makes more than one, so it takes a link that leads in a circle.
+const DEPTH_MAX: usize = 16;
 
 /// Makes backups, one at a time.
 #[derive(Debug, Clone)]
@@ -60,6 +64,14 @@ pub enum BackupError {
     /// A database could not be copied.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// It is in the data directory, and no backup would be whole without.
+    #[error("{} cannot be copied: {why}; a backup without it would not be whole", path.display())]
+    Unfit {
+        /// What.
+        path: PathBuf,
+        /// What is in the way.
+        why: &'static str,
+    },
     /// Something else could not.
     #[error("{}: {source}", path.display())]
     Io {
@@ -128,17 +140,20 @@ fn make(store: &dyn Store, data_dir: &Path, to: &Path) -> Result<Backup, BackupE
         return Err(BackupError::Exists(to.to_owned()));
     }
     let mut incomplete = to.as_os_str().to_owned();
-    incomplete.push(INCOMPLETE);
+    incomplete.push(format!("{INCOMPLETE}-{:016x}", random::u64()));
     let incomplete = PathBuf::from(incomplete);
-    // What an end in the middle left.
-    match fs::remove_dir_all(&incomplete) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&incomplete)(error)),
-        _ => files::make_private_dir(&incomplete).map_err(at(&incomplete))?,
+    if let Some(above) = to.parent() {
+        files::make_private_dir(above).map_err(at(above))?;
     }
+    // Not there yet, or it would not be ours to remove.
+    let mut ours = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut ours, 0o700);
+    ours.create(&incomplete).map_err(at(&incomplete))?;
     let mut made = Backup { path: to.to_owned(), files: 0, bytes: 0 };
     let kept = store.back_up(&incomplete).map_err(BackupError::from).and_then(|()| {
         made.count(&incomplete.join(DATABASE_FILE))?;
-        made.copy_all(data_dir, &incomplete)?;
+        made.copy_all(data_dir, &incomplete, DEPTH_MAX)?;
         fs::rename(&incomplete, to).and_then(|()| files::sync_parent(to)).map_err(at(to))
     });
     if kept.is_err() {
@@ -155,20 +170,28 @@ impl Backup {
     }
 
     /// Everything in `from` but what is in `to` already.
-    fn copy_all(&mut self, from: &Path, to: &Path) -> Result<(), BackupError> {
+    fn copy_all(&mut self, from: &Path, to: &Path, depth_left: usize) -> Result<(), BackupError> {
         for entry in fs::read_dir(from).map_err(at(from))? {
             let entry = entry.map_err(at(from))?;
             let (path, name) = (entry.path(), entry.file_name());
             let target = to.join(&name);
             let name = name.to_string_lossy();
-            let kind = entry.file_type().map_err(at(&path))?;
+            if name == DATABASE_FILE || LEFT_OUT.iter().any(|end| name.ends_with(end)) {
+                continue;
+            }
+            let unfit = |why| BackupError::Unfit { path: path.clone(), why };
+            // Of what a link leads to.
+            let kind = fs::metadata(&path).map_err(at(&path))?.file_type();
             if kind.is_dir() {
                 // Another data directory, most likely an earlier backup; this one, while it is made, is one, too.
                 if !path.join(DATABASE_FILE).exists() {
+                    let depth_left = depth_left.checked_sub(1).ok_or_else(|| unfit("it is nested too deep"))?;
                     files::make_private_dir(&target).map_err(at(&target))?;
-                    self.copy_all(&path, &target)?;
+                    self.copy_all(&path, &target, depth_left)?;
                 }
-            } else if kind.is_file() && name != DATABASE_FILE && !LEFT_OUT.iter().any(|end| name.ends_with(end)) {
+            } else if !kind.is_file() {
+                return Err(unfit("it is neither a file nor a directory"));
+            } else {
                 if name.ends_with(".sqlite") {
                     copy::copy(&path, &target)?;
                 } else {
@@ -258,7 +281,61 @@ mod tests {
         let error = backups.make(to.clone()).await.unwrap_err();
         assert!(matches!(error, BackupError::Store(StoreError::Refused(_))), "{error}");
         assert!(names(dir.path()).is_empty());
-        fs::write(dir.path().join("to.incomplete"), "in the way").unwrap();
-        assert!(matches!(backups.make(to).await, Err(BackupError::Io { .. })), "not Running");
+        assert!(matches!(backups.make(to).await, Err(BackupError::Store(_))), "not Running");
+    }
+
+    /// A data directory with a store in it.
+    fn kept(dir: &Path) -> (PathBuf, Backups) {
+        let data = dir.join("data");
+        let store = SqliteStore::open(&data, Durability::Fsync, 1).unwrap();
+        (data.clone(), Backups::new(store, data))
+    }
+
+    #[tokio::test]
+    async fn nothing_is_removed_that_the_backup_did_not_make() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, backups) = kept(dir.path());
+        let foreign = dir.path().join("to.incomplete");
+        fs::create_dir(&foreign).unwrap();
+        fs::write(foreign.join("precious"), "kept").unwrap();
+        let to = dir.path().join("to");
+        backups.make(to.clone()).await.unwrap();
+        assert_eq!(fs::read_to_string(foreign.join("precious")).unwrap(), "kept");
+        assert_eq!((names(dir.path()), mode(&to)), (["data", "to", "to.incomplete"].map(str::to_owned).into(), 0o700));
+    }
+
+    #[tokio::test]
+    async fn what_a_link_leads_to_is_copied_and_what_cannot_be_copied_is_named() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let (data, backups) = kept(dir.path());
+        let elsewhere = dir.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join("room.key"), "secret").unwrap();
+        symlink(elsewhere.join("room.key"), data.join("room.key")).unwrap();
+        symlink(&elsewhere, data.join("tls")).unwrap();
+        let made = backups.make(dir.path().join("first")).await.unwrap();
+        assert_eq!(
+            (names(&made.path), made.files),
+            (["mediator.sqlite", "room.key", "tls"].map(str::to_owned).into(), 3)
+        );
+        for file in ["room.key", "tls/room.key"] {
+            assert_eq!(fs::read_to_string(made.path.join(file)).unwrap(), "secret", "{file}");
+            assert!(made.path.join(file).symlink_metadata().unwrap().is_file(), "{file}");
+        }
+
+        let refused = async |name: &str| {
+            let error = backups.make(dir.path().join("second")).await.unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+            fs::remove_file(data.join(name)).unwrap();
+            assert_eq!(names(dir.path()), ["data", "elsewhere", "first"], "{name}");
+        };
+        symlink(dir.path().join("nowhere"), data.join("broken")).unwrap();
+        refused("broken").await;
+        let _socket = std::os::unix::net::UnixListener::bind(data.join("socket")).unwrap();
+        refused("socket").await;
+        symlink(&elsewhere, elsewhere.join("circle")).unwrap();
+        let error = backups.make(dir.path().join("second")).await.unwrap_err();
+        assert!(matches!(&error, BackupError::Unfit { path, .. } if path.ends_with("circle")), "{error}");
     }
 }

@@ -124,13 +124,17 @@ fn delivery(view: &DeviceView, connection: &Connection) -> String {
             "Nothing more is sent to it now: what may be on its way is, and its socket has taken nothing for {}. {} not \
              sent.",
             time(for_ms),
-            if connection.unsent == 1 { "1 message is".to_owned() } else { format!("{} messages are", connection.unsent) }
+            if connection.unsent == 1 {
+                "1 message is".to_owned()
+            } else {
+                format!("{} messages are", connection.unsent)
+            }
         ),
         Delivery::Reading => {
             format!("Its backlog is being read from the store: {} to be sent.", count(connection.unsent, "message"))
         }
         Delivery::CaughtUp if view.waiting == 0 => {
-            "Everything that the others reflected was sent to it and acknowledged. Nothing arrives, because nothing is reflected."
+            "Everything that the others reflected was sent to it and acknowledged. There is nothing to be sent to it at this moment."
                 .to_owned()
         }
         Delivery::CaughtUp => format!(
@@ -334,7 +338,7 @@ mod tests {
                 "who has everything",
                 view(Some(A), [here(A, Some(0))]),
                 Some(A),
-                "Nothing arrives, because nothing is reflected.",
+                "There is nothing to be sent to it at this moment.",
             ),
             (
                 "whose answers wait",

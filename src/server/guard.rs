@@ -8,9 +8,11 @@
 //! it may also come as the password of `Authorization: Basic`, for which browsers ask by themselves. A browser sends
 //! Basic along with requests that foreign pages make, so it is good for no change.
 //!
-//! `/livez` and `/readyz` are open: supervisors ask for them, and they tell nothing about anybody.
+//! `/livez` and `/readyz` are open: supervisors ask for them. Whoever could not ask for anything else is told kinds there, no
+//! addresses and no numbers ([`Trusted`]).
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
@@ -19,7 +21,11 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::Peer;
 use crate::config::Secret;
+use crate::log::Occasionally;
+use crate::metrics::{self, Denied};
+use crate::time::Clock;
 
 /// Asked for by supervisors.
 const OPEN: [&str; 2] = ["/livez", "/readyz"];
@@ -28,30 +34,28 @@ const OPEN: [&str; 2] = ["/livez", "/readyz"];
 #[derive(Debug, Clone)]
 pub(super) struct Guard {
     token: Option<Secret>,
+    said: Arc<Occasionally<Denied>>,
 }
 
-/// Why a request is turned away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Denied {
-    /// No token, or another one.
-    Token,
-    /// A token as browsers send it by themselves, for a change.
-    BasicForChange,
-    /// It is meant for another host.
-    Host,
-    /// A page from elsewhere wants a change.
-    Origin,
-}
+/// Whether the request may use more of the door than what is open to everybody. Every request that passes carries it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trusted(pub(super) bool);
 
 impl Guard {
-    pub(super) const fn new(token: Option<Secret>) -> Self {
-        Self { token }
+    pub(super) fn new(token: Option<Secret>, clock: Clock) -> Self {
+        Self { token, said: Arc::new(Occasionally::new(clock)) }
     }
 
-    fn judge(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Denied> {
-        if OPEN.contains(&uri.path()) {
-            return Ok(());
+    /// Whether the request passes, and as what.
+    fn judge(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Trusted, Denied> {
+        match self.trusts(method, uri, headers) {
+            Ok(()) => Ok(Trusted(true)),
+            Err(_) if OPEN.contains(&uri.path()) => Ok(Trusted(false)),
+            Err(denied) => Err(denied),
         }
+    }
+
+    fn trusts(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Denied> {
         let changes = !matches!(*method, Method::GET | Method::HEAD);
         let host = uri.authority().map(|authority| authority.as_str()).or_else(|| text(headers, header::HOST.as_str()));
         // With a token there is nothing to be had by rebinding a name: a browser keeps what it knows by the name.
@@ -109,11 +113,18 @@ fn comes_from_here(headers: &HeaderMap, host: Option<&str>) -> bool {
 }
 
 /// The layer before every page.
-pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     match guard.judge(request.method(), request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(trusted) => {
+            request.extensions_mut().insert(trusted);
+            next.run(request).await
+        }
         Err(denied) => {
-            tracing::debug!(path = request.uri().path(), ?denied, "turned away at the admin door");
+            metrics::get().admin_denied.of(denied).increment(1);
+            if let Some(others) = guard.said.may_say(denied) {
+                let peer = request.extensions().get().map(|&Peer(address)| address.ip());
+                tracing::warn!(?peer, ?denied, others, "turned away at the admin door");
+            }
             denied.response()
         }
     }
@@ -147,17 +158,17 @@ mod tests {
 
     fn guarded() -> Guard {
         let config = Config::parse("test.toml", &format!("[admin]\ntoken = {TOKEN:?}\n")).unwrap();
-        Guard::new(config.admin.token)
+        Guard::new(config.admin.token, Clock::system())
     }
 
     fn judge(guard: &Guard, method: Method, uri: &str, headers: &[(&'static str, &str)]) -> Result<(), Denied> {
         let headers = headers.iter().map(|&(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        guard.judge(&method, &uri.parse().unwrap(), &headers)
+        guard.judge(&method, &uri.parse().unwrap(), &headers).map(drop)
     }
 
     #[test]
     fn without_a_token_only_this_machine_is_a_host() {
-        let guard = Guard::new(None);
+        let guard = Guard::new(None, Clock::system());
         for host in ["localhost", "LOCALHOST:9090", "127.0.0.1:9090", "127.8.0.1", "[::1]:9090", "[::1]"] {
             assert_eq!(judge(&guard, Method::GET, "/", &[("host", host)]), Ok(()), "{host}");
         }
@@ -183,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_page_from_elsewhere_may_not_change_anything() {
-        let guard = Guard::new(None);
+        let guard = Guard::new(None, Clock::system());
         let host = ("host", "localhost:9090");
         let post = |more: &[(&'static str, &str)]| judge(&guard, Method::POST, "/api/drain", &[&[host], more].concat());
         assert_eq!(post(&[]), Ok(()), "a program");
@@ -205,6 +216,17 @@ mod tests {
         }
         for path in OPEN {
             assert_eq!(judge(&guard, Method::GET, path, &[("host", "evil.example")]), Ok(()), "{path}");
+            let trusted = |guard: &Guard, name: &'static str, value: &str| {
+                let headers = [(name.parse().unwrap(), value.parse().unwrap())].into_iter().collect();
+                guard.judge(&Method::GET, &path.parse().unwrap(), &headers).unwrap().0
+            };
+            assert!(
+                !trusted(&guard, "host", "localhost") && !trusted(&guard, "authorization", "Bearer other"),
+                "{path}"
+            );
+            assert!(trusted(&guard, "authorization", &format!("Bearer {TOKEN}")), "{path}");
+            let open = Guard::new(None, Clock::system());
+            assert!(trusted(&open, "host", "localhost") && !trusted(&open, "host", "evil.example"), "{path}");
         }
         let with = |method: Method, value: &str| judge(&guard, method, "/api/drain", &[("authorization", value)]);
         assert_eq!(with(Method::POST, &format!("Bearer {TOKEN}")), Ok(()));

@@ -7,8 +7,8 @@
 //!   What is *degraded* stands in its answer and fails nothing: with one node there is no elsewhere, and what works still works.
 //! * `/metrics` is for Prometheus ([`crate::metrics`]).
 //!
-//! None of them says who is connected. The first two are open to everybody who reaches the door; numbers need the token, if one is
-//! set ([`super::guard`]).
+//! None of them says who is connected. The first two are open to everybody who reaches the door; numbers, and why something
+//! is degraded, are for those who may use the rest of it, too ([`super::guard`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -19,15 +19,18 @@ use std::time::Duration;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use axum::{Json, Router, extract};
+use axum::{Extension, Json, Router, extract};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use super::guard::Trusted;
+use super::load::Overload;
 use super::routes::Public;
 use crate::hub::Hub;
-use crate::metrics;
+use crate::metrics::{self, Bounded as _};
+use crate::net::tls::Identity;
 use crate::store::{Condition, Store};
 use crate::time::Clock;
 use crate::upstream::{Dial, Io};
@@ -36,6 +39,10 @@ use crate::upstream::{Dial, Io};
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
 /// Chat servers that were not reached when last tried and are remembered for it. A template stands for 256 of them, and there may be others.
 const UPSTREAMS_MAX: usize = 1_024;
+/// After this long without an attempt nothing is known of a chat server: clients try again sooner, unless nobody wants to go there any more.
+const UPSTREAM_KNOWN_FOR: Duration = Duration::from_secs(300);
+/// Chat servers that are named one by one.
+const UPSTREAMS_NAMED: usize = 5;
 
 /// By how much a watched attempt is given up earlier than it would be: a tick of the timer.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -52,17 +59,42 @@ struct Inner {
     stop: CancellationToken,
     draining: AtomicBool,
     certificate: OnceLock<Certificate>,
+    overload: OnceLock<Overloaded>,
     doors: Mutex<Vec<(&'static str, AbortHandle)>>,
-    /// By address: since when nobody answers there.
-    upstreams: Mutex<HashMap<String, Duration>>,
+    /// By address.
+    upstreams: Mutex<HashMap<String, Away>>,
 }
 
-/// Knows until when a certificate is valid.
-struct Certificate(Box<dyn Fn() -> Option<u64> + Send + Sync>);
+/// A chat server that did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Away {
+    /// The first time.
+    since: Duration,
+    /// The last time.
+    tried: Duration,
+}
+
+impl Away {
+    fn is_known(&self, now: Duration) -> bool {
+        now.saturating_sub(self.tried) < UPSTREAM_KNOWN_FOR
+    }
+}
+
+/// Knows the certificate that is presented.
+struct Certificate(Box<dyn Fn() -> Option<Arc<Identity>> + Send + Sync>);
 
 impl std::fmt::Debug for Certificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Certificate(until {:?})", (self.0)())
+        f.debug_tuple("Certificate").field(&(self.0)()).finish()
+    }
+}
+
+/// Knows what there is too much of.
+struct Overloaded(Box<dyn Fn() -> Option<Overload> + Send + Sync>);
+
+impl std::fmt::Debug for Overloaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Overloaded").field(&(self.0)()).finish()
     }
 }
 
@@ -80,7 +112,7 @@ pub enum Dead {
 /// Something that is not as it should be, while the rest works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Degraded {
-    /// What: `store`, `certificate`, `upstream`.
+    /// What: `store`, `certificate`, `overload`, `upstream`.
     pub what: &'static str,
     /// What is wrong with it, for people.
     pub why: String,
@@ -112,6 +144,7 @@ impl Health {
             stop,
             draining: AtomicBool::new(false),
             certificate: OnceLock::new(),
+            overload: OnceLock::new(),
             doors: Mutex::default(),
             upstreams: Mutex::default(),
         }))
@@ -122,10 +155,19 @@ impl Health {
         self.0.doors.lock().unwrap_or_else(PoisonError::into_inner).push((name, accepting.abort_handle()));
     }
 
-    /// Who knows until when the public door's certificate is valid, in seconds of Unix time, as of now; `None` while there is
-    /// none. The first one who says so stays.
-    pub fn watch_certificate(&self, not_after_s: impl Fn() -> Option<u64> + Send + Sync + 'static) {
-        self.0.certificate.get_or_init(|| Certificate(Box::new(not_after_s)));
+    /// Who knows the certificate that the public door presents now; `None` while there is none, which no device gets past. Not
+    /// called for a door without TLS. The first one who says so stays.
+    pub fn watch_certificate(&self, presented: impl Fn() -> Option<Arc<Identity>> + Send + Sync + 'static) {
+        self.0.certificate.get_or_init(|| Certificate(Box::new(presented)));
+    }
+
+    /// Who knows what there is too much of now ([`super::load`]). The first one who says so stays.
+    pub fn watch_overload(&self, overload: impl Fn() -> Option<Overload> + Send + Sync + 'static) {
+        self.0.overload.get_or_init(|| Overloaded(Box::new(overload)));
+    }
+
+    fn overload(&self) -> Option<Overload> {
+        self.0.overload.get().and_then(|overloaded| (overloaded.0)())
     }
 
     /// Whether devices are being sent away. Stopping is draining, and need not be said.
@@ -143,6 +185,11 @@ impl Health {
     #[must_use]
     pub fn watch_upstreams(&self, dial: Arc<dyn Dial>) -> Arc<dyn Dial> {
         Arc::new(Watched { dial, health: self.clone() })
+    }
+
+    /// Chat servers are elsewhere now: what is known of the old ones does not matter any more.
+    pub fn forget_upstreams(&self) {
+        self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Whether the process is worth keeping.
@@ -175,23 +222,29 @@ impl Health {
             out.push(Degraded { what: "store", why: why.to_owned() });
         }
         let now = self.0.clock.now();
-        let not_after_s = self.0.certificate.get().and_then(|certificate| (certificate.0)());
-        let left = not_after_s.map(|s| Duration::from_secs(s).saturating_sub(Duration::from_millis(now.wall_ms)));
-        if let Some(left) = left.filter(|left| *left < EXPIRES_SOON) {
-            let why = if left.is_zero() {
-                "it has expired".to_owned()
-            } else {
-                format!("it expires in {} days", left.as_secs() / 86_400)
+        let certificate = self.0.certificate.get().map(|certificate| (certificate.0)());
+        out.extend(certificate.and_then(|presented| {
+            let why = wrong_with(presented.as_deref(), now.wall_ms)?;
+            Some(Degraded { what: "certificate", why })
+        }));
+        if let Some(overload) = self.overload() {
+            let too_much = match overload {
+                Overload::Writer => "commits take too long",
+                Overload::Memory => "too much memory is in use",
+                Overload::Connections => "too many connections are open",
             };
-            out.push(Degraded { what: "certificate", why });
+            out.push(Degraded { what: "overload", why: format!("{too_much}: new groups have to wait") });
         }
         let upstreams = self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut away: Vec<_> = upstreams.iter().collect();
+        let mut away: Vec<_> = upstreams.iter().filter(|(_, away)| away.is_known(now.monotonic)).collect();
         away.sort_unstable();
-        out.extend(away.into_iter().map(|(address, since)| {
+        let others = away.len().saturating_sub(UPSTREAMS_NAMED);
+        let why = away.into_iter().take(UPSTREAMS_NAMED).map(|(address, Away { since, .. })| {
             let for_s = now.monotonic.saturating_sub(*since).as_secs();
-            Degraded { what: "upstream", why: format!("{address} has not been reached for {for_s} s") }
-        }));
+            format!("{address} has not been reached for {for_s} s")
+        });
+        let why = why.chain((others > 0).then(|| format!("{others} others have not been reached")));
+        out.extend(why.map(|why| Degraded { what: "upstream", why }));
         out
     }
 
@@ -211,7 +264,14 @@ impl Health {
     /// The text of `/metrics`.
     #[must_use]
     pub fn metrics(&self) -> String {
-        metrics::get().draining.set(f64::from(u8::from(self.is_draining())));
+        let one_if = |is: bool| f64::from(u8::from(is));
+        metrics::get().draining.set(one_if(self.is_draining()));
+        let missing = self.0.certificate.get().is_some_and(|certificate| (certificate.0)().is_none());
+        metrics::get().certificate_missing.set(one_if(missing));
+        let overload = self.overload().map(metrics::Overload::from);
+        for what in metrics::Overload::all() {
+            metrics::get().overload.of(what).set(one_if(overload == Some(what)));
+        }
         self.0.store.measure();
         metrics::render()
     }
@@ -221,9 +281,41 @@ impl Health {
         let mut upstreams = self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
         if reached {
             upstreams.remove(address);
-        } else if !upstreams.contains_key(address) && upstreams.len() < UPSTREAMS_MAX {
-            upstreams.insert(address.to_owned(), now);
+            return;
         }
+        if let Some(away) = upstreams.get_mut(address).filter(|away| away.is_known(now)) {
+            away.tried = now;
+            return;
+        }
+        if upstreams.len() >= UPSTREAMS_MAX {
+            upstreams.retain(|_, away| away.is_known(now));
+        }
+        if upstreams.len() < UPSTREAMS_MAX {
+            upstreams.insert(address.to_owned(), Away { since: now, tried: now });
+        }
+    }
+}
+
+impl From<Overload> for metrics::Overload {
+    fn from(overload: Overload) -> Self {
+        match overload {
+            Overload::Writer => Self::Writer,
+            Overload::Memory => Self::Memory,
+            Overload::Connections => Self::Connections,
+        }
+    }
+}
+
+/// Why clients refuse what is presented, or soon will.
+fn wrong_with(presented: Option<&Identity>, now_ms: u64) -> Option<String> {
+    let Some(identity) = presented else { return Some("none yet: every TLS handshake fails".to_owned()) };
+    let left = Duration::from_secs(identity.not_after_s).saturating_sub(Duration::from_millis(now_ms));
+    if left.is_zero() {
+        Some("it has expired".to_owned())
+    } else if let Some(not_yet) = identity.out_of_date(now_ms) {
+        Some(format!("it is {not_yet}"))
+    } else {
+        (left < EXPIRES_SOON).then(|| format!("it expires in {} days", left.as_secs() / 86_400))
     }
 }
 
@@ -281,9 +373,35 @@ struct ReadyAndCounts {
     groups_awake: usize,
 }
 
-async fn readyz(extract::State(state): extract::State<State>) -> Response {
+/// What everybody may know who asks whether to send devices here.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct ReadyForAnybody {
+    ready: bool,
+    draining: bool,
+    durability: &'static str,
+    degraded: Vec<Kind>,
+}
+
+/// A [`Degraded`] without its reason, which may name what is inside.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Kind {
+    what: &'static str,
+}
+
+impl From<Ready> for ReadyForAnybody {
+    fn from(Ready { ready, draining, durability, degraded, version: _ }: Ready) -> Self {
+        let mut degraded: Vec<_> = degraded.into_iter().map(|Degraded { what, .. }| Kind { what }).collect();
+        degraded.dedup();
+        Self { ready, draining, durability, degraded }
+    }
+}
+
+async fn readyz(extract::State(state): extract::State<State>, Extension(trusted): Extension<Trusted>) -> Response {
     let ready = state.health.ready();
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if !trusted.0 {
+        return (status, Json(ReadyForAnybody::from(ready))).into_response();
+    }
     let (connections, groups_awake) = (state.public.connections(), state.hub.awake());
     (status, Json(ReadyAndCounts { ready, connections, groups_awake })).into_response()
 }
@@ -383,18 +501,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_certificate_is_degraded_for_its_last_two_weeks() {
+    async fn a_certificate_is_degraded_while_there_is_none_or_none_yet_and_for_its_last_two_weeks() {
+        const NOW_S: u64 = 1_000_000_000;
         let (health, _) = healthy();
         assert_eq!(health.degraded(), [], "without TLS");
-        let valid_s = Arc::new(AtomicU64::new(1_000_000_000 + 15 * 86_400));
+        let valid_s = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
         let known = Arc::clone(&valid_s);
-        health.watch_certificate(move || Some(known.load(Ordering::Relaxed)));
+        health.watch_certificate(move || {
+            let [not_before_s, not_after_s] = [0, 1].map(|at: usize| known[at].load(Ordering::Relaxed));
+            let identity = Identity { pin: String::new(), names: Vec::new(), not_before_s, not_after_s };
+            (not_after_s > 0).then(|| Arc::new(identity))
+        });
+        assert_eq!(health.degraded()[0].why, "none yet: every TLS handshake fails");
+        assert!(health.ready().ready, "an authority that looks at the door comes in by the load balancer");
+        let [not_before_s, valid_s] = &*valid_s;
+        not_before_s.store(NOW_S + 1, Ordering::Relaxed);
+        valid_s.store(NOW_S + 15 * 86_400, Ordering::Relaxed);
+        assert_eq!(health.degraded()[0].why, "it is not valid before 2001-09-09T01:46:41Z");
+        not_before_s.store(NOW_S, Ordering::Relaxed);
         assert_eq!(health.degraded(), []);
         tokio::time::advance(Duration::from_secs(36 * 3_600)).await;
         assert_eq!(health.degraded()[0].why, "it expires in 13 days");
         tokio::time::advance(Duration::from_secs(14 * 86_400)).await;
         assert_eq!(health.degraded()[0].why, "it has expired");
-        valid_s.store(1_000_000_000 + 90 * 86_400, Ordering::Relaxed);
+        valid_s.store(NOW_S + 90 * 86_400, Ordering::Relaxed);
         assert_eq!(health.degraded(), []);
     }
 
@@ -432,5 +562,54 @@ mod tests {
         health.dialled("hole:1", true);
         assert!(futures_util::FutureExt::now_or_never(dial.dial("hole:1", second)).is_none());
         assert_eq!(health.degraded(), []);
+    }
+
+    #[tokio::test]
+    async fn too_much_to_do_is_degraded_and_strangers_learn_kinds_only() {
+        let (health, _) = healthy();
+        let overload = Arc::new(Mutex::new(None));
+        let known = Arc::clone(&overload);
+        health.watch_overload(move || *known.lock().unwrap());
+        assert_eq!(health.degraded(), []);
+        let gauges = || {
+            let text = health.metrics();
+            text.lines().filter(|line| line.starts_with("heliostat_overload{") && line.ends_with(" 1")).count()
+        };
+        assert_eq!(gauges(), 0);
+        *overload.lock().unwrap() = Some(Overload::Memory);
+        assert_eq!(health.degraded()[0].why, "too much memory is in use: new groups have to wait");
+        assert_eq!(gauges(), 1);
+        health.dialled("10.1.2.3:5222", false);
+        health.dialled("10.1.2.4:5222", false);
+        let said = serde_json::to_value(ReadyForAnybody::from(health.ready())).unwrap();
+        let expected = serde_json::json!({
+            "ready": true, "draining": false, "durability": "fsync", "degraded": [{ "what": "overload" }, { "what": "upstream" }],
+        });
+        assert_eq!(said, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_chat_server_that_nobody_asks_for_any_more_is_forgotten() {
+        let (health, _) = healthy();
+        let why = || health.degraded().into_iter().map(|it| it.why).collect::<Vec<_>>();
+        health.dialled("gone:1", false);
+        tokio::time::advance(Duration::from_secs(299)).await;
+        assert_eq!(why(), ["gone:1 has not been reached for 299 s"]);
+        health.dialled("gone:1", false);
+        tokio::time::advance(Duration::from_secs(299)).await;
+        assert_eq!(why(), ["gone:1 has not been reached for 598 s"], "it was tried again");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(why().is_empty(), "nobody has tried for five minutes");
+        health.dialled("gone:1", false);
+        assert_eq!(why(), ["gone:1 has not been reached for 0 s"]);
+        health.forget_upstreams();
+        assert!(why().is_empty());
+        for n in 0..=UPSTREAMS_MAX {
+            health.dialled(&format!("{n:04}:1"), false);
+        }
+        assert_eq!(why()[4..], ["0004:1 has not been reached for 0 s", "1019 others have not been reached"]);
+        tokio::time::advance(UPSTREAM_KNOWN_FOR).await;
+        health.dialled("new:1", false);
+        assert_eq!(why(), ["new:1 has not been reached for 0 s"], "those that are forgotten take no room");
     }
 }

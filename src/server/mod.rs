@@ -58,6 +58,7 @@ use self::routes::Public;
 use crate::config::Secret;
 use crate::group::Limits;
 use crate::hub::Hub;
+use crate::log::Occasionally;
 use crate::net::listen::{self, Door, Listener};
 use crate::net::proxies::Proxies;
 use crate::net::tasks::{Tasks, Unfinished};
@@ -141,7 +142,16 @@ impl Mediator {
         let stop = tasks.stop_token().clone();
         let health = Health::new(clock, store, durability, stop.clone());
         let dial = health.watch_upstreams(dial);
-        let context = Context { hub: hub.clone(), directory, dial, upstream, clock, timeouts, rates };
+        let context = Context {
+            hub: hub.clone(),
+            directory,
+            dial,
+            upstream,
+            clock,
+            timeouts,
+            rates,
+            said: Arc::new(Occasionally::new(clock)),
+        };
         let gate = Arc::new(Gate::new(admission, hub.clone(), clock, stop.clone()));
         let public = Arc::new(Public::new(context, Arc::clone(&gate), tasks.tracker().clone()));
         let router = routes::router(Arc::clone(&public));
@@ -151,8 +161,10 @@ impl Mediator {
         let accepting = tasks.spawn(serving);
         health.watch_door("public", &accepting);
         if let Some(tls) = tls.clone() {
-            health.watch_certificate(move || tls.identity().map(|identity| identity.not_after_s));
+            health.watch_certificate(move || tls.identity());
         }
+        let overloaded = Arc::clone(&gate);
+        health.watch_overload(move || overloaded.overload());
         tasks.spawn(load::watch(hub.clone(), clock, stop.clone(), move |writer_latency| gate.look(writer_latency)));
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
@@ -208,7 +220,13 @@ impl Mediator {
     pub fn change(&self, settings: Settings) {
         let Settings { directory, limits, timeouts, rates, admission } = settings;
         self.hub.set_limits(limits);
-        self.public.change(|context| Context { directory, timeouts, rates, ..context.clone() }, admission);
+        let change = |context: &Context| {
+            if context.directory != directory {
+                self.health.forget_upstreams();
+            }
+            Context { directory, timeouts, rates, ..context.clone() }
+        };
+        self.public.change(change, admission);
     }
 
     /// Returns when connections are being accepted and commits kept at the moment; hangs when one of them hangs.

@@ -211,6 +211,7 @@ mod tests {
             timeouts: Timeouts::default(),
             rates: session::Rates::default(),
             clock: Clock::system(),
+            said: Arc::new(Occasionally::new(Clock::system())),
         };
         let gate = Gate::new(Admission::default(), context.hub.clone(), context.clock, stop.clone());
         Arc::new(Public::new(context, Arc::new(gate), TaskTracker::new()))

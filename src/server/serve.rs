@@ -128,7 +128,10 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
                 Asked::End => break End::BySignal,
                 Asked::Reload => {
                     supervisor::reloading();
-                    reload(&mut held, &*reread, watch.as_ref(), &mediator, addresses.csp);
+                    tokio::select! {
+                        () = reload(&mut held, &*reread, watch.as_ref(), &mediator, addresses.csp) => {}
+                        never = supervisor::watchdog(&mediator) => match never {},
+                    }
                     supervisor::ready();
                 }
             },
@@ -196,22 +199,27 @@ async fn take_or_open(
 }
 
 /// Reads the configuration again, takes over what can be, and says what it did.
-fn reload(
+async fn reload(
     held: &mut Config,
-    reread: &dyn Fn() -> Result<Config, Vec<String>>,
+    reread: &(dyn Fn() -> Result<Config, Vec<String>> + Send + Sync),
     watch: Option<&Watch>,
     mediator: &Mediator,
     csp: Option<SocketAddr>,
 ) {
     let changes = reread().and_then(|new| held.reload(&new).map_err(|refused| vec![refused.to_string()]));
     // The last that can fail, since it alone changes something by itself.
-    let changes = changes.and_then(|changes| match watch.map(Watch::reload) {
-        Some(Err(bad)) => Err(vec![bad.to_string()]),
-        Some(Ok(Looked::Replaced { identity, new_pin })) => {
+    let looked = match watch.cloned().filter(|_| changes.is_ok()) {
+        // A file system that hangs must not hold up the runtime.
+        Some(watch) => tokio::task::spawn_blocking(move || watch.reload().map_err(|bad| bad.to_string())).await,
+        None => Ok(Ok(Looked::Unchanged)),
+    };
+    let changes = changes.and_then(|changes| match looked.unwrap_or_else(|panicked| Err(panicked.to_string())) {
+        Err(bad) => Err(vec![bad]),
+        Ok(Looked::Replaced { identity, new_pin }) => {
             log_replaced(&identity, new_pin);
             Ok(changes)
         }
-        Some(Ok(Looked::Unchanged)) | None => Ok(changes),
+        Ok(Looked::Unchanged) => Ok(changes),
     });
     let changes = match changes {
         Ok(changes) => changes,

@@ -37,7 +37,7 @@ use self::handshake::{AwaitClientHello, Progress};
 use self::socket::{Frame, Sink, Stream};
 use crate::crypto::{Secret, random};
 use crate::hub::{Admitted, Challenge, Hub, Seat};
-use crate::log::SPANS;
+use crate::log::{Occasionally, SPANS};
 use crate::metrics::{self, Bounded as _, Handshake, Presence};
 use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
@@ -60,6 +60,8 @@ pub struct Context {
     pub timeouts: Timeouts,
     /// How fast devices are listened to.
     pub rates: Rates,
+    /// Keeps strangers from filling the log.
+    pub said: Arc<Occasionally<Handshake>>,
 }
 
 /// How long a device may take.
@@ -87,16 +89,18 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, l
     let (mut sink, mut stream) = socket.split();
     let span =
         tracing::debug_span!(target: SPANS, "connection", group = %url.device_group_id, code = Empty, culprit = Empty);
-    let ending = run_inner(&mut sink, &mut stream, &url, &context, leave).instrument(span.clone()).await;
+    let ended = run_inner(&mut sink, &mut stream, &url, &context, leave).instrument(span.clone()).await;
+    // What comes before admission everybody can cause who reaches the door.
+    let others = ended.as_ref().map_or_else(|early| context.said.may_say(early.of_handshake()), |_| Some(0));
+    let ending = ended.unwrap_or_else(|early| early);
     span.record("code", ending.close_code().map(CloseCode::code));
     span.record("culprit", ending.culprit().value());
-    tracing::info!(
-        group = %url.device_group_id,
-        code = ending.close_code().map(|code| code.code()),
-        culprit = ?ending.culprit(),
-        ending = ?ending,
-        "connection ended"
-    );
+    let (group, code) = (url.device_group_id, ending.close_code().map(|code| code.code()));
+    let culprit = ending.culprit();
+    match others {
+        Some(others) => tracing::info!(%group, code, ?culprit, ?ending, others, "connection ended"),
+        None => tracing::debug!(%group, code, ?culprit, ?ending, "connection ended"),
+    }
     socket::close(sink, stream, &ending).await;
     // With the presence above and nothing to wait for in between, so that the sums hold.
     metrics.closes.of(ending.close_code()).increment(1);
@@ -104,13 +108,14 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, l
     ending
 }
 
+/// `Err`: it ended before it was admitted.
 async fn run_inner(
     sink: &mut Sink,
     stream: &mut Stream,
     url: &ClientUrlInfo,
     context: &Context,
     leave: &CancellationToken,
-) -> Ending {
+) -> Result<Ending, Ending> {
     let (began, span) = (context.clock.now(), tracing::debug_span!(target: SPANS, "handshake"));
     let shaken = tokio::select! {
         shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url).instrument(span)) => {
@@ -127,16 +132,16 @@ async fn run_inner(
         }
         Err(ending) => {
             metrics::get().handshakes.of(ending.of_handshake()).increment(1);
-            return ending;
+            return Err(ending);
         }
     };
-    match context.hub.join(admitted).await {
+    Ok(match context.hub.join(admitted).await {
         Ok(seat) => established(sink, stream, url, context, leave, seat, early).await,
         Err(error) => {
             tracing::warn!(group = %url.device_group_id, %error, "no seat for a device");
             Ending::GroupFailed
         }
-    }
+    })
 }
 
 async fn shake_hands(
