@@ -627,7 +627,7 @@ metrics! {
         tls_handshakes: By<Tls, Counter> = "heliostat_tls_handshakes_total", COUNT, NONE,
             "TLS handshakes at the public door.", "";
         refused: By<Refused, Counter> = "heliostat_refused_total", COUNT, NONE,
-            "Requests at the public door that did not become a connection.", "";
+            "Sockets and requests at the public door that did not become a connection.", "";
         ended_by_limit: Counter = "heliostat_ended_by_limit_total", COUNT, NONE,
             "Connections that were ended because the device sent more than it may.", "at most heliostat_connections_closed_total";
         draining: Gauge = "heliostat_draining", COUNT, NONE, "1 while the mediator drains or stops, else 0.", "";

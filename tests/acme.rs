@@ -99,8 +99,8 @@ impl Authority {
 
     /// Starts with an empty memory.
     async fn opens(&mut self) -> Option<()> {
-        // Without pauses, and with every tenth nonce refused for no reason.
-        let env = [("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "10")];
+        // Without pauses, and with every fifth nonce refused for no reason: every sixth order or so fails of it.
+        let env = [("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "20")];
         let args = ["-strict", "-config", self.config.to_str().unwrap(), "-dnsserver", &self.name_server];
         self.programs.push(start("pebble", &args, &env)?);
         let listens = async {

@@ -46,6 +46,8 @@ const EXCHANGE: Duration = Duration::from_secs(30);
 const ANSWER_MAX: usize = 1_024 * 1_024;
 /// How long the authority may take to look, and to issue.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often an order is begun when the authority refuses nonces, before it counts as failed.
+const ORDERS: u32 = 10;
 /// First pause after a failure; doubled with each that follows, up to [`PAUSE_MAX`]. Let's Encrypt stops looking for an hour
 /// after five failures within one: this makes five.
 const PAUSE: Duration = Duration::from_secs(120);
@@ -187,7 +189,7 @@ impl Acme {
     /// # Errors
     /// [`AcmeError`] says what failed; what was presented still is.
     pub async fn renew(&self) -> Result<(), AcmeError> {
-        let pem = self.order().await?;
+        let pem = self.order_in_time().await?;
         let files = one_file(&self.certificate_file);
         let certificate = Certificate::from_pem(&files, pem.as_bytes(), pem.as_bytes())?;
         // A certificate that cannot be kept can be presented all the same, until the next start.
@@ -196,6 +198,20 @@ impl Acme {
         let before = self.tls.present(certificate);
         watch::log_replaced(&identity, before.is_none_or(|before| before.pin != identity.pin));
         Ok(kept.map_err(|source| TlsError::file(&self.certificate_file, source))?)
+    }
+
+    /// As [`Self::order`]. An authority may refuse a nonce at any time, which says nothing about the request (RFC 8555, 6.5);
+    /// the library sends a request three times, and an authority that forgets its nonces needs more: a new order then.
+    async fn order_in_time(&self) -> Result<zeroize::Zeroizing<String>, AcmeError> {
+        for _ in 1..ORDERS {
+            match self.order().await {
+                Err(AcmeError::Authority(error)) if is_problem(&error, "badNonce") => {
+                    tracing::debug!(%error, "the order is begun again");
+                }
+                other => return other,
+            }
+        }
+        self.order().await
     }
 
     /// A key and a new chain for it, PEM.
@@ -272,14 +288,19 @@ impl Acme {
 
     /// An account that the authority does not know any more is forgotten, so that the next attempt makes a new one.
     fn no_order(&self, error: instant_acme::Error) -> AcmeError {
-        const GONE: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
-        if matches!(&error, instant_acme::Error::Api(problem) if problem.r#type.as_deref() == Some(GONE))
+        if is_problem(&error, "accountDoesNotExist")
             && let Err(source) = std::fs::remove_file(&self.account_file)
         {
             return TlsError::file(&self.account_file, source).into();
         }
         error.into()
     }
+}
+
+/// Whether the authority names this problem: RFC 8555, 6.7.
+fn is_problem(error: &instant_acme::Error, name: &str) -> bool {
+    let instant_acme::Error::Api(problem) = error else { return false };
+    problem.r#type.as_deref().and_then(|urn| urn.strip_prefix("urn:ietf:params:acme:error:")) == Some(name)
 }
 
 /// What the authority says about the domain that it refused.
