@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use heliostat::chat::csp::wire::handshake::{AwaitLogin, CLIENT_HELLO, HandshakeError, LOGIN_BOX};
 use heliostat::chat::csp::wire::{Extensions, Frames, FromClient, LoginAck, ToClient};
+use heliostat::chat::skynet::wire as skynet;
 use heliostat::crypto::{Secret, boxes};
 use heliostat::group::limits::{OUTBOX_PAYLOADS_MAX, PAGE_COST, cost};
 use heliostat::group::ranges::RangeSet;
@@ -191,6 +192,29 @@ pub fn csp_container(data: &[u8]) {
     match ToClient::decode(&container) {
         Ok(ToClient::Unknown(_)) | Err(_) => {}
         Ok(payload) => assert_eq!(ToClient::decode(&payload.encode()), Ok(payload)),
+    }
+}
+
+/// A packet's id and payload, read as if it came from either side, and what may be inside of a message: what is understood
+/// is written again in no more bytes, and understood as the same.
+pub fn skynet_packet(data: &[u8]) {
+    let Some((&id, payload)) = data.split_first() else { return };
+    if let Ok(packet) = skynet::FromClient::decode(id, payload) {
+        let again = packet.encode().unwrap();
+        assert!(again[0] == id && again.len() <= skynet::HEADER + payload.len());
+        assert_eq!(skynet::FromClient::decode(id, &again[skynet::HEADER..]), Ok(packet));
+    }
+    if let Ok(packet) = skynet::ToClient::decode(id, payload) {
+        let again = packet.encode().unwrap();
+        assert!(again[0] == id && again.len() <= skynet::HEADER + payload.len());
+        assert_eq!(skynet::ToClient::decode(id, &again[skynet::HEADER..]), Ok(packet));
+    }
+    let (Some(kind), Some((&flags, content))) = (skynet::Kind::from_id(id), payload.split_first()) else { return };
+    let flags = skynet::MessageFlags(flags);
+    if let Ok((inside, file)) = skynet::Content::decode(kind, flags, content) {
+        let again = inside.encode(file.as_ref()).unwrap();
+        assert!(again.len() <= content.len());
+        assert_eq!(skynet::Content::decode(kind, flags, &again), Ok((inside, file)));
     }
 }
 
