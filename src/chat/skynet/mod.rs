@@ -1,7 +1,22 @@
 //! The Skynet v5 chat server: accounts with several devices each, channels, and everything kept until it is fetched.
 //!
+//! **Served**: all packets; registration with confirmation, sessions, take-over, restore, every type of channel, groups and
+//! profiles, receipts, block lists, password and mail changes, deletion, search, device lists, presence.
+//!
+//! **Left out** so far: the HTTP pages that confirm an address, files beside the messages (a message that names one is
+//! answered with *file not found*), mail by SMTP, and push. [`Running::confirm`] and [`MailHook`] are where the first and the
+//! third belong.
+//!
 //! | file | holds |
 //! |---|---|
 //! | [`wire`] | bytes to packets, for the server and for clients |
+//! | [`state`] | what is decided (pure) |
+//! | [`store`] | what is remembered |
+//! | [`serve`] | the listener, one task per connection, and the task that decides |
 
+pub mod serve;
+pub mod state;
+pub mod store;
 pub mod wire;
+
+pub use serve::{Config, Confirmed, Letter, LogMail, MailHook, Reason, Running, Settings, StartError, start_on};

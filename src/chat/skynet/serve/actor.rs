@@ -1,0 +1,181 @@
+//! The task that decides: takes what waits in its mailbox, lets each use case read, decide and write, keeps all of it in one
+//! transaction, and only then speaks.
+//!
+//! Being one task, it is the critical section that the protocol needs: a message gets its number, is kept and put into the
+//! lines of all who hear it before the next one is looked at, so numbers rise on every connection. While a transaction is
+//! being synced, packets pile up for the next: the more there is to do, the less a sync costs each.
+//!
+//! When the store fails, nothing of the batch was said, and every connection ends: clients come back and are told what is
+//! kept. Use cases look before they write, so one that finds its packet out of the protocol has changed nothing for the others.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error, info};
+
+use super::MailHook;
+use super::connection::Hello;
+use super::outbox::{Item, Outbox};
+use super::scene::{Halt, Out, Scene, Settings};
+use crate::chat::skynet::state::ConnId;
+use crate::chat::skynet::state::presence::Presence;
+use crate::chat::skynet::store::{Store, StoreError};
+use crate::chat::skynet::wire::FromClient;
+use crate::time::Clock;
+
+/// What may wait for the actor. Whoever finds it full waits, and stops reading from its socket.
+pub(super) const MAILBOX_MAX: usize = 4_096;
+/// What is decided and kept at once, at most.
+const BATCH_MAX: usize = 256;
+/// How often what is too old is looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// What connections and doors tell the actor.
+#[derive(Debug)]
+pub(super) enum Mail {
+    Said { conn: ConnId, hello: Hello, packet: FromClient, outbox: Arc<Outbox>, answer: oneshot::Sender<Answer> },
+    Left(ConnId),
+    Confirm { token: String, answer: oneshot::Sender<Confirmed> },
+}
+
+/// What became of a packet, for the connection it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    Stay,
+    /// A session is bound to the connection now.
+    Authenticated,
+    /// Nothing more is to be said.
+    Over,
+    Violation(&'static str),
+}
+
+/// What became of a token out of a mail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Confirmed {
+    /// The address is the account's name now.
+    Done {
+        /// Which.
+        address: String,
+    },
+    /// It was already.
+    Already {
+        /// Which.
+        address: String,
+    },
+    /// No such token, or it is too old.
+    Invalid,
+}
+
+#[derive(Debug)]
+pub(super) struct Actor {
+    settings: Settings,
+    store: Store,
+    clock: Clock,
+    mail: Arc<dyn MailHook>,
+    presence: Presence,
+    outboxes: HashMap<ConnId, Arc<Outbox>>,
+}
+
+impl Actor {
+    pub(super) fn new(settings: Settings, store: Store, clock: Clock, mail: Arc<dyn MailHook>) -> Self {
+        Self { settings, store, clock, mail, presence: Presence::default(), outboxes: HashMap::new() }
+    }
+
+    /// Runs until everybody who could send mail is gone.
+    pub(super) async fn run(mut self, mut mailbox: mpsc::Receiver<Mail>) {
+        let mut batch = Vec::new();
+        let mut sweep_at = self.clock.now().monotonic;
+        loop {
+            tokio::select! {
+                taken = mailbox.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { break },
+                () = self.clock.sleep_until(Some(sweep_at)) => {}
+            }
+            let now = self.clock.now();
+            let sweep = now.monotonic >= sweep_at;
+            if sweep {
+                sweep_at = now.monotonic.saturating_add(SWEEP_EVERY);
+            }
+            if let Err(error) = self.work(&mut batch, sweep).await {
+                error!(%error, "all connections end");
+                batch.clear();
+                self.presence = Presence::default();
+                for (_, outbox) in self.outboxes.drain() {
+                    outbox.cut();
+                }
+            }
+        }
+        self.store.close().await;
+    }
+
+    async fn work(&mut self, batch: &mut Vec<Mail>, sweep: bool) -> Result<(), StoreError> {
+        let work = self.store.begin().await?;
+        let mut scene = Scene {
+            work,
+            presence: &mut self.presence,
+            settings: &self.settings,
+            now_ms: self.clock.now().wall_ms,
+            out: Vec::new(),
+            letters: Vec::new(),
+        };
+        let (mut answers, mut confirmed) = (Vec::new(), Vec::new());
+        if sweep {
+            scene.sweep().await?;
+        }
+        for mail in batch.drain(..) {
+            match mail {
+                Mail::Said { conn, hello, packet, outbox, answer } => {
+                    self.outboxes.entry(conn).or_insert(outbox);
+                    let said = match scene.said(conn, &hello, packet).await {
+                        Ok(said) => said,
+                        Err(Halt::Violation(why)) => Answer::Violation(why),
+                        Err(Halt::Store(error)) => return Err(error),
+                    };
+                    answers.push((answer, said));
+                }
+                Mail::Left(conn) => {
+                    scene.left(conn).await?;
+                    self.outboxes.remove(&conn);
+                }
+                Mail::Confirm { token, answer } => confirmed.push((answer, scene.confirm(&token).await?)),
+            }
+        }
+        let Scene { work, out, letters, .. } = scene;
+        work.commit().await?;
+        for said in out {
+            self.speak(said);
+        }
+        for letter in letters {
+            self.mail.send(letter);
+        }
+        // Whoever asked may be gone.
+        for (answer, said) in answers {
+            let _gone = answer.send(said);
+        }
+        for (answer, said) in confirmed {
+            let _gone = answer.send(said);
+        }
+        Ok(())
+    }
+
+    fn speak(&self, out: Out) {
+        let with = |conn: ConnId, say: &dyn Fn(&Outbox)| {
+            if let Some(outbox) = self.outboxes.get(&conn) {
+                say(outbox);
+            }
+        };
+        match out {
+            Out::Say(conn, item) => with(conn, &|outbox| {
+                if !outbox.put(Item::clone(&item)) {
+                    info!("a client does not read what others say, and is disconnected");
+                }
+            }),
+            Out::Close(conn) => with(conn, &Outbox::close),
+            Out::Cut(conn) => with(conn, &|outbox| {
+                debug!("a connection was replaced, or its account deleted");
+                outbox.cut();
+            }),
+        }
+    }
+}

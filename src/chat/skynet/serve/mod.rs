@@ -1,0 +1,190 @@
+//! The room's doors: a listener, one task per connection, and the task that decides.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `actor` | decide, keep, then speak |
+//! | `scene` | what every use case works with |
+//! | `accounts` `channels` `messages` | the use cases |
+//! | `connection` | one client's socket |
+//! | `outbox` | what waits to be written to it |
+
+mod accounts;
+mod actor;
+mod channels;
+mod connection;
+mod messages;
+mod outbox;
+mod scene;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::state::ConnId;
+use super::store::{Place, Store, StoreError};
+use crate::net::listen::{self, Door};
+use crate::net::tasks::Tasks;
+use crate::time::Clock;
+use actor::{Actor, Mail};
+use connection::Shared;
+
+pub use actor::Confirmed;
+pub use connection::{STRANGER_SILENT_MAX, WRITE_STALL_MAX};
+pub use outbox::OUTBOX_BYTES_MAX;
+pub use scene::{Letter, Reason, Settings};
+
+/// Where the protocol's clients look for a server.
+pub const PORT: u16 = 32_761;
+
+/// Sends mails. Called by the task that decides: must not block.
+pub trait MailHook: Send + Sync + std::fmt::Debug {
+    /// Somebody is to get a mail.
+    fn send(&self, letter: Letter);
+}
+
+/// Logs what would have been mailed, tokens included: for development, where there is no mail.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogMail;
+
+impl MailHook for LogMail {
+    fn send(&self, letter: Letter) {
+        match letter.reason {
+            Reason::Confirm { token } => info!(%token, "mail: to be confirmed with this"),
+            Reason::Changing => info!("mail: the address of an account changes"),
+        }
+    }
+}
+
+/// What the room needs to know to be opened.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the data are: the database, or the key to what is sealed in it.
+    pub data_dir: PathBuf,
+    /// Where the database is.
+    pub place: Place,
+    /// How it behaves.
+    pub settings: Settings,
+    /// Sends mails.
+    pub mail: Arc<dyn MailHook>,
+}
+
+impl Config {
+    /// The defaults: SQLite in `data_dir`, mails into the log.
+    #[must_use]
+    pub fn new(data_dir: PathBuf) -> Self {
+        Self { data_dir, place: Place::Sqlite, settings: Settings::default(), mail: Arc::new(LogMail) }
+    }
+}
+
+/// Why the room could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The listener is not usable.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] io::Error),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The room is open. It closes when the token it was started with is cancelled.
+#[derive(Debug)]
+pub struct Running {
+    local_addr: SocketAddr,
+    mailbox: mpsc::WeakSender<Mail>,
+    /// Cancelled when one of the two is over, however it came to that.
+    over: CancellationToken,
+    listener: JoinHandle<()>,
+    actor: JoinHandle<()>,
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Somebody shows the token out of a mail. `None` when the room closes.
+    pub async fn confirm(&self, token: &str) -> Option<Confirmed> {
+        let (answer, answered) = oneshot::channel();
+        let mailbox = self.mailbox.upgrade()?;
+        mailbox.send(Mail::Confirm { token: token.to_owned(), answer }).await.ok()?;
+        answered.await.ok()
+    }
+
+    /// Waits until the room is not served whole any more. Before it was asked to close, that is a fault.
+    pub async fn over(&self) {
+        self.over.cancelled().await;
+    }
+
+    /// Waits until every connection is closed, everything is kept and the store is shut.
+    pub async fn wait(self) {
+        for task in [self.listener, self.actor] {
+            if let Err(error) = task.await {
+                error!(%error, "a task of the Skynet server failed");
+            }
+        }
+    }
+}
+
+/// Opens the room behind `door` on a listener that is already bound.
+///
+/// # Errors
+/// [`StartError`] says why not.
+pub async fn start_on(
+    listener: TcpListener,
+    door: Door,
+    config: Config,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> Result<Running, StartError> {
+    let local_addr = listener.local_addr()?;
+    let store = Store::open(&config.place, &config.data_dir).await?;
+    let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
+    let weak = mailbox.downgrade();
+    let over = CancellationToken::new();
+    let actor = Actor::new(config.settings.clone(), store.clone(), clock, config.mail).run(mail);
+    let actor = tokio::spawn(telling(over.clone(), actor));
+    let shared = Arc::new(Shared { settings: config.settings, store, stop: shutdown.clone() });
+    let listener = tokio::spawn(telling(over.clone(), serve(listener, door, shared, mailbox, shutdown)));
+    Ok(Running { local_addr, mailbox: weak, over, listener, actor })
+}
+
+/// Runs `task`, and cancels `over` when it has ended or panicked.
+async fn telling(over: CancellationToken, task: impl Future<Output = ()>) {
+    let _over = over.drop_guard();
+    task.await;
+}
+
+/// Accepts until told to stop, then waits for every connection to end.
+async fn serve(
+    listener: TcpListener,
+    door: Door,
+    shared: Arc<Shared>,
+    mailbox: mpsc::Sender<Mail>,
+    shutdown: CancellationToken,
+) {
+    let tasks = Tasks::new();
+    let next_conn = Arc::new(AtomicU64::new(1));
+    let handler = move |stream, _origin| {
+        let conn = ConnId(next_conn.fetch_add(1, Ordering::Relaxed));
+        connection::run(Arc::clone(&shared), mailbox.clone(), conn, stream)
+    };
+    let accepting = tokio::spawn(listen::serve(listener, door, tasks.clone(), handler));
+    shutdown.cancelled().await;
+    tasks.stop();
+    tasks.tracker().close();
+    tasks.tracker().wait().await;
+    if let Err(error) = accepting.await {
+        error!(%error, "the Skynet server could not accept any more");
+    }
+}

@@ -1,0 +1,323 @@
+//! What every use case works with: the store's transaction, who is there, and what is to be said when it is kept.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tracing::{error, info};
+
+use super::actor::Answer;
+use super::connection::Hello;
+use super::outbox::Item;
+use crate::chat::skynet::state::ConnId;
+use crate::chat::skynet::state::line::Platform;
+use crate::chat::skynet::state::presence::Presence;
+use crate::chat::skynet::state::rules::{self, Refusal};
+use crate::chat::skynet::store::{Audience, Channel, Draft, StoreError, Stored, Work};
+use crate::chat::skynet::wire::content::MemberFlags;
+use crate::chat::skynet::wire::{
+    AccountId, Body, ChannelId, Content, Dependency, FromClient, Kind, MessageFlags, MessageId, Release, ToClient,
+    TooLong,
+};
+
+/// How the room behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The protocol's version, as clients say it.
+    pub protocol_version: i32,
+    /// Who is served.
+    pub platforms: Vec<Platform>,
+    /// A session that was away for longer has to log in again.
+    pub session_age_max: Duration,
+    /// Whether sealed messages have to say with which keys. The only known client does not.
+    pub strict_dependencies: bool,
+    /// Whether a search is followed by the public profiles of those it found. Not for clients that cannot stand messages outside
+    /// of channels.
+    pub forward_profiles: bool,
+    /// How long daystream messages are kept.
+    pub daystream_age_max: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let release = Release { code: 60, name: "0.9.1".to_owned() };
+        let android = Platform {
+            application: "android/de.vectordata.skynet".to_owned(),
+            latest: release,
+            recommended_from: 60,
+            required_from: 0,
+        };
+        Self {
+            protocol_version: 3,
+            platforms: vec![android],
+            session_age_max: Duration::from_secs(183 * 86_400),
+            strict_dependencies: false,
+            forward_profiles: false,
+            daystream_age_max: Duration::from_secs(86_400),
+        }
+    }
+}
+
+/// How long an address may wait to be confirmed, in milliseconds.
+pub(super) const CONFIRM_WITHIN_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// A mail that somebody is to get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Where.
+    pub to: String,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why somebody gets a mail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// To confirm that the address is theirs: this token does.
+    Confirm {
+        /// 16 letters and digits.
+        token: String,
+    },
+    /// The account of this address is about to get another.
+    Changing,
+}
+
+/// Why a use case goes no further.
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// The client is out of the protocol. Nothing was changed.
+    Violation(&'static str),
+    Store(StoreError),
+}
+
+impl<E: Into<StoreError>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// What is to be said when everything is kept, in order.
+#[derive(Debug)]
+pub(super) enum Out {
+    Say(ConnId, Item),
+    /// Over, when everything is written.
+    Close(ConnId),
+    /// Over at once.
+    Cut(ConnId),
+}
+
+/// See the top of this file.
+#[derive(Debug)]
+pub(super) struct Scene<'a> {
+    pub(super) work: Work,
+    pub(super) presence: &'a mut Presence,
+    pub(super) settings: &'a Settings,
+    pub(super) now_ms: u64,
+    pub(super) out: Vec<Out>,
+    pub(super) letters: Vec<Letter>,
+}
+
+impl Scene<'_> {
+    /// Deals with a packet, of which the connection has seen to it that it may be said now.
+    pub(super) async fn said(&mut self, conn: ConnId, hello: &Hello, packet: FromClient) -> Result<Answer, Halt> {
+        let seat = self.presence.seat(conn);
+        match (packet, seat) {
+            (FromClient::CreateAccount { name, key_hash }, None) => self.create_account(conn, &name, &key_hash).await?,
+            (FromClient::CreateSession { name, key_hash, push_token }, None) => {
+                return self.create_session(conn, hello, &name, &key_hash, push_token).await;
+            }
+            (FromClient::RestoreSession { session, token, last_message, channels }, None) => {
+                return self.restore_session(conn, hello, session, &token, last_message, channels).await;
+            }
+            (FromClient::DeleteAccount { key_hash }, Some(seat)) => {
+                return self.delete_account(conn, seat, &key_hash).await;
+            }
+            (FromClient::CreateChannel { temp, wanted }, Some(seat)) => {
+                self.create_channel(conn, seat, temp, wanted).await?;
+            }
+            (FromClient::RequestMessages { channel, after, before, max_count }, Some(seat)) => {
+                self.request_messages(conn, seat, channel, (after, before), max_count).await?;
+            }
+            (FromClient::SearchAccount { query }, Some(seat)) => self.search(conn, seat, &query).await?,
+            (FromClient::DeviceListRequest {}, Some(seat)) => self.list_devices(conn, seat).await?,
+            (FromClient::SetClientState { online, doing }, Some(seat)) => {
+                self.set_client_state(conn, seat, online, doing).await?;
+            }
+            (FromClient::Message(upload), Some(seat)) => self.message(conn, seat, upload).await?,
+            // Its session was taken over while the packet was on its way here.
+            _ => return Ok(Answer::Over),
+        }
+        Ok(Answer::Stay)
+    }
+
+    pub(super) fn say(&mut self, conn: ConnId, packet: &ToClient) {
+        if let Some(frame) = framed(packet) {
+            self.out.push(Out::Say(conn, Item::Frame(frame)));
+        }
+    }
+
+    pub(super) fn say_all(&mut self, conns: &[ConnId], packet: &ToClient) {
+        let Some(frame) = framed(packet) else { return };
+        self.out.extend(conns.iter().map(|conn| Out::Say(*conn, Item::Frame(Bytes::clone(&frame)))));
+    }
+
+    /// The connections of an account, but for one.
+    pub(super) fn conns(&self, account: AccountId, except: Option<ConnId>) -> Vec<ConnId> {
+        self.presence.of(account).filter(|conn| Some(*conn) != except).collect()
+    }
+
+    pub(super) fn announce(&mut self, conns: &[ConnId], to: AccountId, channel: &Channel) {
+        self.say_all(conns, &ToClient::CreateChannel { channel: channel.id, announced: channel.announced(to) });
+    }
+
+    /// A sync: begins, says `first`, then the messages of these numbers, and ends.
+    pub(super) fn sync(&mut self, conn: ConnId, account: AccountId, first: &[ToClient], ids: Vec<i64>, found: bool) {
+        let min_count = i32::try_from(ids.len()).unwrap_or(-1);
+        self.say(conn, &ToClient::SyncStarted { min_count });
+        for packet in first {
+            self.say(conn, packet);
+        }
+        if !ids.is_empty() {
+            self.out.push(Out::Say(conn, Item::Messages { account, ids, found }));
+        }
+        self.say(conn, &ToClient::SyncFinished {});
+    }
+
+    /// Says something in the name of the server, or of an account that did not say it itself, to all who hear it.
+    pub(super) async fn inject(
+        &mut self,
+        channel: ChannelId,
+        sender: AccountId,
+        content: &Content,
+        dependencies: impl IntoIterator<Item = Dependency>,
+    ) -> Result<MessageId, StoreError> {
+        let kind = content.kind();
+        let content = content.encode(None).map_err(|TooLong { .. }| StoreError::Damaged("too long to be said"))?;
+        let body = Body::new(kind, kind.rule().required, content).on(dependencies);
+        let draft = Draft { channel, sender, audience: Audience::Members, dispatched_ms: self.now_ms, body };
+        let stored = self.work.add_message(draft).await?;
+        self.deliver(&stored, None).await?;
+        Ok(stored.id)
+    }
+
+    /// Says a message that is kept to all who hear it and are here, but for the connection it came from.
+    pub(super) async fn deliver(&mut self, stored: &Stored, except: Option<ConnId>) -> Result<(), StoreError> {
+        let Draft { channel, sender, audience, ref body, .. } = stored.draft;
+        let same_for_all =
+            body.kind != Kind::GroupChannelUpdate && body.dependencies.iter().all(|on| on.account.is_none());
+        let mut shared: Option<Bytes> = None;
+        for member in self.work.members(channel).await? {
+            if !rules::hears(member, sender, body.flags, audience) {
+                continue;
+            }
+            let conns = self.conns(member.account, except);
+            if conns.is_empty() {
+                continue;
+            }
+            let frame = match shared.clone() {
+                Some(frame) => Some(frame),
+                None => render(&mut self.work, stored, member.account, 0, false).await?,
+            };
+            if same_for_all {
+                shared.clone_from(&frame);
+            }
+            let Some(frame) = frame else { continue };
+            self.out.extend(conns.into_iter().map(|conn| Out::Say(conn, Item::Frame(Bytes::clone(&frame)))));
+        }
+        Ok(())
+    }
+
+    /// Tells the other members what somebody is doing; of the invisible only administrators hear.
+    pub(super) async fn act(
+        &mut self,
+        conn: ConnId,
+        account: AccountId,
+        actions: Vec<(ChannelId, crate::chat::skynet::wire::ChannelAction)>,
+    ) -> Result<(), StoreError> {
+        for (channel, action) in actions {
+            let members = self.work.members(channel).await?;
+            // Without membership it is ignored.
+            let Some(own) = members.iter().find(|member| member.account == account).copied() else { continue };
+            let packet = ToClient::ChannelAction { channel, account, action };
+            for member in members {
+                let hears = member.account == account
+                    || !own.flags.has(MemberFlags::INVISIBLE)
+                    || member.flags.has(MemberFlags::ADMINISTRATOR);
+                if hears {
+                    let conns = self.conns(member.account, Some(conn));
+                    self.say_all(&conns, &packet);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what is too old.
+    pub(super) async fn sweep(&mut self) -> Result<(), StoreError> {
+        let before = self.now_ms.saturating_sub(CONFIRM_WITHIN_MS);
+        let names = self.work.remove_unconfirmed(before).await?;
+        let age_ms = u64::try_from(self.settings.daystream_age_max.as_millis()).unwrap_or(u64::MAX);
+        let daystream = self.work.remove_daystream(self.now_ms.saturating_sub(age_ms)).await?;
+        if names + daystream > 0 {
+            info!(names, daystream, "forgot what was too old");
+        }
+        Ok(())
+    }
+}
+
+/// A message as a frame for `to`. What a search found is told outside of its channel.
+pub(super) async fn render(
+    work: &mut Work,
+    stored: &Stored,
+    to: AccountId,
+    skip_count: i64,
+    found: bool,
+) -> Result<Option<Bytes>, StoreError> {
+    let mut delivery = stored.delivery(to, skip_count);
+    if found {
+        delivery.channel = ChannelId::NONE;
+        delivery.body.dependencies.clear();
+    }
+    if delivery.body.kind == Kind::GroupChannelUpdate {
+        let member = work.member(delivery.channel, to).await?;
+        let administers = member.is_some_and(|member| member.flags.has(MemberFlags::ADMINISTRATOR));
+        let content = Content::decode(delivery.body.kind, MessageFlags::NONE, &delivery.body.content);
+        if !administers && let Ok((Content::GroupChannelUpdate { revision, mut members, key_history }, _)) = content {
+            rules::hide_invisible(&mut members, to);
+            let shown = Content::GroupChannelUpdate { revision, members, key_history };
+            // It is shorter than what it was made of.
+            if let Ok(shown) = shown.encode(None) {
+                delivery.body.content = shown;
+            }
+        }
+    }
+    Ok(framed(&ToClient::Message(delivery)))
+}
+
+/// Everything that the server says fits its layout, because everything that came from clients did. If it does not, that is a
+/// fault of ours, and leaving out one packet is the smaller harm.
+fn framed(packet: &ToClient) -> Option<Bytes> {
+    packet.encode().inspect_err(|error| error!(%error, id = packet.id(), "a packet cannot be said")).ok()
+}
+
+/// What is kept of a secret.
+pub(super) fn hash(secret: &[u8]) -> Vec<u8> {
+    Sha256::digest(secret).to_vec()
+}
+
+/// Facts by their message.
+pub(super) fn by_id(
+    facts: Vec<crate::chat::skynet::store::Fact>,
+) -> HashMap<MessageId, crate::chat::skynet::store::Fact> {
+    facts.into_iter().map(|fact| (fact.id, fact)).collect()
+}
+
+impl From<Refusal> for Result<crate::chat::skynet::wire::MessageSendStatus, Halt> {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Status(status) => Ok(status),
+            Refusal::Violation(why) => Err(Halt::Violation(why)),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Who may say what where (spec 2.6), what a message may build on (2.5), who is in a group (4.6), and who hears what.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::chat::skynet::store::{Audience, Channel, Fact, Member};
+use crate::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
+use crate::chat::skynet::wire::{
+    AccountId, Body, ChannelId, ChannelType, Dependency, Kind, MessageFlags, MessageId, MessageSendStatus,
+};
+
+/// Why a message is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The sender is told, and goes on.
+    Status(MessageSendStatus),
+    /// It is out of the protocol: the connection ends.
+    Violation(&'static str),
+}
+
+const DENIED: Refusal = Refusal::Status(MessageSendStatus::ACCESS_DENIED);
+/// Somebody else was faster.
+pub const CONCURRENT: Refusal = Refusal::Status(MessageSendStatus::CONCURRENT_CHANGES);
+
+/// What can be said of a message without knowing where it goes: whether clients send it, and with these flags.
+///
+/// # Errors
+/// [`Refusal`] says why not.
+pub const fn may_be_sent(kind: Kind, flags: MessageFlags) -> Result<(), Refusal> {
+    let rule = kind.rule();
+    if !rule.from_client {
+        return Err(Refusal::Violation("a message that only the server sends"));
+    }
+    if flags.obey(&rule) { Ok(()) } else { Err(Refusal::Violation("flags of a message")) }
+}
+
+/// Whether `sender`, who is in the channel as `member`, may say it there.
+///
+/// # Errors
+/// [`Refusal`] says why not.
+pub fn may_write(
+    channel: &Channel,
+    member: Option<Member>,
+    sender: AccountId,
+    kind: Kind,
+    flags: MessageFlags,
+) -> Result<(), Refusal> {
+    let Some(member) = member else { return Err(DENIED) };
+    let administers = member.flags.has(MemberFlags::ADMINISTRATOR);
+    if channel.channel_type == ChannelType::AccountData {
+        return match () {
+            () if channel.owner != sender => Err(DENIED),
+            () if kind.rule().channels.contains(&ChannelType::AccountData) && flags.has(MessageFlags::UNENCRYPTED) => {
+                Ok(())
+            }
+            () => Err(Refusal::Violation("what does not belong into account data")),
+        };
+    }
+    if !kind.rule().channels.contains(&channel.channel_type) {
+        return Err(DENIED);
+    }
+    let open = match channel.archive {
+        ArchiveMode::NONE => true,
+        ArchiveMode::BLOCKED => flags.has(MessageFlags::LOOPBACK) || kind == Kind::GroupChannelKeyNotify,
+        _ => false,
+    };
+    let receipt = matches!(kind, Kind::MessageReceived | Kind::MessageRead);
+    let allowed = match channel.channel_type {
+        ChannelType::Loopback => channel.owner == sender,
+        ChannelType::AccountData => false,
+        // Only the server blocks.
+        ChannelType::Direct => kind != Kind::ArchiveChannel,
+        ChannelType::Group => match kind {
+            Kind::ChatMessage | Kind::MessageOverride => !member.flags.has(MemberFlags::NO_CONTENT),
+            _ if receipt => !member.flags.has(MemberFlags::NO_METADATA),
+            Kind::BackgroundImage => true,
+            _ => administers,
+        },
+        ChannelType::ProfileData => match kind {
+            _ if receipt => !member.flags.has(MemberFlags::NO_METADATA),
+            Kind::BackgroundImage => true,
+            _ => administers,
+        },
+    };
+    if open && allowed { Ok(()) } else { Err(DENIED) }
+}
+
+/// Whether everything that a message builds on is there and is what its kind needs. `facts` has what is there of it, `loopback`
+/// is the sender's own.
+///
+/// # Errors
+/// [`Refusal`] says why not.
+pub fn may_depend(
+    channel: &Channel,
+    sender: AccountId,
+    body: &Body,
+    facts: &HashMap<MessageId, Fact>,
+    loopback: ChannelId,
+) -> Result<(), Refusal> {
+    let found = |dependency: &Dependency| facts.get(&dependency.message);
+    if body.dependencies.iter().any(|dependency| found(dependency).is_none()) {
+        return Err(Refusal::Violation("a dependency that is not there"));
+    }
+    let said = |fact: &&Fact| matches!(fact.kind, Kind::ChatMessage | Kind::DaystreamMessage);
+    match body.kind {
+        Kind::PublicKeys => match body.dependencies[..] {
+            [on] if on.account == sender
+                && found(&on).is_some_and(|fact| {
+                    fact.kind == Kind::PrivateKeys && fact.sender == sender && fact.channel == loopback
+                }) =>
+            {
+                Ok(())
+            }
+            _ => Err(Refusal::Violation("public keys without the private ones they belong to")),
+        },
+        Kind::MessageOverride => {
+            let mut targets = body.dependencies.iter().filter_map(found).filter(said).peekable();
+            let own = |fact: &Fact| fact.sender == sender && fact.channel == channel.id;
+            if targets.peek().is_some() && targets.all(own) { Ok(()) } else { Err(DENIED) }
+        }
+        Kind::MessageReceived | Kind::MessageRead => {
+            if body.dependencies.is_empty() {
+                return Err(Refusal::Violation("a receipt for nothing"));
+            }
+            let here = |fact: &Fact| said(&fact) && fact.channel == channel.id;
+            if body.dependencies.iter().filter_map(found).all(here) { Ok(()) } else { Err(DENIED) }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a sealed message says with which keys it was sealed (spec 7.8), where that is demanded.
+#[must_use]
+pub fn names_its_keys(channel: &Channel, body: &Body, facts: &HashMap<MessageId, Fact>) -> bool {
+    let base = match channel.channel_type {
+        _ if body.flags.has(MessageFlags::UNENCRYPTED) => return true,
+        _ if body.flags.has(MessageFlags::LOOPBACK) => Kind::PasswordUpdate,
+        ChannelType::Direct => Kind::DirectChannelUpdate,
+        ChannelType::Group | ChannelType::ProfileData => Kind::GroupChannelUpdate,
+        ChannelType::Loopback | ChannelType::AccountData => return true,
+    };
+    body.dependencies.iter().filter_map(|on| facts.get(&on.message)).any(|fact| fact.kind == base)
+}
+
+/// What a group is to become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupUpdate<'a> {
+    /// One more than before.
+    pub revision: i64,
+    /// All of them.
+    pub members: &'a [(AccountId, MemberFlags)],
+    /// Of the message.
+    pub dependencies: &'a [Dependency],
+}
+
+/// Whether a group may become that (spec 4.6.3). `exists` are the members who can be one, `keys` the key notifications that the
+/// message builds on, each with the member in whose direct channel with the sender it is.
+///
+/// # Errors
+/// [`Refusal`] says why not.
+pub fn may_update_group(
+    channel: &Channel,
+    sender: AccountId,
+    update: &GroupUpdate<'_>,
+    exists: &HashSet<AccountId>,
+    keys: &HashMap<MessageId, AccountId>,
+) -> Result<(), Refusal> {
+    if update.revision != channel.revision.wrapping_add(1) {
+        return Err(CONCURRENT);
+    }
+    let distinct: HashSet<AccountId> = update.members.iter().map(|(account, _)| *account).collect();
+    let administers = |flags: MemberFlags| flags.has(MemberFlags::ADMINISTRATOR);
+    let profile = |account, flags: MemberFlags| match administers(flags) {
+        true => account == channel.owner,
+        false => flags.has(MemberFlags::INVISIBLE) || account == channel.owner,
+    };
+    let has_key = |account: AccountId| {
+        let mut on = update.dependencies.iter().filter(|dependency| dependency.account == account);
+        let notify = on.next();
+        on.next().is_none() && notify.is_some_and(|on| keys.get(&on.message) == Some(&account))
+    };
+    let good = distinct.len() == update.members.len()
+        && distinct.is_subset(exists)
+        && update.members.iter().any(|(_, flags)| administers(*flags))
+        && (channel.channel_type != ChannelType::ProfileData
+            || update.members.iter().all(|(account, flags)| profile(*account, *flags)))
+        && distinct.iter().all(|account| *account == sender || has_key(*account));
+    if good { Ok(()) } else { Err(DENIED) }
+}
+
+/// Who sees what somebody says: receipts of the invisible are for administrators.
+#[must_use]
+pub const fn audience(kind: Kind, sender: MemberFlags) -> Audience {
+    match kind {
+        Kind::MessageReceived | Kind::MessageRead if sender.has(MemberFlags::INVISIBLE) => Audience::Administrators,
+        _ => Audience::Members,
+    }
+}
+
+/// Whether a member hears a message (spec 2.3). Which of its sessions do is another matter.
+#[must_use]
+pub fn hears(member: Member, sender: AccountId, flags: MessageFlags, audience: Audience) -> bool {
+    let own = member.account == sender;
+    (own || !flags.has(MessageFlags::LOOPBACK))
+        && !(own && flags.has(MessageFlags::NO_SENDER_SYNC))
+        && (own || audience == Audience::Members || member.flags.has(MemberFlags::ADMINISTRATOR))
+}
+
+/// What a member who is no administrator is shown of a group: itself, and whoever is visible.
+pub fn hide_invisible(members: &mut Vec<(AccountId, MemberFlags)>, to: AccountId) {
+    members.retain(|(account, flags)| *account == to || !flags.has(MemberFlags::INVISIBLE));
+}
+
+/// What a direct channel becomes, if that is another mode than it has: deleted always wins.
+#[must_use]
+pub fn archive_after(channel: &Channel, blocked: bool) -> Option<ArchiveMode> {
+    let mode = if blocked { ArchiveMode::BLOCKED } else { ArchiveMode::NONE };
+    (channel.archive != ArchiveMode::DELETED && channel.archive != mode).then_some(mode)
+}

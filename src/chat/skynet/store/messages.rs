@@ -1,0 +1,291 @@
+//! Messages, what they depend on, and who sees which.
+
+use bytes::Bytes;
+use sqlx::any::AnyRow;
+
+use super::{StoreError, Work, get, narrow, values};
+use crate::chat::skynet::wire::{
+    AccountId, Body, ChannelId, DateTime, Delivery, Dependency, FileId, Kind, MessageFlags, MessageId,
+};
+use crate::crypto::boxes;
+
+/// Who of a channel's members sees a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// Whoever the flags do not exclude.
+    Members = 0,
+    /// Of those, the administrators and the sender: an invisible member said it.
+    Administrators = 1,
+}
+
+/// A message that is to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// Where.
+    pub channel: ChannelId,
+    /// Who says it; none for the server.
+    pub sender: AccountId,
+    /// Who sees it.
+    pub audience: Audience,
+    /// When, in milliseconds since the Unix epoch.
+    pub dispatched_ms: u64,
+    /// What.
+    pub body: Body,
+}
+
+/// A message that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its number.
+    pub id: MessageId,
+    /// Everything else.
+    pub draft: Draft,
+}
+
+impl Stored {
+    /// As it goes to `to`: what only concerns others is left out.
+    #[must_use]
+    pub fn delivery(&self, to: AccountId, skip_count: i64) -> Delivery {
+        let Draft { channel, sender, dispatched_ms, body, .. } = self.draft.clone();
+        let mut body = body;
+        body.dependencies.retain(|dependency| dependency.account.is_none() || dependency.account == to);
+        let dispatched = DateTime::from_unix_ms(dispatched_ms);
+        Delivery { channel, sender, id: self.id, skip_count, dispatched, body }
+    }
+}
+
+/// What has to be known of a message that another one depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fact {
+    /// Which.
+    pub id: MessageId,
+    /// Where it is.
+    pub channel: ChannelId,
+    /// Who said it.
+    pub sender: AccountId,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What an account sees, `cm` being its membership and `$1` itself (spec 2.3, delivery rule).
+macro_rules! visible {
+    ($($rest:literal),+) => {
+        concat!(
+            "SELECT m.id FROM channel_member cm JOIN channel c ON c.id = cm.channel_id ",
+            "JOIN message m ON m.channel_id = c.id WHERE cm.account_id = $1 ",
+            "AND ((m.flags & 1) = 0 OR m.sender_id = $1) AND ((m.flags & 4) = 0 OR m.sender_id <> $1) ",
+            "AND (m.audience = 0 OR m.sender_id = $1 OR (cm.flags & 1) <> 0) ",
+            $($rest),+
+        )
+    };
+}
+
+/// What of it is sent without being asked for: of groups, what was said since the account joined, who was in them, and
+/// what they look like.
+macro_rules! pushed {
+    ($rest:literal) => {
+        visible!("AND (c.type < 3 OR m.id > cm.joined_at OR m.kind IN (30, 37, 38, 39)) ", $rest)
+    };
+}
+
+impl Work {
+    /// The newest number that was given to a message.
+    pub(in crate::chat::skynet) async fn last_message(&mut self) -> Result<i64, StoreError> {
+        let row = self.row("SELECT value FROM counter WHERE name = 'message'", values![]).await?;
+        row.map_or(Err(StoreError::Damaged("no counter of messages")), |row| get(&row, 0))
+    }
+
+    /// Keeps a message under the next number. Of some kinds it takes the place of the one before (spec 2.5, KeepLast).
+    pub(in crate::chat::skynet) async fn add_message(&mut self, draft: Draft) -> Result<Stored, StoreError> {
+        let next = "UPDATE counter SET value = value + 1 WHERE name = 'message' RETURNING value";
+        let row = self.row(next, values![]).await?.ok_or(StoreError::Damaged("no counter of messages"))?;
+        let id = MessageId(get(&row, 0)?);
+        let Body { version, kind, flags, file, content, dependencies } = &draft.body;
+        let sealed = match kind {
+            Kind::PasswordUpdate => boxes::seal_with_random_nonce(&self.key, content),
+            _ => content.to_vec(),
+        };
+        let sql = "INSERT INTO message (id, channel_id, sender_id, kind, version, flags, audience, file_id, \
+                   dispatched_ms, content) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+        let values = values![
+            id.0,
+            draft.channel.0,
+            draft.sender.0,
+            kind.id(),
+            *version,
+            flags.0,
+            draft.audience as u8,
+            file.0,
+            draft.dispatched_ms,
+            sealed.as_slice(),
+        ];
+        self.run(sql, values).await?;
+        let rows: Vec<_> =
+            dependencies.iter().zip(0..).map(|(on, at)| vec![id.0, at, on.account.0, on.message.0]).collect();
+        self.insert_many("dependency (message_id, position, account_id, target_id)", 4, &rows).await?;
+        if kind.keep_last() {
+            let older = "DELETE FROM dependency WHERE message_id IN (SELECT id FROM message WHERE channel_id = $1 \
+                         AND kind = $2 AND id < $3 AND (flags & 2) = $4)";
+            let values = || values![draft.channel.0, kind.id(), id.0, flags.0 & MessageFlags::UNENCRYPTED.0];
+            self.run(older, values()).await?;
+            let older = "DELETE FROM message WHERE channel_id = $1 AND kind = $2 AND id < $3 AND (flags & 2) = $4";
+            self.run(older, values()).await?;
+        }
+        Ok(Stored { id, draft })
+    }
+
+    /// Messages, in order; those that are not there any more are left out.
+    pub(in crate::chat::skynet) async fn messages(&mut self, ids: &[i64]) -> Result<Vec<Stored>, StoreError> {
+        let sql = "SELECT id, channel_id, sender_id, kind, version, flags, audience, file_id, dispatched_ms, content \
+                   FROM message WHERE id IN ({})";
+        let mut stored = Vec::with_capacity(ids.len());
+        for row in self.rows_of(sql, &[], ids).await? {
+            stored.push(self.stored(&row)?);
+        }
+        stored.sort_by_key(|message| message.id);
+        let sql = "SELECT message_id, account_id, target_id FROM dependency WHERE message_id IN ({}) \
+                   ORDER BY message_id, position";
+        let mut rows = Vec::new();
+        for row in self.rows_of(sql, &[], ids).await? {
+            let dependency = Dependency { account: AccountId(get(&row, 1)?), message: MessageId(get(&row, 2)?) };
+            rows.push((MessageId(get(&row, 0)?), dependency));
+        }
+        for (of, dependency) in rows {
+            if let Ok(at) = stored.binary_search_by_key(&of, |message| message.id)
+                && let Some(message) = stored.get_mut(at)
+            {
+                message.draft.body.dependencies.push(dependency);
+            }
+        }
+        Ok(stored)
+    }
+
+    fn stored(&self, row: &AnyRow) -> Result<Stored, StoreError> {
+        let kind = Kind::from_id(narrow(row, 3)?).ok_or(StoreError::Damaged("kind of a message"))?;
+        let mut content: Vec<u8> = get(row, 9)?;
+        if kind == Kind::PasswordUpdate {
+            let damaged = |_| StoreError::Damaged("a password update that was sealed with another key");
+            content = boxes::open_with_leading_nonce(&self.key, &content).map_err(damaged)?;
+        }
+        let audience = match get::<i64>(row, 6)? {
+            0 => Audience::Members,
+            1 => Audience::Administrators,
+            _ => return Err(StoreError::Damaged("audience of a message")),
+        };
+        let body = Body {
+            version: narrow(row, 4)?,
+            kind,
+            flags: MessageFlags(narrow(row, 5)?),
+            file: FileId(get(row, 7)?),
+            content: Bytes::from(content),
+            dependencies: Vec::new(),
+        };
+        let (channel, sender) = (ChannelId(get(row, 1)?), AccountId(get(row, 2)?));
+        let draft = Draft { channel, sender, audience, dispatched_ms: narrow(row, 8)?, body };
+        Ok(Stored { id: MessageId(get(row, 0)?), draft })
+    }
+
+    /// What is known of messages that others depend on. Those that are not there are left out.
+    pub(in crate::chat::skynet) async fn facts(&mut self, ids: &[i64]) -> Result<Vec<Fact>, StoreError> {
+        let sql = "SELECT id, channel_id, sender_id, kind FROM message WHERE id IN ({})";
+        let rows = self.rows_of(sql, &[], ids).await?;
+        let fact = |row: &AnyRow| {
+            Ok(Fact {
+                id: MessageId(get(row, 0)?),
+                channel: ChannelId(get(row, 1)?),
+                sender: AccountId(get(row, 2)?),
+                kind: Kind::from_id(narrow(row, 3)?).ok_or(StoreError::Damaged("kind of a message"))?,
+            })
+        };
+        rows.iter().map(fact).collect()
+    }
+
+    /// The newest keys of an account: its public ones, and the private ones they belong to.
+    pub(in crate::chat::skynet) async fn keys(
+        &mut self,
+        account: AccountId,
+    ) -> Result<Option<(MessageId, MessageId)>, StoreError> {
+        let sql = "SELECT m.id, d.target_id FROM channel c JOIN message m ON m.channel_id = c.id \
+                   JOIN dependency d ON d.message_id = m.id \
+                   WHERE c.owner_id = $1 AND c.type = 1 AND m.kind = 24 ORDER BY m.id DESC LIMIT 1";
+        let row = self.row(sql, values![account.0]).await?;
+        row.map(|row| Ok((MessageId(get(&row, 0)?), MessageId(get(&row, 1)?)))).transpose()
+    }
+
+    /// Everything after `after` that a session is sent without asking, in order.
+    pub(in crate::chat::skynet) async fn pushed(
+        &mut self,
+        account: AccountId,
+        after: MessageId,
+    ) -> Result<Vec<i64>, StoreError> {
+        self.ids(pushed!("AND m.id > $2 ORDER BY m.id"), values![account.0, after.0]).await
+    }
+
+    /// The same of one channel, up to `upto`.
+    pub(in crate::chat::skynet) async fn pushed_of(
+        &mut self,
+        account: AccountId,
+        channel: ChannelId,
+        upto: MessageId,
+    ) -> Result<Vec<i64>, StoreError> {
+        let sql = pushed!("AND cm.channel_id = $2 AND m.id <= $3 ORDER BY m.id");
+        self.ids(sql, values![account.0, channel.0, upto.0]).await
+    }
+
+    /// What an account sees of one channel, or of all, between two numbers: at most `max`, the newest or the oldest.
+    pub(in crate::chat::skynet) async fn between(
+        &mut self,
+        account: AccountId,
+        channel: ChannelId,
+        (after, before): (MessageId, MessageId),
+        max: i64,
+        newest: bool,
+    ) -> Result<Vec<i64>, StoreError> {
+        let values = values![account.0, channel.0, after.0, before.0, max];
+        let sql = if newest {
+            visible!("AND ($2 = 0 OR cm.channel_id = $2) AND m.id > $3 AND m.id < $4 ORDER BY m.id DESC LIMIT $5")
+        } else {
+            visible!("AND ($2 = 0 OR cm.channel_id = $2) AND m.id > $3 AND m.id < $4 ORDER BY m.id LIMIT $5")
+        };
+        let mut ids = self.ids(sql, values).await?;
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Who is in a group, and what it looks like: what those hear first who are new there.
+    pub(in crate::chat::skynet) async fn introduction(
+        &mut self,
+        account: AccountId,
+        channel: ChannelId,
+        upto: MessageId,
+    ) -> Result<Vec<i64>, StoreError> {
+        let sql = visible!("AND cm.channel_id = $2 AND m.id <= $3 AND m.kind IN (30, 37, 38, 39) ORDER BY m.id");
+        self.ids(sql, values![account.0, channel.0, upto.0]).await
+    }
+
+    /// What everybody may know of an account: nickname, bio, image, each in clear and the newest.
+    pub(in crate::chat::skynet) async fn public_profile(&mut self, account: AccountId) -> Result<Vec<i64>, StoreError> {
+        let sql = "SELECT m.id FROM channel c JOIN message m ON m.channel_id = c.id WHERE c.owner_id = $1 \
+                   AND c.type = 1 AND m.kind IN (37, 38, 39) AND (m.flags & 2) <> 0 ORDER BY m.id";
+        self.ids(sql, values![account.0]).await
+    }
+
+    /// Daystream messages are there for a while. Says how many went.
+    pub(in crate::chat::skynet) async fn remove_daystream(&mut self, before_ms: u64) -> Result<u64, StoreError> {
+        let of = "DELETE FROM dependency WHERE message_id IN \
+                  (SELECT id FROM message WHERE kind = 36 AND dispatched_ms <= $1)";
+        self.run(of, values![before_ms]).await?;
+        self.run("DELETE FROM message WHERE kind = 36 AND dispatched_ms <= $1", values![before_ms]).await
+    }
+
+    async fn ids(&mut self, sql: &'static str, values: Vec<super::Value>) -> Result<Vec<i64>, StoreError> {
+        self.rows(sql, values).await?.iter().map(|row| get(row, 0)).collect()
+    }
+}
+
+const _: () = {
+    // The numbers in the queries above.
+    assert!(Kind::GroupChannelUpdate.id() == 30 && Kind::Nickname.id() == 37 && Kind::Bio.id() == 38);
+    assert!(Kind::ProfileImage.id() == 39 && Kind::PublicKeys.id() == 24 && Kind::DaystreamMessage.id() == 36);
+    assert!(MessageFlags::LOOPBACK.0 == 1 && MessageFlags::UNENCRYPTED.0 == 2 && MessageFlags::NO_SENDER_SYNC.0 == 4);
+};

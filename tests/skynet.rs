@@ -1,0 +1,76 @@
+//! The Skynet chat server over real sockets, each story on SQLite and on PostgreSQL.
+//!
+//! PostgreSQL is started from the distribution's package. Where there is none, its stories are not run and say so;
+//! `HELIOSTAT_REQUIRE_POSTGRES=1` makes that a failure.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations,
+    reason = "a test may panic"
+)]
+
+#[path = "skynet/stories.rs"]
+mod stories;
+#[path = "skynet/world.rs"]
+mod world;
+
+use heliostat::chat::skynet::store::Place;
+use world::{Ground, Postgres};
+
+/// Each story as a test on SQLite, and all of them as one on PostgreSQL.
+macro_rules! stories {
+    ($($story:ident)*) => {
+        mod sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $story() {
+                    let dir = tempfile::tempdir().unwrap();
+                    super::stories::$story(super::Ground::new(dir.path(), super::Place::Sqlite)).await;
+                }
+            )*
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn postgres() {
+            let Some(server) = Postgres::start() else {
+                assert!(std::env::var_os("HELIOSTAT_REQUIRE_POSTGRES").is_none(), "PostgreSQL is not installed");
+                println!("NOT RUN: PostgreSQL is not installed");
+                return;
+            };
+            $({
+                println!("story: {}", stringify!($story));
+                let dir = tempfile::tempdir().unwrap();
+                stories::$story(Ground::new(dir.path(), server.database(stringify!($story)))).await;
+            })*
+        }
+    };
+}
+
+stories! {
+    registering_confirming_and_logging_in
+    a_session_comes_back_and_hears_what_it_missed
+    a_session_is_taken_over
+    two_become_friends_and_their_keys_meet
+    chat_reaches_every_device_and_receipts_come_back
+    loopback_stays_at_home_and_no_sender_sync_leaves_it
+    a_group_lives_and_ends
+    an_administrator_who_is_late_has_to_begin_again
+    the_invisible_are_seen_by_administrators_alone
+    a_password_changes_once
+    a_name_changes_and_the_old_one_is_an_alias_until_the_password_follows
+    an_account_is_deleted_and_its_contacts_hear_of_it
+    blocking_archives_and_unblocking_opens_again
+    messages_are_requested_by_bounds_and_counts
+    presence_is_the_accounts_and_actions_are_the_sessions
+    searching_finds_names_and_nicknames_and_only_the_newest_is_kept
+    what_is_out_of_the_protocol_ends_that_connection_alone
+    nothing_is_lost_or_doubled_between_sync_and_live
+    of_two_who_create_the_same_channel_one_does
+    a_restart_loses_nothing_that_was_answered
+    tls_is_the_projects
+}

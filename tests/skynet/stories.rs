@@ -1,0 +1,800 @@
+//! What clients live through (spec 4), each told from the sockets.
+
+use std::collections::BTreeSet;
+
+use heliostat::chat::skynet::Confirmed;
+use heliostat::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
+use heliostat::chat::skynet::wire::{
+    AccountId, Body, ChannelAction, ChannelId, ChannelType, Content, CreateAccountStatus, CreateChannelStatus,
+    CreateSessionStatus, DeleteAccountStatus, Delivery, Doing, FromClient, Kind, MessageFlags, MessageId,
+    MessageSendStatus, OnlineState, RestoreSessionStatus, ToClient, WantedChannel,
+};
+use heliostat::crypto::Secret;
+use heliostat::net::development::development;
+use heliostat::net::listen::Door;
+use heliostat::net::tls::{Certificate, Tls, read_certs};
+use heliostat::time::Clock;
+
+use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, soon};
+
+const CLEAR: MessageFlags = MessageFlags::UNENCRYPTED;
+const DENIED: Result<MessageId, MessageSendStatus> = Err(MessageSendStatus::ACCESS_DENIED);
+const A: &str = "alice@example.com";
+const B: &str = "bob@example.com";
+const C: &str = "carol@example.com";
+
+fn own_clear() -> MessageFlags {
+    MessageFlags::LOOPBACK.and(CLEAR)
+}
+
+fn is_sync_end(packet: &ToClient) -> Option<()> {
+    matches!(packet, ToClient::SyncFinished {}).then_some(())
+}
+
+pub async fn registering_confirming_and_logging_in(ground: Ground) {
+    let world = World::start(&ground).await;
+    let mut client = world.greeted().await;
+    assert_eq!(client.register("not an address", "pw").await, CreateAccountStatus::INVALID_ACCOUNT_NAME);
+    assert_eq!(client.register("Alice@Example.com", "pw").await, CreateAccountStatus::SUCCESS);
+    assert_eq!(client.register(A, "pw").await, CreateAccountStatus::MAIL_RESENT);
+    assert_eq!(client.register(A, "other").await, CreateAccountStatus::ACCOUNT_NAME_TAKEN);
+    assert_eq!(world.mail.reasons(A), 2);
+    assert_eq!(client.login(A, "other").await, CreateSessionStatus::INVALID_CREDENTIALS);
+    assert_eq!(client.login(A, "pw").await, CreateSessionStatus::UNCONFIRMED_ACCOUNT);
+    assert_eq!(soon(world.running.confirm("0123456789abcdef")).await, Some(Confirmed::Invalid));
+    assert_eq!(world.confirm(A).await, Confirmed::Done { address: A.into() });
+    assert_eq!(world.confirm(A).await, Confirmed::Already { address: A.into() });
+    assert_eq!(client.register(A, "pw").await, CreateAccountStatus::ACCOUNT_NAME_TAKEN);
+    assert_eq!(client.login("nobody@example.com", "pw").await, CreateSessionStatus::INVALID_CREDENTIALS);
+    // The same connection may try again, and it is the address that counts, however it is written.
+    assert_eq!(client.login("ALICE@example.com", "pw").await, CreateSessionStatus::SUCCESS);
+    let sync = client.first_sync().await;
+    assert_eq!(sync.min_count, 3);
+    let types: Vec<_> = sync.announced.iter().map(|(_, it)| it.channel_type).collect();
+    assert_eq!(types, [ChannelType::Loopback, ChannelType::AccountData]);
+    assert_eq!(sync.kinds(), [Kind::PasswordUpdate, Kind::MailAddress, Kind::DeviceList]);
+    assert!(sync.messages.iter().all(|message| message.sender == client.account));
+    let said =
+        |message: &Delivery| Content::decode(message.body.kind, message.body.flags, &message.body.content).unwrap().0;
+    let Content::PasswordUpdate { previous_key_hash, key_hash: kept, key_history } = said(&sync.messages[0]) else {
+        panic!("{sync:?}")
+    };
+    assert_eq!((previous_key_hash, kept, key_history.len()), (Secret::new([0; 32]), key_hash("pw"), 0));
+    assert_eq!(said(&sync.messages[1]), Content::MailAddress(A.into()));
+    let Content::DeviceList(devices) = said(&sync.messages[2]) else { panic!("{sync:?}") };
+    assert_eq!((devices.len(), devices[0].session), (1, client.session));
+    // The next device is told to the first one.
+    let second = world.device_with(A, "pw").await;
+    let Content::DeviceList(devices) = said(&client.find_message(Kind::DeviceList).await) else { panic!() };
+    assert_eq!(devices.iter().map(|it| it.session).collect::<Vec<_>>(), [client.session, second.session]);
+    client.hears_nothing().await;
+    world.stop().await;
+}
+
+pub async fn a_session_comes_back_and_hears_what_it_missed(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    bob.publish_keys().await;
+    let known = [bob.loopback, bob.account_data];
+    let (last, offline) = (bob.last, bob);
+    let mut other = world.device(B).await;
+    // Bob's first device is away while a contact is added whose keys are older than what it has heard last.
+    alice.publish_keys().await;
+    let channel = world.friends(&mut alice, &mut other).await;
+    let mut stranger = world.greeted().await;
+    let mut wrong = world.connect().await;
+    (wrong.session, wrong.token) = (offline.session, Secret::new([9; 32]));
+    assert_eq!(stranger.restore(&wrong, 0, &[]).await, RestoreSessionStatus::INVALID_SESSION);
+    assert_eq!(
+        stranger.restore(&offline, last, &[known[0], known[1], ChannelId(-4)]).await,
+        RestoreSessionStatus::SUCCESS
+    );
+    let sync = stranger.sync().await;
+    let announced: BTreeSet<_> = sync.announced.iter().map(|(channel, _)| *channel).collect();
+    assert_eq!(announced, [alice.account_data, channel].into());
+    assert_eq!(sync.deleted, [ChannelId(-4)], "an id that never was is none of the client's");
+    let from_alice: Vec<_> = sync.messages.iter().filter(|it| it.channel == alice.account_data).collect();
+    assert!(from_alice.iter().any(|it| it.body.kind == Kind::PublicKeys));
+    assert!(from_alice.iter().any(|it| it.body.kind == Kind::MailAddress), "older than the last it knows");
+    assert!(sync.messages.iter().all(|it| announced.contains(&it.channel) || it.id.0 > last));
+    // Who is up to date hears nothing.
+    let (_, sync) = world.back(&offline, stranger.last, &[known[0], known[1], alice.account_data, channel]).await;
+    assert_eq!((sync.announced.len(), sync.deleted.len(), sync.messages.len()), (0, 0, 0));
+    world.stop().await;
+}
+
+pub async fn a_session_is_taken_over(ground: Ground) {
+    let world = World::start(&ground).await;
+    let mut first = world.account(A).await;
+    let (mut second, _) = world.back(&first, first.last, &[]).await;
+    assert!(first.is_closed().await, "at once, and without a word");
+    second.hears_nothing().await;
+    let (channel, mut other) = (second.loopback, world.device(A).await);
+    second.find_message(Kind::DeviceList).await;
+    let id = other.say(channel, body(&Content::BlockList { accounts: vec![], channels: vec![] }, own_clear())).await;
+    assert_eq!(second.find_message(Kind::BlockList).await.id, id.unwrap());
+    world.stop().await;
+}
+
+pub async fn two_become_friends_and_their_keys_meet(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let mut tablet = world.device(A).await;
+    alice.find_message(Kind::DeviceList).await;
+    let create = |wanted| FromClient::CreateChannel { temp: ChannelId(-3), wanted };
+    let status = |packet: ToClient| match packet {
+        ToClient::CreateChannelResponse { temp: ChannelId(-3), status, channel, .. } => (status, channel),
+        other => panic!("{other:?}"),
+    };
+    for nobody in [AccountId(4), alice.account] {
+        alice.send(&create(WantedChannel::Direct(nobody))).await;
+        assert_eq!(status(alice.next().await), (CreateChannelStatus::INVALID_COUNTERPART, ChannelId::NONE));
+    }
+    alice.send(&create(WantedChannel::Direct(bob.account))).await;
+    // The creator: the other one's account data, the answer, then what the other one had said.
+    let ToClient::CreateChannel { channel, announced } = alice.next().await else { panic!() };
+    assert_eq!((channel, announced.owner), (bob.account_data, bob.account));
+    let (created, direct) = status(alice.next().await);
+    assert_eq!(created, CreateChannelStatus::SUCCESS);
+    assert_eq!(alice.sync().await.kinds(), [Kind::MailAddress]);
+    for (client, data, owner, other) in [
+        (&mut tablet, bob.account_data, alice.account, bob.account),
+        (&mut bob, alice.account_data, alice.account, alice.account),
+    ] {
+        let ToClient::CreateChannel { channel, .. } = client.next().await else { panic!() };
+        assert_eq!(channel, data);
+        let ToClient::CreateChannel { channel, announced } = client.next().await else { panic!() };
+        assert_eq!((channel, announced.owner, announced.counterpart), (direct, owner, other));
+        assert_eq!(client.sync().await.kinds(), [Kind::MailAddress]);
+    }
+    bob.send(&create(WantedChannel::Direct(alice.account))).await;
+    assert_eq!(status(bob.next().await), (CreateChannelStatus::ALREADY_EXISTS, direct));
+    // Keys of one are not enough.
+    let (private_a, public_a) = alice.publish_keys().await;
+    assert_eq!(bob.find_message(Kind::PublicKeys).await.id, public_a);
+    bob.hears_nothing().await;
+    let (private_b, public_b) = bob.publish_keys().await;
+    for (client, own, others) in [(&mut alice, private_a, public_b), (&mut bob, private_b, public_a)] {
+        let update = client.find_message(Kind::DirectChannelUpdate).await;
+        assert_eq!((update.channel, update.sender, update.skip_count), (direct, AccountId::NONE, 0));
+        let me = client.account;
+        assert_eq!(update.body.dependencies, [on(me, own), on(me, others)], "each sees its own two");
+    }
+    // Another key, another update; and keys of nobody's are no keys.
+    let (_, newer) = bob.publish_keys().await;
+    assert_eq!(alice.find_message(Kind::DirectChannelUpdate).await.body.dependencies[1], on(alice.account, newer));
+    let stolen = Body::new(Kind::PublicKeys, CLEAR, vec![1]).on([on(bob.account, private_a)]);
+    bob.post(bob.account_data, stolen).await;
+    bob.seen.clear();
+    assert!(bob.find_end().await, "keys that refer to another account's end the connection");
+    world.stop().await;
+}
+
+pub async fn chat_reaches_every_device_and_receipts_come_back(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let mut tablet = world.device(A).await;
+    let channel = world.friends(&mut alice, &mut bob).await;
+    let id = alice.say(channel, chat("hi")).await.unwrap();
+    for client in [&mut tablet, &mut bob] {
+        let heard = client.find_message(Kind::ChatMessage).await;
+        assert_eq!(
+            (heard.id, heard.channel, heard.sender, &heard.body.content[..]),
+            (id, channel, alice.account, &b"hi"[..])
+        );
+        assert_eq!((heard.skip_count, heard.body.version), (0, 1));
+        assert!(heard.dispatched.unix_ms().is_some());
+    }
+    let received = bob.say(channel, receipt(Kind::MessageReceived, id)).await.unwrap();
+    let read = bob.say(channel, receipt(Kind::MessageRead, id)).await.unwrap();
+    for client in [&mut alice, &mut tablet] {
+        assert_eq!(client.find_message(Kind::MessageReceived).await.id, received);
+        let heard = client.find_message(Kind::MessageRead).await;
+        assert_eq!((heard.id, heard.body.dependencies), (read, vec![on(AccountId::NONE, id)]));
+    }
+    // Only what one has said oneself can be edited, and only what was said is acknowledged.
+    let edit = |id| Body::new(Kind::MessageOverride, MessageFlags::NONE, vec![0; 64]).on([on(AccountId::NONE, id)]);
+    assert_eq!(bob.say(channel, edit(id)).await, DENIED);
+    assert!(alice.say(channel, edit(id)).await.is_ok());
+    assert_eq!(bob.say(channel, receipt(Kind::MessageRead, received)).await, DENIED);
+    // A file that is not there.
+    let flags = MessageFlags::MEDIA.and(MessageFlags::EXTERNAL_FILE);
+    let with_file =
+        Body { file: heliostat::chat::skynet::wire::FileId(5), ..Body::new(Kind::ChatMessage, flags, vec![0; 64]) };
+    assert_eq!(alice.say(channel, with_file).await, Err(MessageSendStatus::FILE_NOT_FOUND));
+    // Strangers may not say anything there, and learn nothing by it.
+    let mut carol = world.account(C).await;
+    assert_eq!(carol.say(channel, chat("me too")).await, DENIED);
+    assert_eq!(carol.say(ChannelId(12345), chat("me too")).await, DENIED);
+    world.stop().await;
+}
+
+pub async fn loopback_stays_at_home_and_no_sender_sync_leaves_it(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let mut tablet = world.device(A).await;
+    let channel = world.friends(&mut alice, &mut bob).await;
+    tablet.find(is_sync_end).await;
+    tablet.seen.clear();
+    let custom = Body::new(Kind::DirectChannelCustomization, MessageFlags::LOOPBACK, vec![7; 64]);
+    let at_home = alice.say(channel, custom).await.unwrap();
+    assert_eq!(tablet.find_message(Kind::DirectChannelCustomization).await.id, at_home);
+    bob.hears_nothing().await;
+    let notify = Body::new(Kind::GroupChannelKeyNotify, MessageFlags::NO_SENDER_SYNC, vec![7; 64]);
+    let outside = alice.say(channel, notify).await.unwrap();
+    assert_eq!(bob.find_message(Kind::GroupChannelKeyNotify).await.id, outside);
+    tablet.hears_nothing().await;
+    // The same in every sync.
+    let (_, of_alice) = world.back(&alice, 0, &[]).await;
+    assert!(of_alice.ids().contains(&at_home.0) && !of_alice.ids().contains(&outside.0));
+    let (_, of_bob) = world.back(&bob, 0, &[]).await;
+    assert!(!of_bob.ids().contains(&at_home.0) && of_bob.ids().contains(&outside.0));
+    world.stop().await;
+}
+
+/// A group of its creator alone.
+async fn found_group(owner: &mut Client, channel_type: ChannelType) -> ChannelId {
+    owner.send(&FromClient::CreateChannel { temp: ChannelId(-9), wanted: WantedChannel::Other(channel_type) }).await;
+    owner
+        .find(|packet| match packet {
+            ToClient::CreateChannelResponse {
+                temp: ChannelId(-9),
+                status: CreateChannelStatus::SUCCESS,
+                channel,
+                ..
+            } => Some(*channel),
+            _ => None,
+        })
+        .await
+}
+
+/// Says who is in the group, with a key for each other member, who has a direct channel with the administrator.
+async fn update_group(
+    admin: &mut Client,
+    group: ChannelId,
+    revision: i64,
+    members: &[(AccountId, MemberFlags)],
+    directs: &[(AccountId, ChannelId)],
+) -> Result<MessageId, MessageSendStatus> {
+    let mut dependencies = Vec::new();
+    for (account, direct) in directs {
+        let notify = Body::new(Kind::GroupChannelKeyNotify, MessageFlags::NONE, vec![7; 64]);
+        dependencies.push(on(*account, admin.say(*direct, notify).await.unwrap()));
+    }
+    let content = Content::GroupChannelUpdate { revision, members: members.to_vec(), key_history: vec![1; 8].into() };
+    admin.say(group, body(&content, CLEAR).on(dependencies)).await
+}
+
+fn members_in(update: &Delivery) -> Vec<(AccountId, MemberFlags)> {
+    match Content::decode(update.body.kind, CLEAR, &update.body.content) {
+        Ok((Content::GroupChannelUpdate { members, .. }, None)) => members,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub async fn a_group_lives_and_ends(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob, mut carol) = (world.account(A).await, world.account(B).await, world.account(C).await);
+    let ab = world.friends(&mut alice, &mut bob).await;
+    let ac = world.friends(&mut alice, &mut carol).await;
+    let group = found_group(&mut alice, ChannelType::Group).await;
+    let (admin, plain) = (MemberFlags::ADMINISTRATOR, MemberFlags::default());
+    let (a, b, c) = (alice.account, bob.account, carol.account);
+    // Without a key for each, without an administrator, or with somebody who is not there, it does not become.
+    assert_eq!(update_group(&mut alice, group, 1, &[(a, admin), (b, plain)], &[]).await, DENIED);
+    assert_eq!(update_group(&mut alice, group, 1, &[(a, plain), (b, plain)], &[(b, ab)]).await, DENIED);
+    assert_eq!(update_group(&mut alice, group, 1, &[(a, admin), (AccountId(5), plain)], &[]).await, DENIED);
+    bob.seen.clear();
+    let first = update_group(&mut alice, group, 1, &[(a, admin), (b, plain)], &[(b, ab)]).await.unwrap();
+    let announced = bob
+        .find(|packet| match packet {
+            ToClient::CreateChannel { channel, announced } if *channel == group => Some(*announced),
+            _ => None,
+        })
+        .await;
+    assert_eq!((announced.channel_type, announced.owner), (ChannelType::Group, a));
+    bob.find(is_sync_end).await;
+    let heard = bob.find_message(Kind::GroupChannelUpdate).await;
+    assert_eq!((heard.id, heard.body.dependencies.len()), (first, 1), "with the key that is for him");
+    let nickname = body(&Content::Nickname("us".into()), MessageFlags::NONE);
+    assert_eq!(bob.say(group, nickname.clone()).await, DENIED, "that is for administrators");
+    let named = alice.say(group, nickname).await.unwrap();
+    let before = bob.say(group, chat("before carol")).await.unwrap();
+    assert_eq!(alice.find_message(Kind::ChatMessage).await.id, before);
+    // Carol is new: she hears who is in it and what it is called, and asks for the rest herself.
+    carol.seen.clear();
+    let all = [(a, admin), (b, plain), (c, plain)];
+    let second = update_group(&mut alice, group, 2, &all, &[(b, ab), (c, ac)]).await.unwrap();
+    carol.find(|packet| matches!(packet, ToClient::SyncStarted { min_count: 2 }).then_some(())).await;
+    assert_eq!(carol.find_message(Kind::GroupChannelUpdate).await.id, first);
+    assert_eq!(carol.find_message(Kind::Nickname).await.id, named);
+    carol.find(is_sync_end).await;
+    assert_eq!(carol.find_message(Kind::GroupChannelUpdate).await.id, second);
+    let (mut carol, sync) = world.back(&carol, 0, &[]).await;
+    assert!(!sync.ids().contains(&before.0) && sync.ids().contains(&first.0) && sync.ids().contains(&named.0));
+    carol
+        .send(&FromClient::RequestMessages { channel: group, after: MessageId(0), before: MessageId(0), max_count: 0 })
+        .await;
+    assert!(carol.sync().await.ids().contains(&before.0));
+    // Bob is removed.
+    bob.seen.clear();
+    update_group(&mut alice, group, 3, &[(a, admin), (c, MemberFlags::NO_CONTENT)], &[(c, ac)]).await.unwrap();
+    bob.find(|packet| matches!(packet, ToClient::DeleteChannel { channel } if *channel == group).then_some(())).await;
+    bob.seen.clear();
+    bob.hears_nothing().await;
+    assert_eq!(bob.say(group, chat("still here?")).await, DENIED);
+    assert_eq!(carol.say(group, chat("hush")).await, DENIED);
+    let said = alice.say(group, chat("quiet now")).await.unwrap();
+    assert!(carol.say(group, receipt(Kind::MessageRead, said)).await.is_ok());
+    // It ends, and what was said stays.
+    assert_eq!(carol.say(group, body(&Content::ArchiveChannel(ArchiveMode::DELETED), CLEAR)).await, DENIED);
+    assert_eq!(alice.say(group, body(&Content::ArchiveChannel(ArchiveMode::BLOCKED), CLEAR)).await, DENIED);
+    alice.say(group, body(&Content::ArchiveChannel(ArchiveMode::DELETED), CLEAR)).await.unwrap();
+    carol.find_message(Kind::ArchiveChannel).await;
+    assert_eq!(alice.say(group, chat("anybody?")).await, DENIED);
+    alice.seen.clear();
+    alice
+        .send(&FromClient::RequestMessages { channel: group, after: MessageId(0), before: MessageId(0), max_count: 0 })
+        .await;
+    assert!(alice.sync().await.ids().contains(&said.0));
+    world.stop().await;
+}
+
+pub async fn an_administrator_who_is_late_has_to_begin_again(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let direct = world.friends(&mut alice, &mut bob).await;
+    let group = found_group(&mut alice, ChannelType::Group).await;
+    let both = [(alice.account, MemberFlags::ADMINISTRATOR), (bob.account, MemberFlags::ADMINISTRATOR)];
+    let (for_alice, for_bob) = ([(alice.account, direct)], [(bob.account, direct)]);
+    update_group(&mut alice, group, 1, &both, &for_bob).await.unwrap();
+    let (first, second) = tokio::join!(
+        update_group(&mut alice, group, 2, &both, &for_bob),
+        update_group(&mut bob, group, 2, &both, &for_alice),
+    );
+    let late = if first.is_ok() { second } else { first };
+    assert!(first.is_ok() != second.is_ok());
+    assert_eq!(late, Err(MessageSendStatus::CONCURRENT_CHANGES));
+    update_group(&mut bob, group, 3, &both, &for_alice).await.unwrap();
+    world.stop().await;
+}
+
+pub async fn the_invisible_are_seen_by_administrators_alone(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob, mut carol) = (world.account(A).await, world.account(B).await, world.account(C).await);
+    let ab = world.friends(&mut alice, &mut bob).await;
+    let ac = world.friends(&mut alice, &mut carol).await;
+    let profile = found_group(&mut alice, ChannelType::ProfileData).await;
+    let (admin, unseen) = (MemberFlags::ADMINISTRATOR, MemberFlags::INVISIBLE);
+    let (a, b, c) = (alice.account, bob.account, carol.account);
+    let keys = [(b, ab), (c, ac)];
+    let visible = [(a, admin), (b, MemberFlags::default()), (c, unseen)];
+    assert_eq!(update_group(&mut alice, profile, 1, &visible, &keys).await, DENIED, "who follows is invisible");
+    let members = [(a, admin), (b, unseen), (c, unseen)];
+    for client in [&mut bob, &mut carol] {
+        client.seen.clear();
+    }
+    update_group(&mut alice, profile, 1, &members, &keys).await.unwrap();
+    assert_eq!(members_in(&bob.find_message(Kind::GroupChannelUpdate).await), [(a, admin), (b, unseen)]);
+    assert_eq!(members_in(&carol.find_message(Kind::GroupChannelUpdate).await), [(a, admin), (c, unseen)]);
+    let post = Body::new(Kind::DaystreamMessage, MessageFlags::NONE, vec![3; 64]);
+    assert_eq!(bob.say(profile, post.clone()).await, DENIED);
+    let id = alice.say(profile, post).await.unwrap();
+    assert_eq!(carol.find_message(Kind::DaystreamMessage).await.id, id);
+    let read = bob.say(profile, receipt(Kind::MessageRead, id)).await.unwrap();
+    assert_eq!(alice.find_message(Kind::MessageRead).await.id, read);
+    let (_, sync) = world.back(&carol, 0, &[]).await;
+    assert!(!sync.ids().contains(&read.0), "nor later");
+    let update = sync.messages.iter().find(|it| it.body.kind == Kind::GroupChannelUpdate).unwrap();
+    assert_eq!(members_in(update), [(a, admin), (c, unseen)]);
+    world.stop().await;
+}
+
+pub async fn a_password_changes_once(ground: Ground) {
+    let world = World::start(&ground).await;
+    let mut alice = world.account(A).await;
+    let mut tablet = world.device(A).await;
+    let change = |from: &str, to: &str| {
+        let key_history = vec![1; 128].into();
+        let content =
+            Content::PasswordUpdate { previous_key_hash: key_hash(from), key_hash: key_hash(to), key_history };
+        body(&content, own_clear())
+    };
+    let (loopback, concurrent) = (alice.loopback, Err(MessageSendStatus::CONCURRENT_CHANGES));
+    assert_eq!(alice.say(loopback, change("wrong", "new")).await, concurrent);
+    let id = alice.say(loopback, change(A, "new")).await.unwrap();
+    assert_eq!(tablet.find_message(Kind::PasswordUpdate).await.id, id);
+    assert_eq!(tablet.say(loopback, change(A, "newer")).await, concurrent, "it was faster");
+    let mut client = world.greeted().await;
+    assert_eq!(client.login(A, A).await, CreateSessionStatus::INVALID_CREDENTIALS);
+    assert_eq!(client.login(A, "new").await, CreateSessionStatus::SUCCESS);
+    let sync = client.first_sync().await;
+    let changes: Vec<_> = sync.messages.iter().filter(|it| it.body.kind == Kind::PasswordUpdate).collect();
+    assert_eq!((changes.len(), changes[1].id), (2, id), "the chain is there for new devices");
+    assert_eq!(changes[1].body.content, change(A, "new").content);
+    world.stop().await;
+}
+
+pub async fn a_name_changes_and_the_old_one_is_an_alias_until_the_password_follows(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    world.friends(&mut alice, &mut bob).await;
+    let wish = |name: &str| body(&Content::QueueMailAddressChange(name.into()), own_clear());
+    let loopback = alice.loopback;
+    for bad in [B, "nonsense", A] {
+        assert_eq!(alice.say(loopback, wish(bad)).await, DENIED, "{bad}");
+    }
+    let new = "alice@example.net";
+    alice.say(loopback, wish("Alice@Example.net")).await.unwrap();
+    assert_eq!((world.mail.reasons(new), world.mail.reasons(A)), (1, 2), "the old address is warned");
+    let mut client = world.greeted().await;
+    assert_eq!(client.login(new, A).await, CreateSessionStatus::INVALID_CREDENTIALS);
+    assert_eq!(world.confirm(new).await, Confirmed::Done { address: new.into() });
+    for client in [&mut alice, &mut bob] {
+        let heard = client.find_message(Kind::MailAddress).await;
+        assert_eq!(heard.body.content, Content::MailAddress(new.into()).encode(None).unwrap());
+    }
+    drop((world.device_with(A, A).await, world.device_with(new, A).await));
+    let (previous_key_hash, key_hash) = (key_hash(A), key_hash("new"));
+    let content = Content::PasswordUpdate { previous_key_hash, key_hash, key_history: vec![1; 128].into() };
+    alice.say(loopback, body(&content, own_clear())).await.unwrap();
+    assert_eq!(client.login(A, "new").await, CreateSessionStatus::INVALID_CREDENTIALS);
+    assert_eq!(client.login(new, "new").await, CreateSessionStatus::SUCCESS);
+    client.first_sync().await;
+    assert_eq!(world.greeted().await.register(A, A).await, CreateAccountStatus::SUCCESS, "the old name is free");
+    world.stop().await;
+}
+
+pub async fn an_account_is_deleted_and_its_contacts_hear_of_it(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let mut tablet = world.device(A).await;
+    let channel = world.friends(&mut alice, &mut bob).await;
+    tablet.find(is_sync_end).await;
+    tablet.seen.clear();
+    alice.send(&FromClient::DeleteAccount { key_hash: key_hash("wrong") }).await;
+    let refused = ToClient::DeleteAccountResponse { status: DeleteAccountStatus::INVALID_CREDENTIALS };
+    assert_eq!(alice.next().await, refused);
+    alice.send(&FromClient::DeleteAccount { key_hash: key_hash(A) }).await;
+    assert_eq!(alice.next().await, ToClient::DeleteAccountResponse { status: DeleteAccountStatus::SUCCESS });
+    assert!(alice.is_closed().await && tablet.is_closed().await);
+    let archived = bob.find_message(Kind::ArchiveChannel).await;
+    assert_eq!((archived.channel, archived.sender, &archived.body.content[..]), (channel, AccountId::NONE, &[2][..]));
+    assert_eq!(bob.say(channel, chat("hello?")).await, DENIED);
+    bob.send(&FromClient::CreateChannel { temp: ChannelId(-1), wanted: WantedChannel::Direct(alice.account) }).await;
+    let status = |packet: &ToClient| match packet {
+        ToClient::CreateChannelResponse { status, .. } => Some(*status),
+        _ => None,
+    };
+    assert_eq!(bob.find(status).await, CreateChannelStatus::INVALID_COUNTERPART);
+    let mut again = world.greeted().await;
+    assert_eq!(again.restore(&tablet, 0, &[]).await, RestoreSessionStatus::INVALID_SESSION);
+    assert_eq!(again.login(A, A).await, CreateSessionStatus::INVALID_CREDENTIALS);
+    assert_eq!(again.register(A, A).await, CreateAccountStatus::SUCCESS, "the name is free");
+    let (mut bob, sync) = world.back(&bob, 0, &[]).await;
+    assert!(sync.announced.iter().any(|(id, _)| *id == alice.account_data), "old keys stay readable");
+    bob.send(&FromClient::DeleteAccount { key_hash: key_hash(B) }).await;
+    assert_eq!(bob.next().await, ToClient::DeleteAccountResponse { status: DeleteAccountStatus::SUCCESS });
+    world.stop().await;
+}
+
+pub async fn blocking_archives_and_unblocking_opens_again(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob, mut carol) = (world.account(A).await, world.account(B).await, world.account(C).await);
+    let channel = world.friends(&mut alice, &mut bob).await;
+    let group = found_group(&mut bob, ChannelType::Group).await;
+    let members = [(bob.account, MemberFlags::ADMINISTRATOR), (alice.account, MemberFlags::default())];
+    let key = [(alice.account, channel)];
+    update_group(&mut bob, group, 1, &members, &key).await.unwrap();
+    let list = |accounts, channels| body(&Content::BlockList { accounts, channels }, own_clear());
+    let loopback = alice.loopback;
+    alice.say(loopback, list(vec![bob.account, carol.account, bob.account], vec![group])).await.unwrap();
+    let left = |packet: &ToClient| matches!(packet, ToClient::DeleteChannel { .. }).then(|| packet.clone());
+    assert_eq!(alice.find(left).await, ToClient::DeleteChannel { channel: group });
+    for client in [&mut alice, &mut bob] {
+        assert_eq!(client.find_message(Kind::ArchiveChannel).await.body.content[..], [1]);
+        assert_eq!(client.say(channel, chat("anybody?")).await, DENIED);
+    }
+    let custom = Body::new(Kind::DirectChannelCustomization, MessageFlags::LOOPBACK, vec![7; 64]);
+    assert!(bob.say(channel, custom).await.is_ok(), "what is said to oneself passes");
+    // Who is blocked creates no channel, and who blocks is not invited again.
+    carol.send(&FromClient::CreateChannel { temp: ChannelId(-1), wanted: WantedChannel::Direct(alice.account) }).await;
+    let status = |packet: &ToClient| match packet {
+        ToClient::CreateChannelResponse { status, .. } => Some(*status),
+        _ => None,
+    };
+    assert_eq!(carol.find(status).await, CreateChannelStatus::BLOCKED);
+    alice.seen.clear();
+    update_group(&mut bob, group, 2, &members, &key).await.unwrap();
+    alice.find_message(Kind::GroupChannelKeyNotify).await;
+    alice.hears_nothing().await;
+    alice.say(loopback, list(vec![], vec![channel])).await.unwrap();
+    bob.seen.clear();
+    bob.hears_nothing().await;
+    alice.say(loopback, list(vec![], vec![])).await.unwrap();
+    assert_eq!(bob.find_message(Kind::ArchiveChannel).await.body.content[..], [0]);
+    assert!(bob.say(channel, chat("again")).await.is_ok());
+    world.stop().await;
+}
+
+pub async fn messages_are_requested_by_bounds_and_counts(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let channel = world.friends(&mut alice, &mut bob).await;
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        ids.push(alice.say(channel, chat(&n.to_string())).await.unwrap().0);
+    }
+    let mut bob = world.device(B).await;
+    let mut ask = async |channel, after, before, max_count| {
+        let (after, before) = (MessageId(after), MessageId(before));
+        bob.send(&FromClient::RequestMessages { channel, after, before, max_count }).await;
+        let sync = bob.sync().await;
+        bob.hears_nothing().await;
+        sync.ids()
+    };
+    assert_eq!(ask(channel, 0, 0, 0).await, ids);
+    assert_eq!(ask(channel, ids[1], ids[4], 0).await, ids[2..4]);
+    assert_eq!(ask(channel, ids[1], 0, 2).await, ids[2..4], "from a bound on");
+    assert_eq!(ask(channel, 0, ids[4], 2).await, ids[2..4], "scrolling back");
+    assert_eq!(ask(channel, 0, 0, 2).await, ids[4..]);
+    assert_eq!(ask(ChannelId(77), 0, 0, 0).await, [0; 0]);
+    assert_eq!(ask(alice.loopback, 0, 0, 0).await, [0; 0]);
+    let all = ask(ChannelId::NONE, 0, 0, 0).await;
+    assert!(all.len() > ids.len() && ids.iter().all(|id| all.contains(id)));
+    world.stop().await;
+}
+
+pub async fn presence_is_the_accounts_and_actions_are_the_sessions(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let mut tablet = world.device(A).await;
+    let channel = world.friends(&mut alice, &mut bob).await;
+    tablet.find(is_sync_end).await;
+    tablet.seen.clear();
+    let state = |online, doing| FromClient::SetClientState { online, doing };
+    let (idle, typing) = (Doing::default(), Doing { action: ChannelAction::TYPING, channel });
+    alice.send(&state(OnlineState::ACTIVE, idle)).await;
+    assert_eq!(bob.find_message(Kind::OnlineState).await.body.content[..], [1]);
+    tablet.send(&state(OnlineState::ACTIVE, idle)).await;
+    alice.send(&state(OnlineState::ACTIVE, typing)).await;
+    let account = alice.account;
+    for client in [&mut bob, &mut tablet] {
+        assert_eq!(client.next().await, ToClient::ChannelAction { channel, account, action: ChannelAction::TYPING });
+    }
+    // The last one to go takes the account with it, and what is done ends with the connection.
+    drop(alice);
+    for client in [&mut bob, &mut tablet] {
+        assert_eq!(client.next().await, ToClient::ChannelAction { channel, account, action: ChannelAction::NONE });
+    }
+    drop(tablet);
+    let gone = bob.find_message(Kind::OnlineState).await;
+    let (Content::OnlineState(since), _) = Content::decode(Kind::OnlineState, CLEAR, &gone.body.content).unwrap()
+    else {
+        panic!()
+    };
+    assert!(since.is_some_and(|since| since.unix_ms().is_some()));
+    // In a channel of others nothing is done.
+    let mut carol = world.account(C).await;
+    carol.send(&state(OnlineState::INACTIVE, typing)).await;
+    carol.hears_nothing().await;
+    bob.hears_nothing().await;
+    let (_, sync) = world.back(&bob, 0, &[]).await;
+    assert_eq!(sync.kinds().iter().filter(|kind| **kind == Kind::OnlineState).count(), 1, "only the newest is kept");
+    world.stop().await;
+}
+
+pub async fn searching_finds_names_and_nicknames_and_only_the_newest_is_kept(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    assert_eq!(world.greeted().await.register("unconfirmed@example.com", "x").await, CreateAccountStatus::SUCCESS);
+    let (data, nick) = (bob.account_data, |name: &str| body(&Content::Nickname(name.into()), CLEAR));
+    bob.say(data, nick("Robert")).await.unwrap();
+    let newest = bob.say(data, nick("Bobby Tables")).await.unwrap();
+    let mut search = async |query: &str| {
+        alice.send(&FromClient::SearchAccount { query: query.into() }).await;
+        let ToClient::SearchAccountResponse { found } = alice.next().await else { panic!() };
+        let sync = alice.sync().await;
+        (found.into_iter().map(|it| it.name).collect::<Vec<_>>(), sync)
+    };
+    let (found, sync) = search("TABLES").await;
+    assert_eq!(found, [B]);
+    assert_eq!((sync.ids(), sync.messages[0].channel), (vec![newest.0], ChannelId::NONE));
+    assert_eq!(sync.messages[0].sender, bob.account);
+    assert_eq!(search("BOB@").await.0, [B]);
+    for nothing in ["", "robert", "alice", "unconfirmed", "%"] {
+        assert_eq!(search(nothing).await.0, [""; 0], "{nothing:?}");
+    }
+    let (_, sync) = world.back(&bob, 0, &[]).await;
+    assert_eq!(sync.messages.iter().filter(|it| it.body.kind == Kind::Nickname).count(), 1);
+    world.stop().await;
+}
+
+pub async fn what_is_out_of_the_protocol_ends_that_connection_alone(ground: Ground) {
+    let world = World::start(&ground).await;
+    let mut bystander = world.account(A).await;
+    let platform = |application: &str| FromClient::ConnectionHandshake {
+        protocol_version: 3,
+        application: application.into(),
+        version_code: 60,
+    };
+    let early: [&[u8]; 6] = [
+        &[0x32, 0, 0, 0],
+        &[0x10, 0, 0, 0],
+        &[0x01, 1, 0, 0, 0],
+        &[0x00, 2, 0, 0, 3, 0],
+        &[0x2d, 2, 0, 0, 1, 0xff],
+        &[0x00, 0xff, 0xff, 0xff],
+    ];
+    for bytes in early {
+        let mut client = world.connect().await;
+        client.send_bytes(bytes).await;
+        assert!(client.is_closed().await, "{bytes:02x?}");
+    }
+    let mut client = world.connect().await;
+    client.send(&platform("toaster/unknown")).await;
+    assert!(client.is_closed().await);
+    // Too old: told so, may say hello again, and nothing else.
+    let mut client = world.connect().await;
+    let old = FromClient::ConnectionHandshake {
+        protocol_version: 2,
+        application: super::world::PLATFORM.into(),
+        version_code: 60,
+    };
+    for _ in 0..2 {
+        client.send(&old).await;
+        assert!(matches!(client.next().await, ToClient::ConnectionResponse { .. }));
+    }
+    client.send(&FromClient::CreateAccount { name: B.into(), key_hash: key_hash("x") }).await;
+    assert!(client.is_closed().await);
+
+    let late: [(&str, fn(&Client) -> FromClient); 7] = [
+        ("a second login", |_| FromClient::CreateSession {
+            name: A.into(),
+            key_hash: key_hash(A),
+            push_token: String::new(),
+        }),
+        ("a loopback channel", |_| {
+            let wanted = WantedChannel::Other(ChannelType::Loopback);
+            FromClient::CreateChannel { temp: ChannelId(-1), wanted }
+        }),
+        ("an action nowhere", |_| {
+            let doing = Doing { action: ChannelAction::TYPING, channel: ChannelId::NONE };
+            FromClient::SetClientState { online: OnlineState::ACTIVE, doing }
+        }),
+        ("what only the server says", |me| me.upload(Body::new(Kind::MailAddress, CLEAR, vec![0]))),
+        ("bad flags", |me| me.upload(Body::new(Kind::Nickname, MessageFlags(0x22), vec![0]))),
+        ("keys of nothing", |me| me.upload(Body::new(Kind::PublicKeys, CLEAR, vec![0; 6]))),
+        ("a dependency that is not there", |me| {
+            me.upload(Body::new(Kind::Nickname, CLEAR, vec![0]).on([on(AccountId::NONE, MessageId(1 << 40))]))
+        }),
+    ];
+    for (what, packet) in late {
+        let mut client = world.device(A).await;
+        bystander.find_message(Kind::DeviceList).await;
+        client.send(&packet(&client)).await;
+        assert!(client.is_closed().await, "{what}");
+        bystander.hears_nothing().await;
+    }
+    world.stop().await;
+}
+
+/// While several talk, one comes back again and again with what it has: nothing may be missing, and nothing come twice.
+pub async fn nothing_is_lost_or_doubled_between_sync_and_live(ground: Ground) {
+    const EACH: i64 = 40;
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let channel = world.friends(&mut alice, &mut bob).await;
+    let speakers = [world.device(A).await, world.device(A).await, alice];
+    let talk = speakers.map(|mut speaker| {
+        tokio::spawn(async move {
+            let (mut said, mut before) = (Vec::new(), 0);
+            for _ in 0..EACH {
+                let id = speaker.say(channel, chat("x")).await.unwrap().0;
+                assert!(id > before, "numbers rise on every connection");
+                before = id;
+                said.push(id);
+            }
+            said
+        })
+    });
+    let mut heard = Vec::new();
+    let (mut known, mut last, mut seed) = (Vec::new(), bob.last, 7_u64);
+    let mut rounds = 0;
+    let keep = |packet: ToClient, heard: &mut Vec<i64>, last: &mut i64| {
+        if let ToClient::Message(message) = packet {
+            assert!(message.id.0 > *last, "{} behind {last}", message.id.0);
+            *last = message.id.0;
+            if message.channel == channel && message.body.kind == Kind::ChatMessage {
+                heard.push(message.id.0);
+            }
+        }
+    };
+    loop {
+        let over = talk.iter().all(|it| it.is_finished());
+        let (mut back, sync) = world.back(&bob, last, &known).await;
+        known.extend(sync.announced.iter().map(|(channel, _)| *channel));
+        for message in sync.messages {
+            // Of a channel that was not known the past comes as well.
+            if message.id.0 > last {
+                keep(ToClient::Message(message), &mut heard, &mut last);
+            }
+        }
+        rounds += 1;
+        if over {
+            break;
+        }
+        // A few live ones, as many as chance wants, then gone without a farewell.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        for _ in 0..(seed >> 60) {
+            let live = tokio::time::timeout(std::time::Duration::from_millis(20), back.next()).await;
+            let Ok(packet) = live else { break };
+            keep(packet, &mut heard, &mut last);
+        }
+    }
+    let mut said = Vec::new();
+    for speaker in talk {
+        said.extend(speaker.await.unwrap());
+    }
+    said.sort_unstable();
+    assert_eq!(heard, said, "in {rounds} rounds");
+    world.stop().await;
+}
+
+pub async fn of_two_who_create_the_same_channel_one_does(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let (a, b) = (alice.account, bob.account);
+    let create = async |client: &mut Client, other| {
+        let wanted = WantedChannel::Direct(other);
+        client.send(&FromClient::CreateChannel { temp: ChannelId(-1), wanted }).await;
+        let answer = |packet: &ToClient| match packet {
+            ToClient::CreateChannelResponse { status, channel, .. } => Some((*status, *channel)),
+            _ => None,
+        };
+        client.find(answer).await
+    };
+    let (first, second) = tokio::join!(create(&mut alice, b), create(&mut bob, a));
+    let statuses: BTreeSet<_> = [first.0, second.0].into();
+    assert_eq!(statuses, [CreateChannelStatus::SUCCESS, CreateChannelStatus::ALREADY_EXISTS].into());
+    assert_eq!(first.1, second.1, "and it is the same");
+    world.stop().await;
+}
+
+pub async fn a_restart_loses_nothing_that_was_answered(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let channel = world.friends(&mut alice, &mut bob).await;
+    let mut said = Vec::new();
+    for n in 0..20 {
+        said.push(alice.say(channel, chat(&n.to_string())).await.unwrap().0);
+    }
+    world.stop().await;
+    let world = World::start(&ground).await;
+    let (_, sync) = world.back(&bob, bob.last.min(said[0] - 1), &[channel, bob.loopback, bob.account_data]).await;
+    let heard: Vec<_> = sync.messages.iter().filter(|it| it.channel == channel).map(|it| it.id.0).collect();
+    assert_eq!(heard, said);
+    let (mut alice, _) = world.back(&alice, alice.last, &[]).await;
+    assert!(alice.say(channel, chat("on")).await.unwrap().0 > said[19], "no number is used again");
+    world.stop().await;
+}
+
+pub async fn tls_is_the_projects(mut ground: Ground) {
+    let made = development(&ground.dir, Clock::system().now().wall_ms).unwrap();
+    ground.door = Door::from(Some(Tls::presenting(Certificate::load(&made.files).unwrap()).unwrap()));
+    let world = World::start(&ground).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(read_certs(&made.ca).unwrap());
+    let provider = heliostat::net::tls::provider();
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let builder = rustls::ClientConfig::builder_with_provider(std::sync::Arc::clone(&provider));
+        let config = builder.with_protocol_versions(&[version]).unwrap();
+        let config = config.with_root_certificates(roots.clone()).with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        let tcp = tokio::net::TcpStream::connect(world.running.local_addr()).await.unwrap();
+        let mut client = Client::over(soon(connector.connect("localhost".try_into().unwrap(), tcp)).await.unwrap());
+        client.greet().await;
+        assert_eq!(client.login(A, A).await, CreateSessionStatus::INVALID_CREDENTIALS);
+    }
+    world.stop().await;
+}

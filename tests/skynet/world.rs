@@ -1,0 +1,486 @@
+//! A Skynet server on real sockets with clients that say what they are told to, and a PostgreSQL server of our own.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use heliostat::chat::skynet::store::Place;
+use heliostat::chat::skynet::wire::{
+    AccountId, Announced, Body, ChannelId, ChannelType, Content, CreateAccountStatus, CreateSessionStatus, Delivery,
+    Dependency, FromClient, HEADER, Kind, MessageFlags, MessageId, MessageSendStatus, RestoreSessionStatus, SessionId,
+    ToClient, Upload, WantedChannel, read_header,
+};
+use heliostat::chat::skynet::{self, Config, Confirmed, Letter, MailHook, Reason, Settings};
+use heliostat::crypto::Secret;
+use heliostat::net::listen::Door;
+use heliostat::time::Clock;
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// Long enough for a machine that does ten other things.
+const PATIENCE: Duration = Duration::from_secs(60);
+pub const PLATFORM: &str = "android/de.vectordata.skynet";
+
+pub async fn soon<T>(happens: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, happens).await.expect("this happens in time")
+}
+
+/// Keeps the mails.
+#[derive(Debug, Default)]
+pub struct Mailbox(Mutex<Vec<Letter>>);
+
+impl MailHook for Mailbox {
+    fn send(&self, letter: Letter) {
+        self.0.lock().unwrap().push(letter);
+    }
+}
+
+impl Mailbox {
+    /// The newest token that was sent there.
+    pub fn token(&self, to: &str) -> String {
+        let letters = self.0.lock().unwrap();
+        let tokens = letters.iter().rev().filter(|letter| letter.to == to);
+        tokens
+            .filter_map(|letter| match &letter.reason {
+                Reason::Confirm { token } => Some(token.clone()),
+                Reason::Changing => None,
+            })
+            .next()
+            .expect("a mail with a token")
+    }
+
+    pub fn reasons(&self, to: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|letter| letter.to == to).count()
+    }
+}
+
+/// Where a world keeps its data, and how it behaves.
+pub struct Ground {
+    pub dir: PathBuf,
+    pub place: Place,
+    pub settings: Settings,
+    pub door: Door,
+}
+
+impl Ground {
+    pub fn new(dir: &Path, place: Place) -> Self {
+        let settings = Settings { forward_profiles: true, ..Settings::default() };
+        Self { dir: dir.to_owned(), place, settings, door: Door::default() }
+    }
+}
+
+pub struct World {
+    pub running: skynet::Running,
+    pub mail: Arc<Mailbox>,
+    stop: CancellationToken,
+}
+
+impl World {
+    pub async fn start(ground: &Ground) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (stop, mail) = (CancellationToken::new(), Arc::new(Mailbox::default()));
+        let config = Config {
+            place: ground.place.clone(),
+            settings: ground.settings.clone(),
+            mail: Arc::<Mailbox>::clone(&mail),
+            ..Config::new(ground.dir.clone())
+        };
+        let clock = Clock::system();
+        let running = skynet::start_on(listener, ground.door.clone(), config, clock, stop.clone()).await.unwrap();
+        Self { running, mail, stop }
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        soon(self.running.wait()).await;
+    }
+
+    /// Connected, and nothing said yet.
+    pub async fn connect(&self) -> Client {
+        let tcp = TcpStream::connect(self.running.local_addr()).await.unwrap();
+        Client::over(tcp)
+    }
+
+    /// A client that was greeted.
+    pub async fn greeted(&self) -> Client {
+        let mut client = self.connect().await;
+        client.greet().await;
+        client
+    }
+
+    pub async fn confirm(&self, address: &str) -> Confirmed {
+        soon(self.running.confirm(&self.mail.token(address))).await.unwrap()
+    }
+
+    /// A confirmed account with its first device, which has heard everything.
+    pub async fn account(&self, name: &str) -> Client {
+        let mut client = self.greeted().await;
+        assert_eq!(client.register(name, name).await, CreateAccountStatus::SUCCESS);
+        assert_eq!(self.confirm(name).await, Confirmed::Done { address: name.to_owned() });
+        assert_eq!(client.login(name, name).await, CreateSessionStatus::SUCCESS);
+        client.first_sync().await;
+        client
+    }
+
+    /// Another device of an account.
+    pub async fn device(&self, name: &str) -> Client {
+        self.device_with(name, name).await
+    }
+
+    pub async fn device_with(&self, name: &str, password: &str) -> Client {
+        let mut client = self.greeted().await;
+        assert_eq!(client.login(name, password).await, CreateSessionStatus::SUCCESS);
+        client.first_sync().await;
+        client
+    }
+
+    /// A device comes back with what it knows.
+    pub async fn back(&self, old: &Client, last: i64, channels: &[ChannelId]) -> (Client, Sync) {
+        let mut client = self.greeted().await;
+        assert_eq!(client.restore(old, last, channels).await, RestoreSessionStatus::SUCCESS);
+        let sync = client.sync().await;
+        (client, sync)
+    }
+
+    /// Two accounts with a direct channel that both have heard of.
+    pub async fn friends(&self, alice: &mut Client, bob: &mut Client) -> ChannelId {
+        let temp = ChannelId(-7);
+        alice.send(&FromClient::CreateChannel { temp, wanted: WantedChannel::Direct(bob.account) }).await;
+        let channel = alice
+            .find(|packet| match packet {
+                ToClient::CreateChannelResponse { channel, .. } => Some(*channel),
+                _ => None,
+            })
+            .await;
+        for client in [alice, bob] {
+            client.find(|packet| matches!(packet, ToClient::SyncFinished {}).then_some(())).await;
+            client.seen.clear();
+        }
+        channel
+    }
+}
+
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// What a sync brought.
+#[derive(Debug, Default)]
+pub struct Sync {
+    pub min_count: i32,
+    pub announced: Vec<(ChannelId, Announced)>,
+    pub deleted: Vec<ChannelId>,
+    pub messages: Vec<Delivery>,
+}
+
+impl Sync {
+    pub fn ids(&self) -> Vec<i64> {
+        self.messages.iter().map(|message| message.id.0).collect()
+    }
+
+    pub fn kinds(&self) -> Vec<Kind> {
+        self.messages.iter().map(|message| message.body.kind).collect()
+    }
+}
+
+pub struct Client {
+    io: Box<dyn Io>,
+    pub account: AccountId,
+    pub session: SessionId,
+    pub token: Secret<32>,
+    pub loopback: ChannelId,
+    pub account_data: ChannelId,
+    /// The newest message it was told of.
+    pub last: i64,
+    temp: i64,
+    /// What it heard while it waited for something else.
+    pub seen: VecDeque<ToClient>,
+}
+
+pub fn key_hash(password: &str) -> Secret<32> {
+    Secret::new(Sha256::digest(password.as_bytes()).into())
+}
+
+pub fn body(content: &Content, flags: MessageFlags) -> Body {
+    Body::new(content.kind(), flags, content.encode(None).unwrap())
+}
+
+pub fn chat(text: &str) -> Body {
+    Body::new(Kind::ChatMessage, MessageFlags::NONE, text.as_bytes().to_vec())
+}
+
+pub fn receipt(kind: Kind, of: MessageId) -> Body {
+    Body::new(kind, MessageFlags::UNENCRYPTED, Vec::new()).on([on(AccountId::NONE, of)])
+}
+
+pub fn on(account: AccountId, message: MessageId) -> Dependency {
+    Dependency { account, message }
+}
+
+impl Client {
+    pub fn over(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
+        Self {
+            io: Box::new(io),
+            account: AccountId::NONE,
+            session: SessionId::NONE,
+            token: Secret::new([0; 32]),
+            loopback: ChannelId::NONE,
+            account_data: ChannelId::NONE,
+            last: 0,
+            temp: 0,
+            seen: VecDeque::new(),
+        }
+    }
+
+    pub async fn send(&mut self, packet: &FromClient) {
+        self.send_bytes(&packet.encode().unwrap()).await;
+    }
+
+    pub async fn send_bytes(&mut self, bytes: &[u8]) {
+        soon(self.io.write_all(bytes)).await.unwrap();
+        soon(self.io.flush()).await.unwrap();
+    }
+
+    /// The next packet from the socket; `None` when the server closed it.
+    async fn read(&mut self) -> Option<ToClient> {
+        let mut header = [0; HEADER];
+        soon(self.io.read_exact(&mut header)).await.ok()?;
+        let (id, len) = read_header(header);
+        let mut payload = vec![0; len];
+        soon(self.io.read_exact(&mut payload)).await.ok()?;
+        let packet = ToClient::decode(id, &payload).unwrap();
+        if let ToClient::Message(message) = &packet {
+            self.last = self.last.max(message.id.0);
+        }
+        Some(packet)
+    }
+
+    /// The next packet.
+    pub async fn next(&mut self) -> ToClient {
+        match self.seen.pop_front() {
+            Some(packet) => packet,
+            None => self.read().await.expect("the server says something"),
+        }
+    }
+
+    /// The next packet that is what is looked for; what comes before it is kept.
+    pub async fn find<T>(&mut self, wanted: impl Fn(&ToClient) -> Option<T>) -> T {
+        if let Some((at, found)) = self.seen.iter().enumerate().find_map(|(at, packet)| Some((at, wanted(packet)?))) {
+            self.seen.remove(at);
+            return found;
+        }
+        loop {
+            let packet = self.read().await.expect("the server says something");
+            match wanted(&packet) {
+                Some(found) => return found,
+                None => self.seen.push_back(packet),
+            }
+        }
+    }
+
+    pub async fn find_message(&mut self, kind: Kind) -> Delivery {
+        self.find(|packet| match packet {
+            ToClient::Message(message) if message.body.kind == kind => Some(message.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Whether the server closes the connection, whatever it had to say before.
+    pub async fn find_end(&mut self) -> bool {
+        while self.read().await.is_some() {}
+        true
+    }
+
+    /// A message for its own account data channel.
+    pub fn upload(&self, body: Body) -> FromClient {
+        FromClient::Message(Upload { channel: self.account_data, temp: MessageId(-1), body })
+    }
+
+    /// Whether the server closes the connection without another word.
+    pub async fn is_closed(&mut self) -> bool {
+        self.seen.is_empty() && self.read().await.is_none()
+    }
+
+    /// Nothing has come: the answer to a question that is put now comes first.
+    pub async fn hears_nothing(&mut self) {
+        self.send(&FromClient::DeviceListRequest {}).await;
+        let packet = self.next().await;
+        assert!(matches!(packet, ToClient::DeviceListResponse { .. }), "{packet:?}");
+    }
+
+    pub async fn greet(&mut self) {
+        let application = PLATFORM.to_owned();
+        self.send(&FromClient::ConnectionHandshake { protocol_version: 3, application, version_code: 60 }).await;
+        assert!(matches!(self.next().await, ToClient::ConnectionResponse { .. }));
+    }
+
+    pub async fn register(&mut self, name: &str, password: &str) -> CreateAccountStatus {
+        self.send(&FromClient::CreateAccount { name: name.to_owned(), key_hash: key_hash(password) }).await;
+        match self.next().await {
+            ToClient::CreateAccountResponse { status } => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn login(&mut self, name: &str, password: &str) -> CreateSessionStatus {
+        let (name, key_hash, push_token) = (name.to_owned(), key_hash(password), String::new());
+        self.send(&FromClient::CreateSession { name, key_hash, push_token }).await;
+        match self.next().await {
+            ToClient::CreateSessionResponse { status, account, session, token, web_token } => {
+                (self.account, self.session, self.token) = (account, session, token);
+                assert_eq!(web_token.len(), if status == CreateSessionStatus::SUCCESS { 48 } else { 0 });
+                status
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn restore(&mut self, old: &Self, last: i64, channels: &[ChannelId]) -> RestoreSessionStatus {
+        (self.account, self.session, self.token) = (old.account, old.session, old.token.clone());
+        (self.loopback, self.account_data) = (old.loopback, old.account_data);
+        let (session, token, last_message) = (old.session, old.token.clone(), MessageId(last));
+        self.send(&FromClient::RestoreSession { session, token, last_message, channels: channels.to_vec() }).await;
+        match self.next().await {
+            ToClient::RestoreSessionResponse { status } => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Everything from the beginning of a sync, which is next, to its end.
+    pub async fn sync(&mut self) -> Sync {
+        let ToClient::SyncStarted { min_count } = self.next().await else { panic!("no sync") };
+        let mut sync = Sync { min_count, ..Sync::default() };
+        loop {
+            match self.next().await {
+                ToClient::CreateChannel { channel, announced } => sync.announced.push((channel, announced)),
+                ToClient::DeleteChannel { channel } => sync.deleted.push(channel),
+                ToClient::Message(message) => {
+                    assert_eq!(message.skip_count, -1);
+                    sync.messages.push(message);
+                }
+                ToClient::SyncFinished {} => break,
+                other => panic!("in a sync: {other:?}"),
+            }
+        }
+        assert!(sync.messages.is_sorted_by_key(|message| message.id), "{:?}", sync.ids());
+        assert!(usize::try_from(sync.min_count).is_ok_and(|count| count <= sync.messages.len()));
+        sync
+    }
+
+    pub async fn first_sync(&mut self) -> Sync {
+        let sync = self.sync().await;
+        let own = |channel_type| {
+            let mut announced = sync.announced.iter();
+            announced.find(|(_, it)| it.channel_type == channel_type && it.owner == self.account).unwrap().0
+        };
+        (self.loopback, self.account_data) = (own(ChannelType::Loopback), own(ChannelType::AccountData));
+        sync
+    }
+
+    /// Sends a message without waiting for what becomes of it.
+    pub async fn post(&mut self, channel: ChannelId, body: Body) -> MessageId {
+        self.temp -= 1;
+        let temp = MessageId(self.temp);
+        self.send(&FromClient::Message(Upload { channel, temp, body })).await;
+        temp
+    }
+
+    /// Sends a message, and returns what became of it.
+    pub async fn say(&mut self, channel: ChannelId, body: Body) -> Result<MessageId, MessageSendStatus> {
+        let sent = self.post(channel, body).await;
+        let answer = self
+            .find(|packet| match packet {
+                ToClient::ChannelMessageResponse { channel: at, temp, status, message, skip_count, .. }
+                    if *temp == sent =>
+                {
+                    assert_eq!((*at, *skip_count), (channel, 0));
+                    Some(if *status == MessageSendStatus::SUCCESS { Ok(*message) } else { Err(*status) })
+                }
+                _ => None,
+            })
+            .await;
+        self.last = self.last.max(answer.map_or(0, |id| id.0));
+        answer
+    }
+
+    /// Uploads keys, as clients do after their first sync.
+    pub async fn publish_keys(&mut self) -> (MessageId, MessageId) {
+        let (loopback, account_data) = (self.loopback, self.account_data);
+        let private = Body::new(Kind::PrivateKeys, MessageFlags::LOOPBACK, vec![1; 64]);
+        let private = self.say(loopback, private).await.unwrap();
+        let public = Body::new(Kind::PublicKeys, MessageFlags::UNENCRYPTED, vec![2; 8]).on([on(self.account, private)]);
+        let public = self.say(account_data, public).await.unwrap();
+        (private, public)
+    }
+}
+
+/// A PostgreSQL server for as long as this lives, in a directory of its own, behind a socket of its own.
+pub struct Postgres {
+    dir: tempfile::TempDir,
+    bin: PathBuf,
+}
+
+impl Postgres {
+    /// `None` when there is none installed where Debian's package puts it.
+    pub fn start() -> Option<Self> {
+        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+        let mut bins: Vec<_> = versions.map(|it| it.unwrap().path().join("bin")).collect();
+        bins.retain(|bin| bin.join("initdb").exists());
+        bins.sort();
+        let dir = tempfile::Builder::new().prefix("heliostat-pg").tempdir().unwrap();
+        let server = Self { bin: bins.pop()?, dir };
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(server.dir.path()));
+        }
+        let data = server.data();
+        run(server.command("initdb").args(["-A", "trust", "-U", "postgres", "-N", "-D", &data]));
+        let options = format!("-c listen_addresses= -c fsync=off -k {}", server.dir.path().display());
+        let log = format!("{}/log", server.dir.path().display());
+        run(server.command("pg_ctl").args(["-w", "-D", &data, "-l", &log, "-o", &options, "start"]));
+        Some(server)
+    }
+
+    /// A database of its own.
+    pub fn database(&self, name: &str) -> Place {
+        let dir = self.dir.path().display();
+        run(self.command("createdb").args(["-h", &dir.to_string(), "-U", "postgres", name]));
+        Place::Postgres(format!("postgres://postgres@localhost/{name}?host={dir}"))
+    }
+
+    fn data(&self) -> String {
+        format!("{}/data", self.dir.path().display())
+    }
+
+    /// PostgreSQL does not run as root.
+    fn command(&self, program: &str) -> Command {
+        let program = self.bin.join(program);
+        if !is_root() {
+            return Command::new(program);
+        }
+        let mut command = Command::new("runuser");
+        command.args(["-u", "postgres", "--"]).arg(program);
+        command
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let data = self.data();
+        let _gone =
+            self.command("pg_ctl").args(["-D", &data, "-m", "immediate", "stop"]).stdout(Stdio::null()).status();
+    }
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata("/proc/self").is_ok_and(|it| it.uid() == 0)
+}
+
+fn run(command: &mut Command) {
+    let output = command.current_dir("/").stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
