@@ -54,6 +54,8 @@ pub enum Command {
     /// Judge a mediator or a client, clause by clause
     #[command(subcommand)]
     Conform(tools::conform::Command),
+    /// Make a server close a client with a close code of your choice
+    Provoke(Box<tools::provoke::Args>),
     /// Name every field of a frame, a URL or a close code
     Decode(tools::decode::Args),
     /// Check, show or explain the configuration
@@ -87,6 +89,15 @@ pub struct ServeArgs {
     /// Where devices connect [default: 127.0.0.1:8443]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub listen: Option<SocketAddr>,
+    /// Where devices connect, on 127.0.0.1. 0 takes a port that is free, for the chat server and the operator too
+    #[arg(long, value_name = "PORT", conflicts_with = "listen")]
+    pub port: Option<u16>,
+    /// Print the port where devices connect, in digits on a line of its own, and nothing else, to standard output
+    #[arg(long)]
+    pub print_port: bool,
+    /// End when the process that started this one does, or closes the pipe that is our standard input
+    #[arg(long)]
+    pub exit_with_parent: bool,
     /// WebSocket without TLS, on a loopback address only.
     #[arg(long)]
     pub plain: bool,
@@ -147,8 +158,14 @@ impl ServeArgs {
         let any = self.set.iter().map(|(key, value)| (format!("--set {key}"), key.as_str(), Some(value.clone())));
         let address = |address: Option<SocketAddr>| address.map(|address| address.to_string());
         let word = |given: bool, word: &str| given.then(|| word.to_owned());
+        let local = self.port.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        // Whoever asks for any port runs several at a time.
+        let any_port = local.filter(|address| address.port() == 0);
         let own = [
             ("--data", "data_dir", self.data.clone()),
+            ("--port", "listen.address", address(local)),
+            ("--port", "chat.csp.listen", address(any_port)),
+            ("--port", "admin.listen", address(any_port)),
             ("--listen", "listen.address", address(self.listen)),
             ("--plain", "listen.plain", word(self.plain, "true")),
             ("--csp-listen", "chat.csp.enabled", word(self.csp_listen.is_some(), "true")),
@@ -284,16 +301,19 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
     match command {
         Command::Serve(args) => {
             let config = args.config(std::env::vars_os())?.config;
+            let ServeArgs { print_port, exit_with_parent, .. } = args;
             let reread = move || match args.config(std::env::vars_os()) {
                 Ok(effective) => Ok(effective.config),
                 Err(bad) => Err(bad.sentences()),
             };
-            server::serve::run(config, Process { reread: Box::new(reread), inherited }).await
+            server::serve::run(config, Process { reread: Box::new(reread), inherited, print_port, exit_with_parent })
+                .await
         }
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Conform(command) => tools::conform::run(command).await,
+        Command::Provoke(args) => tools::provoke::run(*args).await,
         Command::Decode(args) => tools::decode::run(args).await,
         Command::Admin(args) => tools::admin::run(args).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),

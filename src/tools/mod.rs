@@ -7,6 +7,7 @@
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code |
 //! | [`device`] | an interactive device |
+//! | [`provoke`] | makes a server close a client with any code |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
 //! | [`describe`] | payloads as fields with names: what the others print |
 //! | [`keyfile`] | the device group key in a file, and what is remembered beside it |
@@ -18,6 +19,7 @@ pub mod describe;
 pub mod device;
 pub mod identity;
 pub mod keyfile;
+pub mod provoke;
 pub mod simulate;
 
 use std::path::{Path, PathBuf};
