@@ -20,7 +20,7 @@ const FLOORS: [&[&str]; 6] = [
     &["store"],
     &["hub"],
     &["session", "upstream", "client"],
-    &["main", "lib", "cli", "config", "logging", "server", "tools", "traces"],
+    &["main", "lib", "cli", "config", "logging", "server", "tools", "traces", "testkit"],
 ];
 /// The floor of doors: the only one that knows the chat rooms.
 const DOORS: usize = 5;
