@@ -479,8 +479,8 @@ impl Scene {
         let connected = Device::connect(&self.mediator, &config).await;
         let device = connected.map_err(|error| not_connected(&error, &self.mediator));
         let device = device.wrap_err("another device of the group could not connect")?;
-        let (_, device) = self.crowd.push_mut((config.device_id, device));
-        Ok(device)
+        self.crowd.push((config.device_id, device));
+        self.crowd.last_mut().map(|(_, device)| device).ok_or_else(|| miette!("another device did not stay"))
     }
 
     fn other_config(&self, url: &ClientUrlInfo) -> Result<DeviceConfig> {
