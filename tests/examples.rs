@@ -102,18 +102,28 @@ fn reflects_both_ways(example: impl Fn() -> Command) {
     reflects(example().arg(format!("wss://localhost:{}", server.port)).arg(ca));
 }
 
+/// An example in Rust: as made with the tests, when all of them are, or else made now.
+fn rust(name: &str) -> Command {
+    let made = std::env::current_exe().unwrap().with_file_name("../examples").join(name);
+    if made.exists() {
+        return Command::new(made);
+    }
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["run", "--quiet", "--locked", "--example", name, "--"]).current_dir(here("."));
+    cargo
+}
+
 #[test]
 fn the_rust_example_reflects() {
-    // Made with the tests, when all of them are.
-    let made = std::env::current_exe().unwrap().with_file_name("../examples/reflect");
-    reflects_both_ways(|| {
-        if made.exists() {
-            return Command::new(&made);
-        }
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["run", "--quiet", "--locked", "--example", "reflect", "--"]).current_dir(here("."));
-        cargo
-    });
+    reflects_both_ways(|| rust("reflect"));
+}
+
+#[test]
+fn ten_lines_are_a_client() {
+    let (_server, url) = Server::plain();
+    let output = rust("hello").arg(&url).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.starts_with("ReflectAck { reflect_id: ReflectId(1)"), "{said}");
 }
 
 #[test]
