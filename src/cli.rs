@@ -159,13 +159,13 @@ impl ServeArgs {
         let address = |address: Option<SocketAddr>| address.map(|address| address.to_string());
         let word = |given: bool, word: &str| given.then(|| word.to_owned());
         let local = self.port.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        // Whoever asks for any port runs several at a time.
+        // Whoever asks for any port runs several at a time; what else is said is stronger.
         let any_port = local.filter(|address| address.port() == 0);
+        let meant = [("--port", "chat.csp.listen", address(any_port)), ("--port", "admin.listen", address(any_port))];
+        let meant = meant.map(|(name, key, value)| (name.to_owned(), key, value));
         let own = [
             ("--data", "data_dir", self.data.clone()),
             ("--port", "listen.address", address(local)),
-            ("--port", "chat.csp.listen", address(any_port)),
-            ("--port", "admin.listen", address(any_port)),
             ("--listen", "listen.address", address(self.listen)),
             ("--plain", "listen.plain", word(self.plain, "true")),
             ("--csp-listen", "chat.csp.enabled", word(self.csp_listen.is_some(), "true")),
@@ -173,7 +173,10 @@ impl ServeArgs {
             ("--admin-listen", "admin.listen", address(self.admin_listen)),
             ("--memory", "durability", word(self.memory, "memory")),
         ];
-        any.chain(own.map(|(name, key, value)| (name.to_owned(), key, value)))
+        meant
+            .into_iter()
+            .chain(any)
+            .chain(own.map(|(name, key, value)| (name.to_owned(), key, value)))
             .filter_map(|(name, key, value)| Some(Flag { name, key: key.to_owned(), value: value? }))
             .collect()
     }
@@ -402,6 +405,16 @@ mod tests {
         assert_eq!((config.chat.csp.enabled, config.chat.csp.listen.port()), (true, 2));
         let limits = config.limits;
         assert_eq!((limits.idle_timeout, limits.ping_interval), (Duration::from_secs(300), Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn a_port_that_is_free_is_taken_by_every_door_that_is_given_none() {
+        let config = configured(&["--port", "0", "--set", "admin.listen=127.0.0.1:7"], &[]).unwrap().config;
+        assert_eq!(config.listen.address, ([127, 0, 0, 1], 0).into());
+        assert_eq!((config.chat.csp.listen.port(), config.admin.listen.port()), (0, 7));
+        let config = configured(&["--port", "8080"], &[]).unwrap().config;
+        assert_eq!((config.listen.address.port(), config.admin.listen.port()), (8080, 9090));
+        assert!(serve(&["--port", "0", "--listen", "127.0.0.1:1"]).is_err(), "one of them");
     }
 
     #[test]
