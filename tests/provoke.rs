@@ -227,6 +227,26 @@ async fn whether_a_client_comes_back_is_told() {
 }
 
 #[tokio::test]
+async fn other_devices_are_served_meanwhile_and_are_not_the_client_that_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, key) = family(dir.path());
+    let listening = ["--listen", "127.0.0.1:0", "--after", "1s", "--watch", "1s"];
+    let mut provoke = Provoke::start(&[&["4113", "--key", &key], &listening[..]].concat());
+    let base = provoke.tells("waiting for your client on ").await;
+    let mediator = Mediator::new(&base, &Trust::System).unwrap();
+    let client = soon(heliostat::client::Device::connect(&mediator, &config)).await.unwrap();
+    let other = |id| DeviceConfig { device_id: DeviceId(id), ..config.clone() };
+    let mut second = soon(heliostat::client::Device::connect(&mediator, &other(8))).await.unwrap();
+    soon(second.wait_dry()).await.unwrap();
+    let mut client = client;
+    assert_eq!(soon(client.wait_ended()).await.code(), Some(4113));
+    let mut third = soon(heliostat::client::Device::connect(&mediator, &other(9))).await.unwrap();
+    soon(third.wait_dry()).await.unwrap();
+    provoke.tells("it did not come back, as it should").await;
+    assert!(provoke.ends().await.1);
+}
+
+#[tokio::test]
 async fn your_client_may_speak_tls() {
     let dir = tempfile::tempdir().unwrap();
     let (config, _) = family(dir.path());

@@ -9,8 +9,8 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`plan`] | for each code: what provokes it, what that needs, what a client does then |
-//! | [`relay`] | frames in both directions, and what is said in the client's name |
+//! | `plan` | for each code: what provokes it, what that needs, what a client does then |
+//! | `relay` | frames in both directions, and what is said in the client's name |
 
 mod plan;
 mod relay;
@@ -26,7 +26,7 @@ use bytes::Bytes;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use self::plan::{Elsewhere, Key, Plan, plan};
 use self::relay::{Hello, Order, Relay, Seen, Story, Visit};
@@ -142,10 +142,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     };
     let key = args.key.as_deref().map(keyfile::load).transpose()?;
     possible(code, &args, key.is_some())?;
-    let mut scene = Scene::set(code, &args, key).await?;
+    let (mut scene, mut visits) = Scene::set(code, &args, key).await?;
     let came = match args.listen {
-        None => scene.with_our_client().await?,
-        Some(_) => scene.with_your_client(args.after, args.watch).await?,
+        None => scene.with_our_client(&mut visits).await?,
+        Some(_) => scene.with_your_client(&mut visits, args.after, args.watch).await?,
     };
     scene.strike().await;
     Ok(if came == Some(code.code()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -180,6 +180,9 @@ fn possible(code: CloseCode, args: &Args, has_key: bool) -> Result<()> {
     }
 }
 
+/// Clients that come.
+type Visits = mpsc::Receiver<Visit>;
+
 /// Everything that stands around a client.
 struct Scene {
     code: CloseCode,
@@ -191,13 +194,16 @@ struct Scene {
     key: Option<GroupKey>,
     server_group: Option<ServerGroup>,
     patience: Duration,
-    relay: Relay,
+    /// Listens until the end.
+    _relay: Relay,
     base: String,
     story: Arc<Story>,
     /// Other devices of the group.
     crowd: Vec<(DeviceId, Device)>,
     /// The client's device once more.
     twin: Option<Device>,
+    /// Which one it is, once it said so.
+    device: Option<(ClientUrlInfo, Option<DeviceId>)>,
 }
 
 /// A mediator that was started for the purpose.
@@ -228,7 +234,8 @@ impl Chat {
 }
 
 impl Scene {
-    async fn set(code: CloseCode, args: &Args, key: Option<GroupKey>) -> Result<Self> {
+    /// Builds it up; and who comes.
+    async fn set(code: CloseCode, args: &Args, key: Option<GroupKey>) -> Result<(Self, Visits)> {
         let story = Arc::new(Story::default());
         let (mediator, own, chat) = match &args.url {
             Some(url) => {
@@ -252,14 +259,14 @@ impl Scene {
         let (door, scheme) = if args.tls { (tls(&args.data)?, "wss") } else { (Door::default(), "ws") };
         let address = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
         let relay = Relay::before(mediator.clone(), address, door, Arc::clone(&story)).await;
-        let relay = relay.into_diagnostic().wrap_err_with(|| format!("cannot listen on {address}"))?;
+        let (relay, visits) = relay.into_diagnostic().wrap_err_with(|| format!("cannot listen on {address}"))?;
         let host = if args.tls { format!("localhost:{}", relay.address.port()) } else { relay.address.to_string() };
         let usual = match (code, own.is_some()) {
             (CloseCode::ShuttingDown, false) => STOPPED_WITHIN,
             (CloseCode::ClientIdleTimeout | CloseCode::ReflectionQueueLimit, false) => IDLE,
             _ => Duration::from_secs(30),
         };
-        Ok(Self {
+        let scene = Self {
             code,
             mediator,
             own,
@@ -267,16 +274,18 @@ impl Scene {
             key,
             server_group: args.server_group.clone(),
             patience: args.patience.unwrap_or(usual),
-            relay,
+            _relay: relay,
             base: format!("{scheme}://{host}"),
             story,
             crowd: Vec::new(),
             twin: None,
-        })
+            device: None,
+        };
+        Ok((scene, visits))
     }
 
     /// Plays the client; the code that it saw.
-    async fn with_our_client(&mut self) -> Result<Option<u16>> {
+    async fn with_our_client(&mut self, visits: &mut Visits) -> Result<Option<u16>> {
         let key = GroupKey::generate();
         self.key = Some(key.clone());
         self.story.open_with(key.clone());
@@ -285,8 +294,8 @@ impl Scene {
         let config = DeviceConfig::new(key, group, DeviceId(random::u64()));
         let relay = Mediator::new(&self.base, &Trust::System).into_diagnostic()?;
         let client = tokio::spawn(play(relay, config.clone()));
-        let visit = self.visitor().await.ok_or_else(|| miette!("the client did not come"))?;
-        let outcome = self.close(visit, None).await;
+        let visit = visits.recv().await.ok_or_else(|| miette!("the client did not come"))?;
+        let outcome = self.close(visit, visits, None).await;
         let waited = tokio::time::timeout(self.patience, client).await;
         let ended = waited.into_diagnostic().and_then(Result::into_diagnostic).and_then(|played| played);
         if self.code != CloseCode::Dropped && self.code != CloseCode::ShuttingDown {
@@ -300,23 +309,23 @@ impl Scene {
     }
 
     /// Waits for a client; the code that it was sent.
-    async fn with_your_client(&mut self, after: Option<Duration>, watch: Duration) -> Result<Option<u16>> {
+    async fn with_your_client(
+        &mut self,
+        visits: &mut Visits,
+        after: Option<Duration>,
+        watch: Duration,
+    ) -> Result<Option<u16>> {
         if let Some(key) = &self.key {
             self.story.open_with(key.clone());
         }
         self.story.note(&format!("waiting for your client on {}", self.base));
-        let visit = self.visitor().await.ok_or_else(|| miette!("nobody can come"))?;
-        let trigger = Trigger { after };
-        let code = self.close(visit, Some(trigger)).await?;
+        let visit = visits.recv().await.ok_or_else(|| miette!("nobody can come"))?;
+        let code = self.close(visit, visits, Some(Trigger { after })).await?;
         self.judge(code);
         if code.is_some() && !watch.is_zero() {
-            self.watch(code, watch).await;
+            self.watch(code, visits, watch).await;
         }
         Ok(code)
-    }
-
-    async fn visitor(&mut self) -> Option<Visit> {
-        self.relay.visits.recv().await
     }
 
     /// What the code means, and whether it is the right one.
@@ -340,9 +349,8 @@ impl Scene {
     }
 
     /// Whether a client comes back that was closed.
-    async fn watch(&mut self, code: Option<u16>, within: Duration) {
-        let returned = tokio::time::timeout(within, self.visitor()).await;
-        let came = returned.as_ref().is_ok_and(Option::is_some);
+    async fn watch(&self, code: Option<u16>, visits: &mut Visits, within: Duration) {
+        let came = tokio::time::timeout(within, self.comes_back(visits)).await.is_ok();
         let may = code.map(Reconnect::after) != Some(Reconnect::UserInteraction);
         let verdict = match (came, may) {
             (true, true) => "it came back, as it may",
@@ -353,8 +361,33 @@ impl Scene {
         self.story.note(&format!("{verdict} ({} s were watched)", within.as_secs_f32()));
     }
 
-    /// Brings about the code on a connection; what came.
-    async fn close(&mut self, visit: Visit, trigger: Option<Trigger>) -> Result<Option<u16>> {
+    /// Returns when the client has come back. Others are let on.
+    async fn comes_back(&self, visits: &mut Visits) {
+        let (group, device) = match &self.device {
+            Some((url, device)) => (Some(url.device_group_id), *device),
+            None => (None, None),
+        };
+        while let Some(visit) = visits.recv().await {
+            let the_groups = Some(visit.url.device_group_id) == group;
+            let mut seen = visit.goes_on();
+            // Who it is, if it is let in so far.
+            let mut id = None;
+            while id.is_none() && the_groups {
+                match seen.recv().await {
+                    Some(Seen::Hello(hello)) => id = Some(hello.device_id),
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            if the_groups && (id.is_none() || device.is_none() || device == id) {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Brings about the code on a connection; what came. Who else comes meanwhile is let on.
+    async fn close(&mut self, visit: Visit, visits: &mut Visits, trigger: Option<Trigger>) -> Result<Option<u16>> {
         let Visit { url, go, orders, mut seen } = visit;
         if self.key.as_ref().is_some_and(|key| key.device_group_id() != url.device_group_id) {
             return Err(miette!("the key is that of another device group than the client's"));
@@ -367,7 +400,8 @@ impl Scene {
         let hello = plan::hello(self.code);
         // A client that hung up already is seen below.
         let _gone = go.send((url.clone(), hello));
-        let mut client = Client { url, orders, hello: None, proxied: false };
+        self.device = Some((url.clone(), None));
+        let mut client = Client { url: url.clone(), orders, hello: None, proxied: false };
         let mut admitted = false;
         while !admitted && hello == Hello::Unchanged {
             match seen.recv().await {
@@ -377,6 +411,7 @@ impl Scene {
                 None => return Ok(None),
             }
         }
+        let mut id = client.hello.as_ref().map(|hello| hello.device_id);
         let act = async {
             if hello == Hello::Unchanged {
                 if let Some(trigger) = trigger {
@@ -392,16 +427,26 @@ impl Scene {
             loop {
                 match seen.recv().await {
                     Some(Seen::Closed(code)) => return Ok(Some(code)),
-                    Some(_) => {}
+                    Some(Seen::Hello(hello)) => id = Some(hello.device_id),
+                    Some(Seen::Proxied | Seen::Admitted) => {}
                     None => return Ok(None),
                 }
             }
         };
+        let others = async {
+            while let Some(visit) = visits.recv().await {
+                drop(visit.goes_on());
+            }
+            std::future::pending().await
+        };
         // What the client proxied before it was admitted is known by now; what comes later is seen by the chat server.
-        tokio::select! {
+        let came = tokio::select! {
             came = closed => came,
             failed = act => failed,
-        }
+            never = others => never,
+        };
+        self.device = Some((url, id));
+        came
     }
 
     /// Does what it takes.
@@ -583,7 +628,7 @@ impl Own {
 /// What is known of a client, and the way to speak in its name.
 struct Client {
     url: ClientUrlInfo,
-    orders: tokio::sync::mpsc::Sender<Order>,
+    orders: mpsc::Sender<Order>,
     hello: Option<Box<ClientHello>>,
     proxied: bool,
 }

@@ -90,6 +90,15 @@ pub(super) struct Visit {
     pub(super) seen: mpsc::Receiver<Seen>,
 }
 
+impl Visit {
+    /// Lets it on as it is; what is seen of it.
+    pub(super) fn goes_on(self) -> mpsc::Receiver<Seen> {
+        // It may have gone already.
+        let _gone = self.go.send((self.url, Hello::Unchanged));
+        self.seen
+    }
+}
+
 /// Prints what is said.
 #[derive(Debug, Default)]
 pub(super) struct Story {
@@ -143,7 +152,6 @@ impl Story {
 #[derive(Debug)]
 pub(super) struct Relay {
     pub(super) address: SocketAddr,
-    pub(super) visits: mpsc::Receiver<Visit>,
     tasks: Tasks,
 }
 
@@ -154,12 +162,13 @@ impl Drop for Relay {
 }
 
 impl Relay {
+    /// One that listens, and who comes.
     pub(super) async fn before(
         mediator: Mediator,
         address: SocketAddr,
         door: Door,
         story: Arc<Story>,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, mpsc::Receiver<Visit>)> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (sender, visits) = mpsc::channel(1);
@@ -173,7 +182,7 @@ impl Relay {
             }
         };
         tasks.spawn(listen::serve(listener, door, tasks.clone(), handler));
-        Ok(Self { address, visits, tasks })
+        Ok((Self { address, tasks }, visits))
     }
 }
 
