@@ -19,15 +19,18 @@ use std::time::Duration;
 use common::{Server, Setup, soon};
 use futures_util::future::join_all;
 use futures_util::{SinkExt as _, StreamExt as _};
+use heliostat::chat::csp;
 use heliostat::client::steady::Backoff;
 use heliostat::client::{DeviceConfig, GroupKey, Mediator, Steady, Trust};
 use heliostat::group::Limits;
 use heliostat::session::Timeouts;
 use heliostat::store::Store as _;
+use heliostat::time::Clock;
 use heliostat::wire::d2m::{CloseCode, DeviceId, FromDevice, ServerGroup, ToDevice};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
 
 /// Long enough for a machine that does ten other things.
 const PATIENCE: &str = "30s";
@@ -206,6 +209,20 @@ async fn a_mediator_of_others_closes_with_every_code_that_can_be_had_from_outsid
     let (told, good) = provoke.ends().await;
     assert!(good, "{told}");
     without.stop().await;
+}
+
+#[tokio::test]
+async fn a_real_chat_server_ends_the_connection_of_who_speaks_nonsense() {
+    let dir = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let config = csp::Config::new(([127, 0, 0, 1], 0).into(), dir.path().join("chat"));
+    let chat = csp::start(config, Clock::system(), stop.clone()).await.unwrap();
+    let server = mediator(&dir.path().join("mediator"), Some(chat.local_addr())).await;
+    let (told, good) = Provoke::start(&["4000", "--url", &format!("ws://{}", server.address)]).ends().await;
+    assert!(good, "{told}");
+    server.stop().await;
+    stop.cancel();
+    chat.wait().await;
 }
 
 #[tokio::test]

@@ -1,5 +1,8 @@
 //! The testkit, used as somebody would who builds a client and does not know this crate's insides.
+//!
+//! Needs the feature: `cargo test --features testkit --test testkit`.
 
+#![cfg(feature = "testkit")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::panic::AssertUnwindSafe;
