@@ -610,6 +610,9 @@ pub async fn searching_finds_names_and_nicknames_and_only_the_newest_is_kept(gro
     world.stop().await;
 }
 
+/// Something a client may say when it is logged in.
+type Says = fn(&Client) -> FromClient;
+
 pub async fn what_is_out_of_the_protocol_ends_that_connection_alone(ground: Ground) {
     let world = World::start(&ground).await;
     let mut bystander = world.account(A).await;
@@ -648,7 +651,7 @@ pub async fn what_is_out_of_the_protocol_ends_that_connection_alone(ground: Grou
     client.send(&FromClient::CreateAccount { name: B.into(), key_hash: key_hash("x") }).await;
     assert!(client.is_closed().await);
 
-    let late: [(&str, fn(&Client) -> FromClient); 7] = [
+    let late: [(&str, Says); 7] = [
         ("a second login", |_| FromClient::CreateSession {
             name: A.into(),
             key_hash: key_hash(A),
