@@ -72,5 +72,7 @@ stories! {
     nothing_is_lost_or_doubled_between_sync_and_live
     of_two_who_create_the_same_channel_one_does
     a_restart_loses_nothing_that_was_answered
+    what_is_too_old_is_forgotten
+    who_is_strict_takes_sealed_messages_with_their_keys_only
     tls_is_the_projects
 }

@@ -782,6 +782,63 @@ pub async fn a_restart_loses_nothing_that_was_answered(ground: Ground) {
     world.stop().await;
 }
 
+pub async fn what_is_too_old_is_forgotten(mut ground: Ground) {
+    let day = std::time::Duration::from_secs(86_400);
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let direct = world.friends(&mut alice, &mut bob).await;
+    let wish = body(&Content::QueueMailAddressChange("alice@example.net".into()), own_clear());
+    alice.say(alice.loopback, wish).await.unwrap();
+    assert_eq!(world.greeted().await.register(C, C).await, CreateAccountStatus::SUCCESS);
+    let (wished, unconfirmed) = (world.mail.token("alice@example.net"), world.mail.token(C));
+    let profile = found_group(&mut alice, ChannelType::ProfileData).await;
+    let members = [(alice.account, MemberFlags::ADMINISTRATOR), (bob.account, MemberFlags::INVISIBLE)];
+    update_group(&mut alice, profile, 1, &members, &[(bob.account, direct)]).await.unwrap();
+    let post = alice.say(profile, Body::new(Kind::DaystreamMessage, MessageFlags::NONE, vec![3; 64])).await.unwrap();
+    world.stop().await;
+
+    ground.later = day - std::time::Duration::from_secs(3_600);
+    let world = World::start(&ground).await;
+    assert_eq!(world.greeted().await.register(C, "other").await, CreateAccountStatus::ACCOUNT_NAME_TAKEN);
+    assert!(world.back(&bob, 0, &[]).await.1.ids().contains(&post.0));
+    world.stop().await;
+
+    ground.later = day;
+    let world = World::start(&ground).await;
+    for token in [wished, unconfirmed] {
+        assert_eq!(soon(world.running.confirm(&token)).await, Some(Confirmed::Invalid));
+    }
+    let mut client = world.greeted().await;
+    assert_eq!(client.login(C, C).await, CreateSessionStatus::INVALID_CREDENTIALS);
+    assert_eq!(client.register(C, "other").await, CreateAccountStatus::SUCCESS, "the name is free");
+    assert!(!world.back(&bob, 0, &[]).await.1.ids().contains(&post.0), "a daystream lasts a day");
+    world.stop().await;
+
+    ground.later = day * 190;
+    let world = World::start(&ground).await;
+    let mut tablet = world.device(B).await;
+    let mut late = world.greeted().await;
+    assert_eq!(late.restore(&bob, 0, &[]).await, RestoreSessionStatus::INVALID_SESSION);
+    tablet.find_message(Kind::DeviceList).await;
+    assert_eq!(late.login(B, B).await, CreateSessionStatus::SUCCESS, "the connection may try otherwise");
+    world.stop().await;
+}
+
+pub async fn who_is_strict_takes_sealed_messages_with_their_keys_only(mut ground: Ground) {
+    ground.settings.strict_dependencies = true;
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let channel = world.friends(&mut alice, &mut bob).await;
+    assert_eq!(alice.say(channel, chat("with which key?")).await, DENIED);
+    let first = world.back(&alice, 0, &[]).await;
+    let (mut alice, sync) = first;
+    let password = sync.messages.iter().find(|it| it.body.kind == Kind::PasswordUpdate).unwrap().id;
+    let keys = Body::new(Kind::PrivateKeys, MessageFlags::LOOPBACK, vec![1; 64]);
+    assert_eq!(alice.say(alice.loopback, keys.clone()).await, DENIED);
+    assert!(alice.say(alice.loopback, keys.on([on(AccountId::NONE, password)])).await.is_ok());
+    world.stop().await;
+}
+
 pub async fn tls_is_the_projects(mut ground: Ground) {
     let made = development(&ground.dir, Clock::system().now().wall_ms).unwrap();
     ground.door = Door::from(Some(Tls::presenting(Certificate::load(&made.files).unwrap()).unwrap()));

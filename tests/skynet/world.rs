@@ -64,12 +64,14 @@ pub struct Ground {
     pub place: Place,
     pub settings: Settings,
     pub door: Door,
+    /// How far ahead of the real one the server's clock is.
+    pub later: Duration,
 }
 
 impl Ground {
     pub fn new(dir: &Path, place: Place) -> Self {
         let settings = Settings { forward_profiles: true, ..Settings::default() };
-        Self { dir: dir.to_owned(), place, settings, door: Door::default() }
+        Self { dir: dir.to_owned(), place, settings, door: Door::default(), later: Duration::ZERO }
     }
 }
 
@@ -89,7 +91,8 @@ impl World {
             mail: Arc::<Mailbox>::clone(&mail),
             ..Config::new(ground.dir.clone())
         };
-        let clock = Clock::system();
+        let later_ms = u64::try_from(ground.later.as_millis()).unwrap();
+        let clock = Clock::following(Clock::system().now().wall_ms + later_ms);
         let running = skynet::start_on(listener, ground.door.clone(), config, clock, stop.clone()).await.unwrap();
         Self { running, mail, stop }
     }

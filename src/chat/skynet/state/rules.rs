@@ -216,3 +216,161 @@ pub fn archive_after(channel: &Channel, blocked: bool) -> Option<ArchiveMode> {
     let mode = if blocked { ArchiveMode::BLOCKED } else { ArchiveMode::NONE };
     (channel.archive != ArchiveMode::DELETED && channel.archive != mode).then_some(mode)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::skynet::wire::ChannelType::{AccountData, Direct, Group, Loopback, ProfileData};
+
+    const ME: AccountId = AccountId(1);
+    const OTHER: AccountId = AccountId(2);
+    const CLEAR: MessageFlags = MessageFlags::UNENCRYPTED;
+    const ADMIN: MemberFlags = MemberFlags::ADMINISTRATOR;
+    const NOBODY: MemberFlags = MemberFlags(0);
+
+    fn channel(channel_type: ChannelType) -> Channel {
+        Channel {
+            id: ChannelId(7),
+            channel_type,
+            owner: ME,
+            counterpart: OTHER,
+            created_ms: 0,
+            archive: ArchiveMode::NONE,
+            revision: 4,
+        }
+    }
+
+    fn member(flags: MemberFlags) -> Option<Member> {
+        Some(Member { account: ME, flags })
+    }
+
+    /// The kinds that somebody may say in a channel, by their numbers.
+    fn says(channel: &Channel, sender: AccountId, flags: MemberFlags) -> Vec<u8> {
+        let may = |kind: &&Kind| {
+            let of = kind.rule().required;
+            // What may be in clear is tried in clear: account data takes nothing else.
+            let of = if kind.rule().allowed.has(CLEAR) { of.and(CLEAR) } else { of };
+            may_write(channel, Some(Member { account: sender, flags }), sender, **kind, of).is_ok()
+        };
+        Kind::ALL.iter().filter(|kind| kind.rule().from_client).filter(may).map(|kind| kind.id()).collect()
+    }
+
+    #[test]
+    fn who_may_say_what_where_is_the_table() {
+        assert_eq!(says(&channel(Loopback), ME, NOBODY), [0x13, 0x15, 0x17, 0x28, 0x2a]);
+        assert_eq!(says(&channel(AccountData), ME, NOBODY), [0x18, 0x25, 0x26, 0x27]);
+        assert_eq!(says(&channel(AccountData), OTHER, NOBODY), [0; 0]);
+        assert_eq!(says(&channel(Direct), ME, NOBODY), [0x1a, 0x1c, 0x1d, 0x20, 0x21, 0x22, 0x23, 0x2a]);
+        let (admin, plain) =
+            ([0x19, 0x1e, 0x20, 0x21, 0x22, 0x23, 0x25, 0x26, 0x27, 0x2a], [0x20, 0x21, 0x22, 0x23, 0x2a]);
+        assert_eq!(says(&channel(Group), ME, ADMIN), admin);
+        assert_eq!(says(&channel(Group), ME, NOBODY), plain);
+        assert_eq!(says(&channel(Group), ME, MemberFlags::NO_CONTENT), [0x22, 0x23, 0x2a]);
+        assert_eq!(says(&channel(Group), ME, MemberFlags::NO_METADATA), [0x20, 0x21, 0x2a]);
+        let owner = [0x19, 0x1e, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27, 0x2a];
+        assert_eq!(says(&channel(ProfileData), ME, ADMIN), owner);
+        assert_eq!(says(&channel(ProfileData), ME, MemberFlags::INVISIBLE), [0x22, 0x23, 0x2a]);
+        for channel_type in ChannelType::ALL {
+            let deleted = Channel { archive: ArchiveMode::DELETED, ..channel(channel_type) };
+            let in_own = channel_type == AccountData;
+            assert_eq!(
+                says(&deleted, ME, ADMIN).is_empty(),
+                !in_own,
+                "account data is never archived: {channel_type:?}"
+            );
+            assert_eq!(may_write(&deleted, None, ME, Kind::ChatMessage, MessageFlags::NONE), Err(DENIED));
+        }
+        let blocked = Channel { archive: ArchiveMode::BLOCKED, ..channel(Direct) };
+        assert_eq!(says(&blocked, ME, NOBODY), [0x1a, 0x1c, 0x1d, 0x2a], "what is for oneself, and keys of groups");
+    }
+
+    #[test]
+    fn account_data_is_in_clear_and_nothing_else() {
+        let sealed = may_write(&channel(AccountData), member(NOBODY), ME, Kind::Nickname, MessageFlags::NONE);
+        assert!(matches!(sealed, Err(Refusal::Violation(_))));
+        let chat = may_write(&channel(AccountData), member(NOBODY), ME, Kind::ChatMessage, MessageFlags::NONE);
+        assert!(matches!(chat, Err(Refusal::Violation(_))));
+    }
+
+    #[test]
+    fn a_group_becomes_what_it_may() {
+        let group = channel(Group);
+        let on = |account, message| Dependency { account, message: MessageId(message) };
+        let keys = HashMap::from([(MessageId(9), OTHER)]);
+        let exists = HashSet::from([ME, OTHER]);
+        let judge = |channel: &Channel, revision, members: &[(AccountId, MemberFlags)], dependencies: &[Dependency]| {
+            may_update_group(channel, ME, &GroupUpdate { revision, members, dependencies }, &exists, &keys)
+        };
+        let both = [(ME, ADMIN), (OTHER, NOBODY)];
+        let key = [on(OTHER, 9)];
+        assert_eq!(judge(&group, 5, &both, &key), Ok(()));
+        for revision in [4, 6, 0, i64::MIN] {
+            assert_eq!(judge(&group, revision, &both, &key), Err(CONCURRENT), "{revision}");
+        }
+        let twice = [(ME, ADMIN), (OTHER, NOBODY), (OTHER, NOBODY)];
+        let stranger = [(ME, ADMIN), (AccountId(3), NOBODY)];
+        let led_by_none = [(ME, NOBODY), (OTHER, NOBODY)];
+        for members in [&twice[..], &stranger, &led_by_none, &[]] {
+            assert_eq!(judge(&group, 5, members, &key), Err(DENIED), "{members:?}");
+        }
+        for dependencies in [&[][..], &[on(OTHER, 8)], &[on(OTHER, 9), on(OTHER, 9)], &[on(ME, 9)]] {
+            assert_eq!(judge(&group, 5, &both, dependencies), Err(DENIED), "{dependencies:?}");
+        }
+        let profile = channel(ProfileData);
+        assert_eq!(judge(&profile, 5, &both, &key), Err(DENIED), "followers are invisible");
+        assert_eq!(judge(&profile, 5, &[(ME, ADMIN), (OTHER, MemberFlags::INVISIBLE)], &key), Ok(()));
+        let two = [(ME, ADMIN), (OTHER, ADMIN.and(MemberFlags::INVISIBLE))];
+        assert_eq!(judge(&profile, 5, &two, &key), Err(DENIED), "one's profile is one's own");
+        let last = Channel { revision: i64::MAX, ..group };
+        assert_eq!(judge(&last, i64::MIN, &both, &key), Ok(()), "numbers come round, and nothing panics");
+    }
+
+    #[test]
+    fn who_hears_is_decided_by_flags_and_audience() {
+        let (mine, theirs) = (Member { account: ME, flags: NOBODY }, Member { account: OTHER, flags: NOBODY });
+        let both = |flags, audience| (hears(mine, ME, flags, audience), hears(theirs, ME, flags, audience));
+        assert_eq!(both(MessageFlags::NONE, Audience::Members), (true, true));
+        assert_eq!(both(MessageFlags::LOOPBACK, Audience::Members), (true, false));
+        assert_eq!(both(MessageFlags::NO_SENDER_SYNC, Audience::Members), (false, true));
+        assert_eq!(both(MessageFlags::NONE, Audience::Administrators), (true, false));
+        assert!(hears(Member { flags: ADMIN, ..theirs }, ME, MessageFlags::NONE, Audience::Administrators));
+        assert_eq!(audience(Kind::MessageRead, MemberFlags::INVISIBLE), Audience::Administrators);
+        assert_eq!(audience(Kind::ChatMessage, MemberFlags::INVISIBLE), Audience::Members);
+    }
+
+    #[test]
+    fn sealed_messages_name_their_keys_where_that_is_demanded() {
+        let fact = |id, kind| (MessageId(id), Fact { id: MessageId(id), channel: ChannelId(7), sender: ME, kind });
+        let facts = HashMap::from([
+            fact(1, Kind::PasswordUpdate),
+            fact(2, Kind::DirectChannelUpdate),
+            fact(3, Kind::GroupChannelUpdate),
+        ]);
+        let named = |channel_type, flags, id| {
+            let on = Dependency { account: AccountId::NONE, message: MessageId(id) };
+            names_its_keys(&channel(channel_type), &Body::new(Kind::ChatMessage, flags, &b""[..]).on([on]), &facts)
+        };
+        for (channel_type, flags, good) in [
+            (Loopback, MessageFlags::LOOPBACK, 1),
+            (Direct, MessageFlags::LOOPBACK, 1),
+            (Direct, MessageFlags::NONE, 2),
+            (Group, MessageFlags::NONE, 3),
+            (ProfileData, MessageFlags::NONE, 3),
+        ] {
+            for id in 1..=3 {
+                assert_eq!(named(channel_type, flags, id), id == good, "{channel_type:?} {flags:?} {id}");
+            }
+            assert!(named(channel_type, flags.and(CLEAR), 9), "what is in clear needs none");
+        }
+    }
+
+    #[test]
+    fn deleted_wins_over_blocked() {
+        let with = |archive| Channel { archive, ..channel(Direct) };
+        assert_eq!(archive_after(&with(ArchiveMode::NONE), true), Some(ArchiveMode::BLOCKED));
+        assert_eq!(archive_after(&with(ArchiveMode::BLOCKED), true), None);
+        assert_eq!(archive_after(&with(ArchiveMode::BLOCKED), false), Some(ArchiveMode::NONE));
+        assert_eq!(archive_after(&with(ArchiveMode::DELETED), false), None);
+        assert_eq!(archive_after(&with(ArchiveMode::DELETED), true), None);
+    }
+}
