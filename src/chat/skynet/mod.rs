@@ -19,4 +19,4 @@ pub mod state;
 pub mod store;
 pub mod wire;
 
-pub use serve::{Config, Confirmed, Letter, LogMail, MailHook, Reason, Running, Settings, StartError, start_on};
+pub use serve::{Config, Confirmed, Letter, LogMail, MailHook, Rates, Reason, Running, Settings, StartError, start_on};

@@ -17,6 +17,7 @@ use tracing::{debug, error, info};
 
 use super::MailHook;
 use super::connection::Hello;
+use super::gate::Gate;
 use super::outbox::{Item, Outbox};
 use super::scene::{Halt, Out, Scene, Settings};
 use crate::chat::skynet::state::ConnId;
@@ -74,13 +75,20 @@ pub(super) struct Actor {
     store: Store,
     clock: Clock,
     mail: Arc<dyn MailHook>,
+    gate: Arc<Gate>,
     presence: Presence,
     outboxes: HashMap<ConnId, Arc<Outbox>>,
 }
 
 impl Actor {
-    pub(super) fn new(settings: Settings, store: Store, clock: Clock, mail: Arc<dyn MailHook>) -> Self {
-        Self { settings, store, clock, mail, presence: Presence::default(), outboxes: HashMap::new() }
+    pub(super) fn new(
+        settings: Settings,
+        store: Store,
+        clock: Clock,
+        mail: Arc<dyn MailHook>,
+        gate: Arc<Gate>,
+    ) -> Self {
+        Self { settings, store, clock, mail, gate, presence: Presence::default(), outboxes: HashMap::new() }
     }
 
     /// Runs until everybody who could send mail is gone.
@@ -96,6 +104,7 @@ impl Actor {
             let sweep = now.monotonic >= sweep_at;
             if sweep {
                 sweep_at = now.monotonic.saturating_add(SWEEP_EVERY);
+                self.gate.tidy();
             }
             if let Err(error) = self.work(&mut batch, sweep).await {
                 error!(%error, "all connections end");
@@ -147,7 +156,11 @@ impl Actor {
             self.speak(said);
         }
         for letter in letters {
-            self.mail.send(letter);
+            if self.gate.may_mail(&letter.to) {
+                self.mail.send(letter);
+            } else {
+                debug!("a mail too many is not sent");
+            }
         }
         // Whoever asked may be gone.
         for (answer, said) in answers {

@@ -2,6 +2,7 @@
 //! with, and a writer that empties the line.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::actor::{Answer, Mail};
+use super::gate::Gate;
 use super::outbox::{Item, Outbox};
 use super::scene::{Settings, render};
 use crate::chat::skynet::state::ConnId;
@@ -34,6 +36,7 @@ const PAGE: usize = 64;
 pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) store: Store,
+    pub(super) gate: Arc<Gate>,
     pub(super) stop: CancellationToken,
 }
 
@@ -70,7 +73,7 @@ enum Ending {
 }
 
 /// Serves one client.
-pub(super) async fn run<Io>(shared: Arc<Shared>, mailbox: mpsc::Sender<Mail>, conn: ConnId, io: Io)
+pub(super) async fn run<Io>(shared: Arc<Shared>, mailbox: mpsc::Sender<Mail>, conn: ConnId, from: IpAddr, io: Io)
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -80,7 +83,7 @@ where
     let outbox = Arc::new(Outbox::default());
     let (reading, writing) = tokio::io::split(io);
     let ending = tokio::select! {
-        ending = read(&shared, &mailbox, &outbox, conn, reading) => ending,
+        ending = read(&shared, &mailbox, &outbox, (conn, from), reading) => ending,
         ending = write(&shared.store, &outbox, writing) => ending,
         () = outbox.is_cut() => Ending::Cut,
         () = shared.stop.cancelled() => Ending::ShuttingDown,
@@ -98,7 +101,7 @@ async fn read<Io: AsyncRead + Unpin>(
     shared: &Shared,
     mailbox: &mpsc::Sender<Mail>,
     outbox: &Arc<Outbox>,
-    conn: ConnId,
+    (conn, from): (ConnId, IpAddr),
     io: Io,
 ) -> Ending {
     let mut io = tokio::io::BufReader::with_capacity(8 * 1024, io);
@@ -128,6 +131,9 @@ async fn read<Io: AsyncRead + Unpin>(
                 Err(_) => return Ending::Violation("a release name that is too long"),
             }
             continue;
+        }
+        if line != Line::Authenticated {
+            shared.gate.pass(from, &packet).await;
         }
         let (answer, answered) = oneshot::channel();
         let mail = Mail::Said { conn, hello: hello.clone(), packet, outbox: Arc::clone(outbox), answer };

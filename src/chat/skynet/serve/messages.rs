@@ -15,6 +15,7 @@ use crate::chat::skynet::wire::{
     MessageSendStatus, ToClient, Upload,
 };
 use crate::crypto::{Secret, equal};
+use crate::metrics::{self, Room};
 
 /// What is to be done when a message is kept. What it takes to be sure that it may be kept was read before.
 #[derive(Debug)]
@@ -64,6 +65,9 @@ impl Scene<'_> {
             self.update_group(conn, seat.account, &found, *revision, members).await?;
         }
         let stored = self.work.add_message(draft).await?;
+        let metrics = metrics::get();
+        metrics.chat_accepted.of(Room::Skynet).increment(1);
+        metrics.chat_queued.of(Room::Skynet).increment(1);
         if let ToClient::ChannelMessageResponse { message, dispatched, .. } = &mut answer {
             (*message, *dispatched) = (stored.id, DateTime::from_unix_ms(self.now_ms));
         }

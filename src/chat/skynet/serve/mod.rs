@@ -5,6 +5,7 @@
 //! | `actor` | decide, keep, then speak |
 //! | `scene` | what every use case works with |
 //! | `accounts` `channels` `messages` | the use cases |
+//! | `gate` | who may try how often |
 //! | `connection` | one client's socket |
 //! | `outbox` | what waits to be written to it |
 
@@ -12,12 +13,13 @@ mod accounts;
 mod actor;
 mod channels;
 mod connection;
+mod gate;
 mod messages;
 mod outbox;
 mod scene;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,9 +37,11 @@ use crate::net::tasks::Tasks;
 use crate::time::Clock;
 use actor::{Actor, Mail};
 use connection::Shared;
+use gate::Gate;
 
 pub use actor::Confirmed;
 pub use connection::{STRANGER_SILENT_MAX, WRITE_STALL_MAX};
+pub use gate::Rates;
 pub use outbox::OUTBOX_BYTES_MAX;
 pub use scene::{Letter, Reason, Settings};
 
@@ -72,15 +76,26 @@ pub struct Config {
     pub place: Place,
     /// How it behaves.
     pub settings: Settings,
+    /// How often something may be tried.
+    pub rates: Rates,
+    /// Addresses that are not held responsible for single clients, because many stand behind them: the mediator's.
+    pub exempt: Vec<IpAddr>,
     /// Sends mails.
     pub mail: Arc<dyn MailHook>,
 }
 
 impl Config {
-    /// The defaults: SQLite in `data_dir`, mails into the log.
+    /// The defaults: SQLite in `data_dir`, the mediator on the same machine, mails into the log.
     #[must_use]
     pub fn new(data_dir: PathBuf) -> Self {
-        Self { data_dir, place: Place::Sqlite, settings: Settings::default(), mail: Arc::new(LogMail) }
+        Self {
+            data_dir,
+            place: Place::Sqlite,
+            settings: Settings::default(),
+            rates: Rates::default(),
+            exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            mail: Arc::new(LogMail),
+        }
     }
 }
 
@@ -152,9 +167,10 @@ pub async fn start_on(
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
     let over = CancellationToken::new();
-    let actor = Actor::new(config.settings.clone(), store.clone(), clock, config.mail).run(mail);
+    let gate = Arc::new(Gate::new(config.rates, config.exempt, clock));
+    let actor = Actor::new(config.settings.clone(), store.clone(), clock, config.mail, Arc::clone(&gate)).run(mail);
     let actor = tokio::spawn(telling(over.clone(), actor));
-    let shared = Arc::new(Shared { settings: config.settings, store, stop: shutdown.clone() });
+    let shared = Arc::new(Shared { settings: config.settings, store, gate, stop: shutdown.clone() });
     let listener = tokio::spawn(telling(over.clone(), serve(listener, door, shared, mailbox, shutdown)));
     Ok(Running { local_addr, mailbox: weak, over, listener, actor })
 }
@@ -175,9 +191,9 @@ async fn serve(
 ) {
     let tasks = Tasks::new();
     let next_conn = Arc::new(AtomicU64::new(1));
-    let handler = move |stream, _origin| {
+    let handler = move |stream, origin: SocketAddr| {
         let conn = ConnId(next_conn.fetch_add(1, Ordering::Relaxed));
-        connection::run(Arc::clone(&shared), mailbox.clone(), conn, stream)
+        connection::run(Arc::clone(&shared), mailbox.clone(), conn, origin.ip(), stream)
     };
     let accepting = tokio::spawn(listen::serve(listener, door, tasks.clone(), handler));
     shutdown.cancelled().await;

@@ -20,6 +20,7 @@ use crate::chat::skynet::wire::{
     AccountId, Body, ChannelId, Content, Dependency, FromClient, Kind, MessageFlags, MessageId, Release, ToClient,
     TooLong,
 };
+use crate::metrics::{self, Room};
 
 /// How the room behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,6 +224,7 @@ impl Scene<'_> {
                 shared.clone_from(&frame);
             }
             let Some(frame) = frame else { continue };
+            metrics::get().chat_delivered.of(Room::Skynet).increment(conns.len() as u64);
             self.out.extend(conns.into_iter().map(|conn| Out::Say(conn, Item::Frame(Bytes::clone(&frame)))));
         }
         Ok(())
