@@ -73,6 +73,17 @@ stories! {
     of_two_who_create_the_same_channel_one_does
     a_restart_loses_nothing_that_was_answered
     what_is_too_old_is_forgotten
+    who_does_not_acknowledge_is_woken_once_until_it_comes
     who_is_strict_takes_sealed_messages_with_their_keys_only
     tls_is_the_projects
+}
+
+/// 200 sessions in 20 groups talk for `HELIOSTAT_LOAD_SECONDS` (10 unless set), as fast as they are answered. Prints what it
+/// measured: see docs/skynet.md.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes its time; run it with --release"]
+async fn load() {
+    let dir = tempfile::tempdir().unwrap();
+    let seconds = std::env::var("HELIOSTAT_LOAD_SECONDS").map_or(10, |it| it.parse().unwrap());
+    stories::load(Ground::new(dir.path(), Place::Sqlite), std::time::Duration::from_secs(seconds)).await;
 }

@@ -839,6 +839,43 @@ pub async fn who_is_strict_takes_sealed_messages_with_their_keys_only(mut ground
     world.stop().await;
 }
 
+pub async fn who_does_not_acknowledge_is_woken_once_until_it_comes(mut ground: Ground) {
+    ground.settings.push_after = Some(std::time::Duration::from_secs(2));
+    let mut world = World::start(&ground).await;
+    let (mut alice, mut bob, mut carol) = (world.account(A).await, world.account(B).await, world.account(C).await);
+    let ab = world.friends(&mut alice, &mut bob).await;
+    let ac = world.friends(&mut alice, &mut carol).await;
+    let mut phones = Vec::new();
+    for name in [B, C] {
+        let mut phone = world.greeted().await;
+        phone.push_token = format!("the phone of {name}");
+        assert_eq!(phone.login(name, name).await, CreateSessionStatus::SUCCESS);
+        phone.first_sync().await;
+        phones.push(phone);
+    }
+    let [mut bobs, carols] = <[Client; 2]>::try_from(phones).unwrap_or_else(|_| unreachable!());
+    // Bob acknowledges on any of his devices; Carol, who was written to later, does not.
+    let id = alice.say(ab, chat("hi bob")).await.unwrap();
+    bob.say(ab, receipt(Kind::MessageReceived, id)).await.unwrap();
+    alice.say(ac, chat("hi carol")).await.unwrap();
+    let wake = soon(world.woken.recv()).await.unwrap();
+    assert_eq!((wake.session, wake.push_token.as_str()), (carols.session, "the phone of carol@example.com"));
+    // She was woken and has not come: what follows does not wake her again.
+    alice.say(ac, chat("carol?")).await.unwrap();
+    alice.say(ab, chat("bob?")).await.unwrap();
+    assert_eq!(soon(world.woken.recv()).await.unwrap().session, bobs.session);
+    let (_carols, _) = world.back(&carols, 0, &[]).await;
+    alice.say(ac, chat("there you are")).await.unwrap();
+    assert_eq!(soon(world.woken.recv()).await.unwrap().session, carols.session);
+    // A device that cannot be woken any more has to log in again.
+    bob.seen.clear();
+    world.running.is_unreachable(bobs.session).await;
+    assert!(bobs.find_end().await);
+    bob.find_message(Kind::DeviceList).await;
+    assert_eq!(world.greeted().await.restore(&bobs, 0, &[]).await, RestoreSessionStatus::INVALID_SESSION);
+    world.stop().await;
+}
+
 pub async fn tls_is_the_projects(mut ground: Ground) {
     let made = development(&ground.dir, Clock::system().now().wall_ms).unwrap();
     ground.door = Door::from(Some(Tls::presenting(Certificate::load(&made.files).unwrap()).unwrap()));
@@ -856,5 +893,76 @@ pub async fn tls_is_the_projects(mut ground: Ground) {
         client.greet().await;
         assert_eq!(client.login(A, A).await, CreateSessionStatus::INVALID_CREDENTIALS);
     }
+    world.stop().await;
+}
+
+pub async fn load(ground: Ground, lasts: std::time::Duration) {
+    const GROUPS: usize = 20;
+    const MEMBERS: usize = 10;
+    let world = World::start(&ground).await;
+    let clock = Clock::system();
+    let mut groups = Vec::new();
+    for group in 0..GROUPS {
+        let mut members = Vec::new();
+        for member in 0..MEMBERS {
+            members.push(world.account(&format!("m{member}@group{group}.example")).await);
+        }
+        let (admin, others) = members.split_first_mut().unwrap();
+        let (mut all, mut keys) = (vec![(admin.account, MemberFlags::ADMINISTRATOR)], Vec::new());
+        for other in others {
+            keys.push((other.account, world.friends(admin, other).await));
+            all.push((other.account, MemberFlags::default()));
+        }
+        let channel = found_group(admin, ChannelType::Group).await;
+        update_group(admin, channel, 1, &all, &keys).await.unwrap();
+        groups.push((channel, members));
+    }
+    let begun = clock.now().monotonic;
+    let mut talks = Vec::new();
+    for (channel, members) in groups {
+        let members = members.into_iter().map(|mut member| {
+            tokio::spawn(async move {
+                let (mut said, mut slowest) = (Vec::new(), std::time::Duration::ZERO);
+                while clock.now().monotonic < begun + lasts {
+                    let asked = clock.now().monotonic;
+                    said.push(member.say(channel, chat(&"x".repeat(100))).await.unwrap().0);
+                    slowest = slowest.max(clock.now().monotonic - asked);
+                }
+                (member, said, slowest)
+            })
+        });
+        talks.push((channel, members.collect::<Vec<_>>()));
+    }
+    let (mut messages, mut deliveries, mut slowest) = (0, 0, std::time::Duration::ZERO);
+    for (channel, talk) in talks {
+        let (mut members, mut all) = (Vec::new(), BTreeSet::new());
+        for member in talk {
+            let (member, said, slow) = member.await.unwrap();
+            slowest = slowest.max(slow);
+            messages += said.len();
+            all.extend(said.iter().copied());
+            members.push((member, said));
+        }
+        for (mut member, said) in members {
+            let own: BTreeSet<_> = said.into_iter().collect();
+            let mut missing: BTreeSet<_> = all.difference(&own).copied().collect();
+            deliveries += missing.len();
+            while !missing.is_empty() {
+                let ToClient::Message(message) = member.next().await else { continue };
+                if message.channel == channel && message.body.kind == Kind::ChatMessage {
+                    assert!(missing.remove(&message.id.0), "{:?} twice, or its own", message.id);
+                }
+            }
+            member.seen.retain(|packet| matches!(packet, ToClient::Message(it) if it.body.kind == Kind::ChatMessage));
+            assert!(member.seen.is_empty(), "nothing comes twice");
+            member.hears_nothing().await;
+        }
+    }
+    let seconds = lasts.as_secs_f64();
+    println!(
+        "{messages} messages, {deliveries} deliveries in {seconds} s: {:.0} and {:.0} per second, the slowest answer after {slowest:?}",
+        messages as f64 / seconds,
+        deliveries as f64 / seconds,
+    );
     world.stop().await;
 }

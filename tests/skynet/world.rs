@@ -12,13 +12,14 @@ use heliostat::chat::skynet::wire::{
     Dependency, FromClient, HEADER, Kind, MessageFlags, MessageId, MessageSendStatus, RestoreSessionStatus, SessionId,
     ToClient, Upload, WantedChannel, read_header,
 };
-use heliostat::chat::skynet::{self, Config, Confirmed, Letter, MailHook, Reason, Settings};
+use heliostat::chat::skynet::{self, Config, Confirmed, Letter, MailHook, PushHook, Reason, Settings, Wake};
 use heliostat::crypto::Secret;
 use heliostat::net::listen::Door;
 use heliostat::time::Clock;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// Long enough for a machine that does ten other things.
@@ -36,6 +37,16 @@ pub struct Mailbox(Mutex<Vec<Letter>>);
 impl MailHook for Mailbox {
     fn send(&self, letter: Letter) {
         self.0.lock().unwrap().push(letter);
+    }
+}
+
+/// Hands on who is to be woken.
+#[derive(Debug)]
+struct Waker(mpsc::UnboundedSender<Wake>);
+
+impl PushHook for Waker {
+    fn wake(&self, wake: Wake) {
+        let _over = self.0.send(wake);
     }
 }
 
@@ -78,6 +89,7 @@ impl Ground {
 pub struct World {
     pub running: skynet::Running,
     pub mail: Arc<Mailbox>,
+    pub woken: mpsc::UnboundedReceiver<Wake>,
     stop: CancellationToken,
 }
 
@@ -85,7 +97,9 @@ impl World {
     pub async fn start(ground: &Ground) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (stop, mail) = (CancellationToken::new(), Arc::new(Mailbox::default()));
+        let (waker, woken) = mpsc::unbounded_channel();
         let config = Config {
+            push: Arc::new(Waker(waker)),
             place: ground.place.clone(),
             settings: ground.settings.clone(),
             mail: Arc::<Mailbox>::clone(&mail),
@@ -94,7 +108,7 @@ impl World {
         let later_ms = u64::try_from(ground.later.as_millis()).unwrap();
         let clock = Clock::following(Clock::system().now().wall_ms + later_ms);
         let running = skynet::start_on(listener, ground.door.clone(), config, clock, stop.clone()).await.unwrap();
-        Self { running, mail, stop }
+        Self { running, mail, woken, stop }
     }
 
     pub async fn stop(self) {
@@ -199,6 +213,7 @@ pub struct Client {
     /// The newest message it was told of.
     pub last: i64,
     temp: i64,
+    pub push_token: String,
     /// What it heard while it waited for something else.
     pub seen: VecDeque<ToClient>,
 }
@@ -234,6 +249,7 @@ impl Client {
             account_data: ChannelId::NONE,
             last: 0,
             temp: 0,
+            push_token: String::new(),
             seen: VecDeque::new(),
         }
     }
@@ -330,7 +346,7 @@ impl Client {
     }
 
     pub async fn login(&mut self, name: &str, password: &str) -> CreateSessionStatus {
-        let (name, key_hash, push_token) = (name.to_owned(), key_hash(password), String::new());
+        let (name, key_hash, push_token) = (name.to_owned(), key_hash(password), self.push_token.clone());
         self.send(&FromClient::CreateSession { name, key_hash, push_token }).await;
         match self.next().await {
             ToClient::CreateSessionResponse { status, account, session, token, web_token } => {

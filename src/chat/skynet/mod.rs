@@ -4,8 +4,8 @@
 //! profiles, receipts, block lists, password and mail changes, deletion, search, device lists, presence.
 //!
 //! **Left out** so far: the HTTP pages that confirm an address, files beside the messages (a message that names one is
-//! answered with *file not found*), mail by SMTP, and push. [`Running::confirm`] and [`MailHook`] are where the first and the
-//! third belong.
+//! answered with *file not found*), mail by SMTP, and a push provider. [`Running::confirm`], [`MailHook`] and [`PushHook`] are
+//! where the others belong.
 //!
 //! | file | holds |
 //! |---|---|
@@ -19,4 +19,7 @@ pub mod state;
 pub mod store;
 pub mod wire;
 
-pub use serve::{Config, Confirmed, Letter, LogMail, MailHook, Rates, Reason, Running, Settings, StartError, start_on};
+pub use serve::{
+    Config, Confirmed, Letter, LogMail, LogPush, MailHook, PushHook, Rates, Reason, Running, Settings, StartError,
+    Wake, start_on,
+};

@@ -167,6 +167,7 @@ impl Scene<'_> {
             last_connected_ms: self.now_ms,
             last_version: hello.version_code,
             push_token,
+            last_push_ms: 0,
         };
         self.work.add_session(&session).await?;
         // The others hear of it now; the new one in its first sync.
@@ -233,6 +234,17 @@ impl Scene<'_> {
         self.say(conn, &ToClient::RestoreSessionResponse { status: RestoreSessionStatus::SUCCESS });
         self.catch_up(conn, account, last_message, &channels).await?;
         Ok(Answer::Authenticated)
+    }
+
+    /// A session is none any more: its device cannot be reached, and will not come.
+    pub(super) async fn drop_session(&mut self, session: SessionId) -> Result<(), StoreError> {
+        let Some(StoredSession { account, .. }) = self.work.session(session).await? else { return Ok(()) };
+        self.work.remove_session(session).await?;
+        if let Some(conn) = self.presence.at(account, session) {
+            self.left(conn).await?;
+            self.out.push(Out::Cut(conn));
+        }
+        self.tell_devices(account).await
     }
 
     /// The sync of a session that knows these channels and everything up to `last` in them.

@@ -15,15 +15,16 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info};
 
-use super::MailHook;
 use super::connection::Hello;
 use super::gate::Gate;
 use super::outbox::{Item, Outbox};
 use super::scene::{Halt, Out, Scene, Settings};
+use super::{Config, MailHook, PushHook};
 use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::presence::Presence;
+use crate::chat::skynet::state::wakes::Wakes;
 use crate::chat::skynet::store::{Store, StoreError};
-use crate::chat::skynet::wire::FromClient;
+use crate::chat::skynet::wire::{FromClient, SessionId};
 use crate::time::Clock;
 
 /// What may wait for the actor. Whoever finds it full waits, and stops reading from its socket.
@@ -39,6 +40,7 @@ pub(super) enum Mail {
     Said { conn: ConnId, hello: Hello, packet: FromClient, outbox: Arc<Outbox>, answer: oneshot::Sender<Answer> },
     Left(ConnId),
     Confirm { token: String, answer: oneshot::Sender<Confirmed> },
+    Unreachable(SessionId),
 }
 
 /// What became of a packet, for the connection it came from.
@@ -76,19 +78,17 @@ pub(super) struct Actor {
     clock: Clock,
     mail: Arc<dyn MailHook>,
     gate: Arc<Gate>,
+    push: Arc<dyn PushHook>,
     presence: Presence,
+    wakes: Wakes,
     outboxes: HashMap<ConnId, Arc<Outbox>>,
 }
 
 impl Actor {
-    pub(super) fn new(
-        settings: Settings,
-        store: Store,
-        clock: Clock,
-        mail: Arc<dyn MailHook>,
-        gate: Arc<Gate>,
-    ) -> Self {
-        Self { settings, store, clock, mail, gate, presence: Presence::default(), outboxes: HashMap::new() }
+    pub(super) fn new(config: Config, store: Store, clock: Clock, gate: Arc<Gate>) -> Self {
+        let Config { settings, mail, push, .. } = config;
+        let (presence, wakes, outboxes) = (Presence::default(), Wakes::default(), HashMap::new());
+        Self { settings, store, clock, mail, gate, push, presence, wakes, outboxes }
     }
 
     /// Runs until everybody who could send mail is gone.
@@ -98,7 +98,7 @@ impl Actor {
         loop {
             tokio::select! {
                 taken = mailbox.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { break },
-                () = self.clock.sleep_until(Some(sweep_at)) => {}
+                () = self.clock.sleep_until(Some(self.wakes.next_deadline().map_or(sweep_at, |due| due.min(sweep_at)))) => {}
             }
             let now = self.clock.now();
             let sweep = now.monotonic >= sweep_at;
@@ -109,7 +109,7 @@ impl Actor {
             if let Err(error) = self.work(&mut batch, sweep).await {
                 error!(%error, "all connections end");
                 batch.clear();
-                self.presence = Presence::default();
+                (self.presence, self.wakes) = (Presence::default(), Wakes::default());
                 for (_, outbox) in self.outboxes.drain() {
                     outbox.cut();
                 }
@@ -119,14 +119,18 @@ impl Actor {
     }
 
     async fn work(&mut self, batch: &mut Vec<Mail>, sweep: bool) -> Result<(), StoreError> {
+        let now = self.clock.now();
         let work = self.store.begin().await?;
         let mut scene = Scene {
             work,
             presence: &mut self.presence,
+            wakes: &mut self.wakes,
             settings: &self.settings,
-            now_ms: self.clock.now().wall_ms,
+            now_ms: now.wall_ms,
+            monotonic: now.monotonic,
             out: Vec::new(),
             letters: Vec::new(),
+            woken: Vec::new(),
         };
         let (mut answers, mut confirmed) = (Vec::new(), Vec::new());
         if sweep {
@@ -147,10 +151,15 @@ impl Actor {
                     scene.left(conn).await?;
                     self.outboxes.remove(&conn);
                 }
+                Mail::Unreachable(session) => scene.drop_session(session).await?,
                 Mail::Confirm { token, answer } => confirmed.push((answer, scene.confirm(&token).await?)),
             }
         }
-        let Scene { work, out, letters, .. } = scene;
+        // Behind the batch: what acknowledges may be in it.
+        for account in scene.wakes.due(now.monotonic) {
+            scene.wake(account).await?;
+        }
+        let Scene { work, out, letters, woken, .. } = scene;
         work.commit().await?;
         for said in out {
             self.speak(said);
@@ -161,6 +170,9 @@ impl Actor {
             } else {
                 debug!("a mail too many is not sent");
             }
+        }
+        for wake in woken {
+            self.push.wake(wake);
         }
         // Whoever asked may be gone.
         for (answer, said) in answers {

@@ -8,7 +8,7 @@ use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::names::normalised;
 use crate::chat::skynet::state::presence::Seat;
 use crate::chat::skynet::state::rules::{self, GroupUpdate, Refusal};
-use crate::chat::skynet::store::{Channel, Draft, Fact, Member, Named, Role, StoreError};
+use crate::chat::skynet::store::{Channel, Draft, Fact, Member, Named, Role, StoreError, Stored};
 use crate::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
 use crate::chat::skynet::wire::{
     AccountId, BadPacket, Body, ChannelId, ChannelType, Content, DateTime, Dependency, Kind, MessageFlags, MessageId,
@@ -73,7 +73,31 @@ impl Scene<'_> {
         }
         self.say(conn, &answer);
         self.deliver(&stored, Some(conn)).await?;
+        self.expect(&stored).await?;
         Ok(self.act_upon(seat.account, &found, effect).await?)
+    }
+
+    /// Who can be woken is to be, unless the message is acknowledged. A message that acknowledges others sees to it.
+    async fn expect(&mut self, stored: &Stored) -> Result<(), StoreError> {
+        let Draft { channel, sender, ref body, .. } = stored.draft;
+        match body.kind {
+            Kind::ChatMessage => {
+                let Some(push_after) = self.settings.push_after else { return Ok(()) };
+                let due = self.monotonic.saturating_add(push_after);
+                for account in self.work.can_be_woken(channel).await? {
+                    if account != sender {
+                        self.wakes.expect(due, stored.id, account);
+                    }
+                }
+            }
+            Kind::MessageReceived | Kind::MessageRead => {
+                for on in &body.dependencies {
+                    self.wakes.acknowledged(on.message, sender);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Reads everything that it takes to decide, and decides. Nothing is written.

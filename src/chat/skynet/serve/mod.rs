@@ -32,6 +32,7 @@ use tracing::{error, info};
 
 use super::state::ConnId;
 use super::store::{Place, Store, StoreError};
+use super::wire::SessionId;
 use crate::net::listen::{self, Door};
 use crate::net::tasks::Tasks;
 use crate::time::Clock;
@@ -43,7 +44,7 @@ pub use actor::Confirmed;
 pub use connection::{STRANGER_SILENT_MAX, WRITE_STALL_MAX};
 pub use gate::Rates;
 pub use outbox::OUTBOX_BYTES_MAX;
-pub use scene::{Letter, Reason, Settings};
+pub use scene::{Letter, Reason, Settings, Wake};
 
 /// Where the protocol's clients look for a server.
 pub const PORT: u16 = 32_761;
@@ -67,6 +68,23 @@ impl MailHook for LogMail {
     }
 }
 
+/// Wakes devices. Called by the task that decides: must not block. Whoever finds out that a device cannot be woken any more says
+/// so by [`Running::is_unreachable`].
+pub trait PushHook: Send + Sync + std::fmt::Debug {
+    /// A device is to fetch what there is.
+    fn wake(&self, wake: Wake);
+}
+
+/// Logs that somebody would have been woken: there is no push provider.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogPush;
+
+impl PushHook for LogPush {
+    fn wake(&self, _wake: Wake) {
+        info!("push: no provider");
+    }
+}
+
 /// What the room needs to know to be opened.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -82,6 +100,8 @@ pub struct Config {
     pub exempt: Vec<IpAddr>,
     /// Sends mails.
     pub mail: Arc<dyn MailHook>,
+    /// Wakes devices.
+    pub push: Arc<dyn PushHook>,
 }
 
 impl Config {
@@ -95,6 +115,7 @@ impl Config {
             rates: Rates::default(),
             exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             mail: Arc::new(LogMail),
+            push: Arc::new(LogPush),
         }
     }
 }
@@ -136,6 +157,14 @@ impl Running {
         answered.await.ok()
     }
 
+    /// The device of a session cannot be woken any more, and will not come: it has to log in again.
+    pub async fn is_unreachable(&self, session: SessionId) {
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            // The room closes, and with it all sessions.
+            let _closed = mailbox.send(Mail::Unreachable(session)).await;
+        }
+    }
+
     /// Waits until the room is not served whole any more. Before it was asked to close, that is a fault.
     pub async fn over(&self) {
         self.over.cancelled().await;
@@ -167,10 +196,11 @@ pub async fn start_on(
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
     let over = CancellationToken::new();
-    let gate = Arc::new(Gate::new(config.rates, config.exempt, clock));
-    let actor = Actor::new(config.settings.clone(), store.clone(), clock, config.mail, Arc::clone(&gate)).run(mail);
+    let gate = Arc::new(Gate::new(config.rates, config.exempt.clone(), clock));
+    let settings = config.settings.clone();
+    let actor = Actor::new(config, store.clone(), clock, Arc::clone(&gate)).run(mail);
     let actor = tokio::spawn(telling(over.clone(), actor));
-    let shared = Arc::new(Shared { settings: config.settings, store, gate, stop: shutdown.clone() });
+    let shared = Arc::new(Shared { settings, store, gate, stop: shutdown.clone() });
     let listener = tokio::spawn(telling(over.clone(), serve(listener, door, shared, mailbox, shutdown)));
     Ok(Running { local_addr, mailbox: weak, over, listener, actor })
 }

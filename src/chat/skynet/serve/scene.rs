@@ -14,11 +14,12 @@ use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::line::Platform;
 use crate::chat::skynet::state::presence::Presence;
 use crate::chat::skynet::state::rules::{self, Refusal};
+use crate::chat::skynet::state::wakes::Wakes;
 use crate::chat::skynet::store::{Audience, Channel, Draft, StoreError, Stored, Work};
 use crate::chat::skynet::wire::content::MemberFlags;
 use crate::chat::skynet::wire::{
-    AccountId, Body, ChannelId, Content, Dependency, FromClient, Kind, MessageFlags, MessageId, Release, ToClient,
-    TooLong,
+    AccountId, Body, ChannelId, Content, Dependency, FromClient, Kind, MessageFlags, MessageId, Release, SessionId,
+    ToClient, TooLong,
 };
 use crate::metrics::{self, Room};
 
@@ -38,6 +39,10 @@ pub struct Settings {
     pub forward_profiles: bool,
     /// How long daystream messages are kept.
     pub daystream_age_max: Duration,
+    /// How long a chat message may go unacknowledged until the account is woken; `None` when nobody ever is.
+    pub push_after: Option<Duration>,
+    /// Whether a session is woken again that was and did not come.
+    pub push_every_message: bool,
 }
 
 impl Default for Settings {
@@ -56,6 +61,8 @@ impl Default for Settings {
             strict_dependencies: false,
             forward_profiles: false,
             daystream_age_max: Duration::from_secs(86_400),
+            push_after: Some(Duration::from_secs(60)),
+            push_every_message: false,
         }
     }
 }
@@ -82,6 +89,21 @@ pub enum Reason {
     },
     /// The account of this address is about to get another.
     Changing,
+}
+
+/// A device that is to be woken, so that it fetches what there is. Prints who, and not where.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Wake {
+    /// Which.
+    pub session: SessionId,
+    /// Where, as the device said.
+    pub push_token: String,
+}
+
+impl std::fmt::Debug for Wake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Wake({} bytes)", self.push_token.len())
+    }
 }
 
 /// Why a use case goes no further.
@@ -113,10 +135,13 @@ pub(super) enum Out {
 pub(super) struct Scene<'a> {
     pub(super) work: Work,
     pub(super) presence: &'a mut Presence,
+    pub(super) wakes: &'a mut Wakes,
     pub(super) settings: &'a Settings,
     pub(super) now_ms: u64,
+    pub(super) monotonic: Duration,
     pub(super) out: Vec<Out>,
     pub(super) letters: Vec<Letter>,
+    pub(super) woken: Vec<Wake>,
 }
 
 impl Scene<'_> {
@@ -250,6 +275,18 @@ impl Scene<'_> {
                     let conns = self.conns(member.account, Some(conn));
                     self.say_all(&conns, &packet);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Somebody has not acknowledged a message in time.
+    pub(super) async fn wake(&mut self, account: AccountId) -> Result<(), StoreError> {
+        for session in self.work.sessions(account).await? {
+            let came = session.last_push_ms < session.last_connected_ms || session.last_push_ms == 0;
+            if !session.push_token.is_empty() && (came || self.settings.push_every_message) {
+                self.work.set_pushed(session.id, self.now_ms).await?;
+                self.woken.push(Wake { session: session.id, push_token: session.push_token });
             }
         }
         Ok(())

@@ -9,11 +9,13 @@
 //! | [`names`] | mail addresses |
 //! | [`presence`] | who is connected, and what they are doing |
 //! | [`rules`] | who may say what where, and who is in a group |
+//! | [`wakes`] | who is to be woken |
 
 pub mod line;
 pub mod names;
 pub mod presence;
 pub mod rules;
+pub mod wakes;
 
 /// A connection, never the same twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -3,7 +3,7 @@
 use sqlx::any::AnyRow;
 
 use super::{StoreError, Work, get, narrow, values};
-use crate::chat::skynet::wire::{AccountId, SessionId};
+use crate::chat::skynet::wire::{AccountId, ChannelId, SessionId};
 use crate::crypto::{Secret, boxes};
 
 /// What confirming a name does.
@@ -72,6 +72,8 @@ pub struct StoredSession {
     pub last_version: i32,
     /// Where to wake it; empty for nowhere.
     pub push_token: String,
+    /// When it was last woken; 0 for never.
+    pub last_push_ms: u64,
 }
 
 macro_rules! named_where {
@@ -88,7 +90,7 @@ macro_rules! session_where {
     ($condition:literal) => {
         concat!(
             "SELECT id, account_id, token_hash, web_token_hash, application, created_ms, ",
-            "last_connected_ms, last_version, push_token FROM session WHERE ",
+            "last_connected_ms, last_version, push_token, last_push_ms FROM session WHERE ",
             $condition
         )
     };
@@ -213,7 +215,8 @@ impl Work {
 
     pub(in crate::chat::skynet) async fn add_session(&mut self, session: &StoredSession) -> Result<(), StoreError> {
         let sql = "INSERT INTO session (id, account_id, token_hash, web_token_hash, application, created_ms, \
-                   last_connected_ms, last_version, push_token) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+                   last_connected_ms, last_version, push_token, last_push_ms) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
         let values = values![
             session.id.0,
             session.account.0,
@@ -224,6 +227,7 @@ impl Work {
             session.last_connected_ms,
             i64::from(session.last_version),
             session.push_token.as_str(),
+            session.last_push_ms,
         ];
         self.run(sql, values).await.map(drop)
     }
@@ -253,6 +257,24 @@ impl Work {
     ) -> Result<(), StoreError> {
         let sql = "UPDATE session SET last_connected_ms = $2, last_version = $3 WHERE id = $1";
         self.run(sql, values![session.0, last_connected_ms, i64::from(last_version)]).await.map(drop)
+    }
+
+    pub(in crate::chat::skynet) async fn set_pushed(
+        &mut self,
+        session: SessionId,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        self.run("UPDATE session SET last_push_ms = $2 WHERE id = $1", values![session.0, now_ms]).await.map(drop)
+    }
+
+    /// Who of a channel can be woken at all.
+    pub(in crate::chat::skynet) async fn can_be_woken(
+        &mut self,
+        channel: ChannelId,
+    ) -> Result<Vec<AccountId>, StoreError> {
+        let sql = "SELECT DISTINCT s.account_id FROM channel_member cm JOIN session s ON s.account_id = cm.account_id \
+                   WHERE cm.channel_id = $1 AND s.push_token <> ''";
+        self.rows(sql, values![channel.0]).await?.iter().map(|row| Ok(AccountId(get(row, 0)?))).collect()
     }
 
     pub(in crate::chat::skynet) async fn remove_session(&mut self, session: SessionId) -> Result<(), StoreError> {
@@ -367,5 +389,6 @@ fn stored_session(row: &AnyRow) -> Result<StoredSession, StoreError> {
         last_connected_ms: narrow(row, 6)?,
         last_version: narrow(row, 7)?,
         push_token: get(row, 8)?,
+        last_push_ms: narrow(row, 9)?,
     })
 }

@@ -35,7 +35,8 @@ CREATE TABLE session (
     created_ms        BIGINT       NOT NULL,
     last_connected_ms BIGINT       NOT NULL,
     last_version      BIGINT       NOT NULL,
-    push_token        TEXT         NOT NULL
+    push_token        TEXT         NOT NULL,
+    last_push_ms      BIGINT       NOT NULL
 );
 CREATE INDEX session_by_account ON session (account_id);
 
