@@ -93,6 +93,9 @@ pub struct ServeArgs {
     /// Run the embedded CSP chat server there [default: 127.0.0.1:5222 in a development box, else none]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub csp_listen: Option<SocketAddr>,
+    /// Run the embedded ChatOs server there [default: none]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub chatos_listen: Option<SocketAddr>,
     /// Where the operator connects: a loopback address, unless `admin.token` is set [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
@@ -153,6 +156,8 @@ impl ServeArgs {
             ("--plain", "listen.plain", word(self.plain, "true")),
             ("--csp-listen", "chat.csp.enabled", word(self.csp_listen.is_some(), "true")),
             ("--csp-listen", "chat.csp.listen", address(self.csp_listen)),
+            ("--chatos-listen", "chat.chatos.enabled", word(self.chatos_listen.is_some(), "true")),
+            ("--chatos-listen", "chat.chatos.listen", address(self.chatos_listen)),
             ("--admin-listen", "admin.listen", address(self.admin_listen)),
             ("--memory", "durability", word(self.memory, "memory")),
         ];
@@ -386,7 +391,9 @@ mod tests {
 
     #[test]
     fn every_flag_sets_a_key_that_exists() {
-        let addresses = ["--listen", "--csp-listen", "--admin-listen"].map(|flag| [flag, "127.0.0.1:7"]).concat();
+        let addresses = ["--listen", "--csp-listen", "--chatos-listen", "--admin-listen"]
+            .map(|flag| [flag, "127.0.0.1:7"])
+            .concat();
         let args = [&["--data", "d", "--plain", "--memory"], &addresses[..]].concat();
         let effective = configured(&args, &[]).unwrap();
         for flag in serve(&args).unwrap().flags() {
