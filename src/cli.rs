@@ -49,6 +49,8 @@ pub enum Command {
     Identity(tools::identity::Args),
     /// Be one device of a group, by hand or from a script
     Device(tools::device::Args),
+    /// Talk on a ChatOs server, alone or as one of many devices
+    Chatos(tools::chatos::Args),
     /// Let many groups of devices reflect over real sockets, and judge what reached whom
     Simulate(tools::simulate::Args),
     /// Judge a mediator or a client, clause by clause
@@ -297,6 +299,7 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         }
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
+        Command::Chatos(args) => tools::chatos::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Conform(command) => tools::conform::run(command).await,
         Command::Decode(args) => tools::decode::run(args).await,

@@ -4,14 +4,17 @@
 //! | file | holds |
 //! |---|---|
 //! | [`admin`] | operating a server that runs |
+//! | [`chatos`] | a line client for ChatOs, also as one of many devices |
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code |
 //! | [`device`] | an interactive device |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
 //! | [`describe`] | payloads as fields with names: what the others print |
+//! | `terminal` | where lines come from and go to |
 //! | [`keyfile`] | the device group key in a file, and what is remembered beside it |
 
 pub mod admin;
+pub mod chatos;
 pub mod conform;
 pub mod decode;
 pub mod describe;
@@ -19,6 +22,7 @@ pub mod device;
 pub mod identity;
 pub mod keyfile;
 pub mod simulate;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 

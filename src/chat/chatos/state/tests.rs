@@ -388,7 +388,9 @@ fn chatos_18_6_a_departure_is_told_once_to_whom_it_concerns() {
             world.three();
             match state {
                 "asked" => drop(world.says(1, request("alice", "bob")).sent(2)),
-                "refused" => drop(world.says(1, request("alice", "bob")).says(2, refuse("bob", "alice")).said.clear()),
+                "refused" => {
+                    world.says(1, request("alice", "bob")).says(2, refuse("bob", "alice")).said.clear();
+                }
                 "granted" => drop(world.granted(1)),
                 "waiting" => drop(world.granted(1).joins(11, 1)),
                 "open" => drop(world.piped(1)),
