@@ -687,3 +687,54 @@ async fn with_a_certificate_the_same_is_said_through_tls() {
     assert_eq!(heard, hex(expected));
     room.closes().await;
 }
+
+/// The figures of `docs/chatos.md`: `cargo test --release --test chatos -- --ignored --nocapture thousand`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "half a minute of load, to be run alone"]
+async fn a_thousand_clients_hear_a_hundred_messages_a_second_in_the_same_order() {
+    const CLIENTS: usize = 1_000;
+    const PER_SECOND: u32 = 100;
+    const MESSAGES: u32 = 30 * PER_SECOND;
+    let room = Room::open().await;
+    let clock = Clock::system();
+    let mut listeners = Vec::new();
+    for n in 0..CLIENTS - 1 {
+        let mut client = room.logs_in(&format!("client{n}")).await;
+        listeners.push(tokio::spawn(async move {
+            let (mut order, mut late) = (Sha256::new(), Vec::new());
+            for _ in 0..MESSAGES {
+                let ToClient::Public { text, .. } = client.hears().await else { panic!("not a public message") };
+                order.update(&text.0);
+                let said: u64 = text.0.parse().unwrap();
+                late.push(u64::try_from(clock.now().monotonic.as_micros()).unwrap() - said);
+            }
+            (order.finalize(), late)
+        }));
+    }
+    let mut speaker = room.logs_in("speaker").await;
+    let mut every = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
+    let begun = clock.now().monotonic;
+    for _ in 0..MESSAGES {
+        every.tick().await;
+        speaker.shouts(&clock.now().monotonic.as_micros().to_string()).await;
+    }
+    let mut heard = Vec::new();
+    for listener in listeners {
+        heard.push(listener.await.unwrap());
+    }
+    let took = clock.now().monotonic - begun;
+    assert!(heard.iter().all(|(order, _)| *order == heard[0].0), "somebody heard another order");
+    let mut late: Vec<u64> = heard.into_iter().flat_map(|(_, late)| late).collect();
+    late.sort_unstable();
+    let at = |share: usize| late[(late.len() - 1) * share / 1_000];
+    println!(
+        "{} receipts in {:.1} s; from said to heard, in ms: median {:.1}, p99 {:.1}, p99.9 {:.1}, most {:.1}",
+        late.len(),
+        took.as_secs_f64(),
+        at(500) as f64 / 1e3,
+        at(990) as f64 / 1e3,
+        at(999) as f64 / 1e3,
+        at(1_000) as f64 / 1e3
+    );
+    room.closes().await;
+}
