@@ -216,6 +216,97 @@ fn a_private_connection_between_two_clients_carries_a_mebibyte_each_way() {
     assert!(alice.heard.iter().chain(&bob.heard).any(|line| line.contains("is over")));
 }
 
+/// The whole of it: two clients with connections of their own, a third that is two devices, a private mebibyte each way, and a
+/// leader that is lost while that is on its way.
+#[test]
+fn a_conversation_of_three_in_which_a_leader_is_lost() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(&data.path().join("server"));
+    let key = data.path().join("carol.key");
+    let key = key.to_str().unwrap();
+    let (mut alice, mut bob) = (Client::online("alice", &server.chatos), Client::online("bob", &server.chatos));
+    let mut phone = device(&server, key, "a1");
+    phone.hears("-- you are carol");
+    let mut laptop = device(&server, key, "b2");
+    laptop.types("hello");
+    for client in [&mut alice, &mut bob, &mut phone, &mut laptop] {
+        client.hears("carol: hello");
+    }
+    // Nobody can have it with carol, and everybody is told.
+    alice.types("/carol");
+    alice.hears("-- carol refuses");
+    laptop.hears("-- alice wants a private connection, which a mediator does not carry: refused");
+
+    alice.types("/bob");
+    bob.hears("-- alice wants a private connection: `\\yes alice` or `\\no alice`");
+    bob.types("\\yes alice");
+    let open = |line: &str| line.contains("is open");
+    alice.hears_some(open, "the private connection");
+    bob.hears_some(open, "the private connection");
+    let (from_alice, from_bob) = (mebibyte(3), mebibyte(4));
+    for (n, (a, b)) in from_alice.iter().zip(&from_bob).enumerate() {
+        alice.types(&format!("/bob {a}"));
+        bob.types(&format!("/alice {b}"));
+        if n == 500 {
+            bob.types("before");
+            laptop.hears("bob: before");
+            phone.child.kill().unwrap();
+            phone.child.wait().unwrap();
+            laptop.types("and I am still here");
+        }
+    }
+    for client in [&mut alice, &mut bob, &mut laptop] {
+        client.hears_some(|line| line.ends_with("carol: and I am still here"), "the next leader");
+    }
+    alice.types("/bob the end");
+    bob.types("/alice the end");
+    alice.hears("bob => alice: the end");
+    bob.hears("alice => bob: the end");
+    for (client, head, lines) in [(&alice, "bob => alice: ", &from_bob), (&bob, "alice => bob: ", &from_alice)] {
+        let heard = client.heard.iter().filter_map(|line| line.strip_prefix(head)).filter(|line| *line != "the end");
+        assert_eq!(digest(heard), digest(lines.iter().map(String::as_str)));
+    }
+    // The phone comes back, and has missed nothing.
+    let mut phone = device(&server, key, "a1");
+    phone.hears("carol: and I am still here");
+    bob.types("@carol after");
+    laptop.hears("bob -> carol: after");
+    phone.hears("bob -> carol: after");
+    for client in [&mut alice, &mut bob, &mut phone, &mut laptop] {
+        assert!(client.ends().success());
+    }
+    assert_eq!(laptop.said(), ["carol: hello", "bob: before", "carol: and I am still here", "bob -> carol: after"]);
+}
+
+#[tokio::test]
+async fn through_the_mediator_each_packet_is_a_payload_of_its_own() {
+    use heliostat::chat::chatos::wire::{FromClient, ToClient};
+    use heliostat::client::{Device, DeviceConfig, GroupKey, Mediator, Trust};
+    use heliostat::wire::d2m::{DeviceId, FromDevice, ServerGroup, ToDevice};
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    let mediator = Mediator::new(&server.mediator, &Trust::System).unwrap();
+    let config = DeviceConfig::new(GroupKey::generate(), ServerGroup::new("chatos").unwrap(), DeviceId(1));
+    let mut device = Device::connect(&mediator, &config).await.unwrap();
+    let shout = |n: usize| FromClient::Public { from: "dave".into(), text: format!("{n}").as_str().into() };
+    let mut said = FromClient::Login("dave".into()).encode().to_vec();
+    (0..50).for_each(|n| said.extend_from_slice(&shout(n).encode()));
+    // However they are cut on their way there.
+    for piece in said.chunks(7) {
+        device.send(&FromDevice::Proxy(piece.to_vec().into())).await.unwrap();
+    }
+    let is_proxy = |payload: &ToDevice| matches!(payload, ToDevice::Proxy(_));
+    for n in 0..51 {
+        let payload = tokio::time::timeout(PATIENCE, device.wait_for(is_proxy)).await.unwrap().unwrap();
+        let ToDevice::Proxy(packet) = payload else { unreachable!() };
+        let expected = match n {
+            0 => ToClient::Welcome("dave".into()),
+            n => ToClient::Public { from: "dave".into(), text: format!("{}", n - 1).as_str().into() },
+        };
+        assert_eq!(ToClient::decode(&packet), Ok(expected));
+    }
+}
+
 /// A device of carol.
 fn device(server: &Server, key: &str, id: &str) -> Client {
     Client::start(&["carol", &server.mediator, "--group-key", key, "--device-id", id])

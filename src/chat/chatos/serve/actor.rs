@@ -158,9 +158,10 @@ fn tell(notice: &Notice) {
 /// How a connection that never got anywhere counts.
 const fn counted_as(why: &Ending) -> Login {
     match why {
-        Ending::Refused { .. } | Ending::Malformed(_) | Ending::ForeignSender | Ending::BadId => Login::Refused,
+        Ending::Refused { .. } | Ending::Malformed(_) | Ending::ForeignSender | Ending::BadId | Ending::Full => {
+            Login::Refused
+        }
         Ending::NoLogin | Ending::PacketStalled | Ending::Inactive | Ending::Unjoined => Login::TimedOut,
-        Ending::Full => Login::Throttled,
         Ending::Gone
         | Ending::Broken
         | Ending::QueueFull
