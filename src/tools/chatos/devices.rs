@@ -185,12 +185,6 @@ impl Group<'_> {
     }
 
     async fn talk(&mut self, seat: &mut Seat<'_>) -> std::result::Result<(), End> {
-        // Typed here, and maybe not heard of by anybody.
-        for ((number, device), line) in self.typed.clone() {
-            if device == self.device.to_string() {
-                seat.reflect(&Entry::Typed { device, number, line }).await?;
-            }
-        }
         let (mut dry, mut leads) = (false, false);
         let mut lead: Option<Lead> = None;
         let mut keep_alive = tokio::time::interval(KEEP_ALIVE);
@@ -230,7 +224,10 @@ impl Group<'_> {
                         seat.device.ack(message.id()).await?;
                     }
                     ToDevice::ReflectAck(ack) => drop(seat.reflecting.remove(&ack.reflect_id)),
-                    ToDevice::ReflectionQueueDry => dry = true,
+                    ToDevice::ReflectionQueueDry => {
+                        dry = true;
+                        self.repeat_typed(seat).await?;
+                    }
                     ToDevice::RolePromotedToLeader => leads = true,
                     _ => {}
                 },
@@ -291,6 +288,17 @@ impl Group<'_> {
                 }
             }
         }
+    }
+
+    /// Lines that were typed here and maybe heard of by nobody, because the connection was lost. Only now: what was carried
+    /// out stood in the backlog. Who knows them already does not take them for others.
+    async fn repeat_typed(&self, seat: &mut Seat<'_>) -> std::result::Result<(), End> {
+        let own = self.device.to_string();
+        for ((number, device), line) in self.typed.iter().filter(|((_, device), _)| *device == own) {
+            let (number, device, line) = (*number, device.clone(), line.clone());
+            seat.reflect(&Entry::Typed { device, number, line }).await?;
+        }
+        Ok(())
     }
 
     async fn reflected(
