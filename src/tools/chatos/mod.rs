@@ -87,7 +87,7 @@ enum PeerQuirks {
 pub struct Args {
     /// What to be called: up to 24 bytes, no spaces
     nick: String,
-    /// The server, HOST:PORT, with TLS tls://HOST:PORT; or a mediator's base URL, wss://HOST[:PORT]
+    /// The server, HOST:PORT, with TLS tls://HOST:PORT; or a mediator's base URL, wss://HOST:PORT
     address: String,
     /// How lines are said on private connections; how others say theirs is found out
     #[arg(long, value_enum, default_value = "framed")]
