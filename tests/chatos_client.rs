@@ -30,6 +30,7 @@ struct Server {
     child: Child,
     mediator: String,
     chatos: String,
+    admin: String,
 }
 
 impl Server {
@@ -39,18 +40,30 @@ impl Server {
         command.args(["--admin-listen", any, "--csp-listen", any, "--chatos-listen", any]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let (mut mediator, mut chatos) = (None, None);
+        let (mut mediator, mut chatos, mut admin) = (None, None, None);
         for line in said.by_ref() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
                 ["devices", url, ..] => mediator = Some(url.to_owned()),
                 ["ChatOs", address, ..] => chatos = Some(address.to_owned()),
+                ["admin", url, ..] => admin = Some(url.to_owned()),
                 ["data", ..] => break,
                 _ => {}
             }
         }
         std::thread::spawn(move || said.count());
-        Self { child, mediator: mediator.expect("it is ready"), chatos: chatos.expect("it serves ChatOs") }
+        let [mediator, chatos, admin] = [mediator, chatos, admin].map(|door| door.expect("it is ready"));
+        Self { child, mediator, chatos, admin }
+    }
+
+    /// What operators read of the room.
+    fn sample(&self, series: &str) -> f64 {
+        let authority = self.admin.trim_start_matches("http://").trim_end_matches('/');
+        let mut tcp = std::net::TcpStream::connect(authority).unwrap();
+        write!(tcp, "GET /metrics HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut lines = BufReader::new(tcp).lines().map_while(Result::ok);
+        let value = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_else(|| panic!("there is no {series}"))
     }
 }
 
@@ -165,6 +178,18 @@ fn a_script_says_everything_before_it_ends() {
     let _carol = Client::online("carol", &server.chatos);
     let mut second = Client::start(&["carol", &server.chatos]);
     assert_eq!(second.ends().code(), Some(1));
+    let room = |name: &str| server.sample(&format!("heliostat_chat_{name}{{room=\"chatos\"}}"));
+    let logins =
+        |result: &str| server.sample(&format!("heliostat_chat_logins_total{{room=\"chatos\",result=\"{result}\"}}"));
+    // carol alone is left.
+    while room("connections") > 1.0 {
+        std::thread::yield_now();
+    }
+    assert_eq!((room("connections_opened_total"), room("connections_closed_total")), (4.0, 3.0));
+    assert_eq!((logins("accepted"), logins("refused")), (3.0, 1.0));
+    assert_eq!(room("messages_discarded_total"), 1.0, "the one for nobody");
+    assert_eq!(server.sample("heliostat_chatos_errors_total"), 0.0);
+
     let output = heliostat(&["chatos", "a b", &server.chatos]).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "nobody can be called that");
 }
