@@ -33,4 +33,6 @@ macro_rules! targets {
     )* };
 }
 
-targets! { d2m_container d2m_url proxy_header await_client_hello csp_login csp_container cutters ranges group chatos_room }
+targets! {
+    capture d2m_container d2m_url proxy_header await_client_hello csp_login csp_container cutters ranges group chatos_room
+}

@@ -14,6 +14,8 @@
 //! | [`dashboard`], `live` | one page for people; what it shows, once a second for all viewers |
 //! | [`backup`] | a copy of the whole data directory while everything runs |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
+//! | `parent` | whether whoever started the process is still there |
+//! | [`stage`] | a mediator for one purpose inside this process, and the chat server that is played behind it |
 //! | `supervisor` | what systemd is told, and what it asks |
 
 pub mod admin;
@@ -28,8 +30,10 @@ mod guard;
 pub mod health;
 mod live;
 pub mod load;
+mod parent;
 pub mod routes;
 pub mod serve;
+pub mod stage;
 mod supervisor;
 
 use std::io;
@@ -55,6 +59,7 @@ use self::gate::Gate;
 use self::health::Health;
 use self::live::Live;
 use self::routes::Public;
+use crate::capture::Captures;
 use crate::config::Secret;
 use crate::group::Limits;
 use crate::hub::Hub;
@@ -125,6 +130,7 @@ pub struct Mediator {
     /// The admin door's: it is closed last, so that a supervisor can watch the stop.
     admin: Tasks,
     public: Arc<Public>,
+    captures: Captures,
     tls: Option<Tls>,
     health: Health,
     clock: Clock,
@@ -142,6 +148,7 @@ impl Mediator {
         let stop = tasks.stop_token().clone();
         let health = Health::new(clock, store, durability, stop.clone());
         let dial = health.watch_upstreams(dial);
+        let captures = Captures::default();
         let context = Context {
             hub: hub.clone(),
             directory,
@@ -151,6 +158,7 @@ impl Mediator {
             timeouts,
             rates,
             said: Arc::new(Occasionally::new(clock)),
+            captures: captures.clone(),
             slowed: Arc::new(Occasionally::new(clock)),
         };
         let gate = Arc::new(Gate::new(admission, hub.clone(), clock, stop.clone()));
@@ -169,12 +177,12 @@ impl Mediator {
         tasks.spawn(load::watch(hub.clone(), clock, stop.clone(), move |writer_latency| gate.look(writer_latency)));
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, tls, health, clock, drain: CancellationToken::new() }
+        Self { hub, tasks, admin: Tasks::new(), public, captures, tls, health, clock, drain: CancellationToken::new() }
     }
 
-    /// Opens the admin door, where backups are made on demand if anything is kept. Without a token the listener has to be on a
-    /// loopback address.
-    pub fn open_admin(&self, listener: TcpListener, token: Option<Secret>, backups: Option<Backups>) {
+    /// Opens the admin door, where backups are made on demand if anything is kept, and what groups say is recorded if `capture`.
+    /// Without a token the listener has to be on a loopback address.
+    pub fn open_admin(&self, listener: TcpListener, token: Option<Secret>, backups: Option<Backups>, capture: bool) {
         let state = admin::State {
             hub: self.hub.clone(),
             public: Arc::clone(&self.public),
@@ -182,6 +190,7 @@ impl Mediator {
             clock: self.clock,
             drain: self.drain.clone(),
             backups,
+            captures: capture.then(|| self.captures.clone()),
             tls: self.tls.clone(),
             live: Live::default(),
             closing: self.admin.stop_token().clone(),

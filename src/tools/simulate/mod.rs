@@ -23,7 +23,7 @@ use chat::{Chat, ChatTally};
 use group::{BODY_MIN, CONNECT_PATIENCE, Group, Totals, World};
 use ledger::Tally;
 
-use super::{TrustArgs, not_connected, trust_of};
+use super::{TrustArgs, begin_capture, finish_capture, not_connected, trust_of};
 use crate::client::{GroupKey, Mediator};
 use crate::time::Clock;
 use crate::wire::d2m::{ClientUrlInfo, CloseCode, ENVELOPE_MAX, ServerGroup};
@@ -76,6 +76,9 @@ pub struct Args {
     /// Do not send chat messages, even where identities can be made
     #[arg(long)]
     no_csp: bool,
+    /// Record what one of the groups says, the first that connects, into a new file that you alone can read
+    #[arg(long, value_name = "FILE")]
+    capture: Option<PathBuf>,
     /// Names the chat server in the devices' URLs
     #[arg(long, default_value = "a0", value_name = "NAME")]
     server_group: String,
@@ -112,6 +115,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let messages = usize::try_from(args.messages).into_diagnostic()?;
     // Patience is for a server that is started again, not for one that was never there.
     reach(&mediator, &server_group).await?;
+    let mut mediator = mediator;
+    let capture = args.capture.as_deref().map(|path| begin_capture(path, &mut mediator)).transpose()?;
     let chat = if args.no_csp || args.groups < 2 {
         None
     } else if !chat::is_reachable(&args.data) {
@@ -133,8 +138,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         totals: Totals::new().into_diagnostic().wrap_err("no histogram")?,
     });
     let outcome = simulate(&args, &world, &server_group).await;
+    let captured = finish_capture(capture).await;
     let mut out = std::io::stdout().lock();
     out.write_all(table(&outcome, &world.totals).as_bytes()).into_diagnostic()?;
+    captured?;
     let good =
         outcome.gave_up.is_none() && outcome.tally.is_clean() && outcome.chat.as_ref().is_none_or(ChatTally::is_clean);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
