@@ -1,14 +1,24 @@
 //! `bench` measures: with tiny numbers, against servers of its own and against one that runs. What the numbers are says nothing
 //! here; that they are there, and what they are of.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
 
 mod common;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use common::{Server, Setup, soon};
+use common::{Server, Setup};
 use serde_json::Value;
+
+/// A measurement is made of several rounds with several servers.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn bench(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
@@ -18,7 +28,8 @@ fn bench(dir: &Path, args: &[&str]) -> Command {
 }
 
 async fn report(mut command: Command) -> Value {
-    let output = soon(tokio::task::spawn_blocking(move || command.output())).await.unwrap().unwrap();
+    let output = tokio::task::spawn_blocking(move || command.output());
+    let output = tokio::time::timeout(PATIENCE, output).await.expect("a measurement ends").unwrap().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -39,7 +50,8 @@ async fn measures(args: &[&str]) -> Value {
 
 fn median(report: &Value, name: &str) -> f64 {
     let results = report["measurements"][0]["results"].as_array().unwrap();
-    let result = results.iter().find(|result| result["name"] == name).unwrap_or_else(|| panic!("no {name}: {report:#}"));
+    let result =
+        results.iter().find(|result| result["name"] == name).unwrap_or_else(|| panic!("no {name}: {report:#}"));
     result["median"].as_f64().unwrap()
 }
 

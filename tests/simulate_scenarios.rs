@@ -155,7 +155,8 @@ impl Restarted {
         );
         std::fs::write(dir.path().join("heliostat.toml"), config).unwrap();
         let server = env!("CARGO_BIN_EXE_heliostat");
-        let script = format!("while :; do {server} serve --config {path}/heliostat.toml & echo $! > {path}/pid; wait $!; done");
+        let script =
+            format!("while :; do {server} serve --config {path}/heliostat.toml & echo $! > {path}/pid; wait $!; done");
         let mut shell = Command::new("sh");
         shell.args(["-c", &script]).env("HELIOSTAT_LOG", "off").stdin(Stdio::null());
         // A group of its own, to be ended as one.

@@ -270,6 +270,9 @@ impl Group {
                         }
                     }
                 }
+                Err(ConnectError::NotAdmitted(ended)) if ended.close_code() == Some(CloseCode::Dropped) => {
+                    return self.evicted(member, &ended);
+                }
                 // Admitted without hearing of it: the server died between keeping the slot and saying so.
                 Err(ConnectError::NotAdmitted(ended))
                     if ended.close_code() == Some(CloseCode::DeviceSlotStateMismatch) =>
