@@ -256,8 +256,10 @@ impl Group {
                             if by_rival {
                                 continue;
                             }
-                            world.totals.note(ended.to_string());
                             self.lock().ended(member, &ended);
+                            if !self.lock().ledger.is_dropped(member) {
+                                world.totals.note(ended.to_string());
+                            }
                             match ended.close_code() {
                                 Some(CloseCode::Dropped | CloseCode::ReflectionQueueLimit) => {
                                     return self.evicted(member, &ended);
@@ -676,7 +678,8 @@ impl Group {
         let devices = self.world.scenario.devices.get();
         self.until(|state| state.lanes.iter().take(devices).all(|lane| lane.admitted).then_some(())).await;
         // What a broken connection left.
-        let is_open = |unit: &Unit| self.with_lane(member, |lane| lane.open.contains_key(&unit.number)) == Some(true);
+        // Nobody waits for any of this, so nobody is woken.
+        let is_open = |unit: &Unit| self.lock().lane(member).is_some_and(|lane| lane.open.contains_key(&unit.number));
         script.begun.retain(is_open);
         for unit in script.begun.clone() {
             self.say_unit(member, sender, &unit).await?;
@@ -684,7 +687,6 @@ impl Group {
         let ending = &self.world.ending;
         while !ending.is_cancelled() {
             let Some(due_at) = script.next(self.now()) else { break };
-            self.with_lane(member, |lane| lane.left = script.left());
             if let Some(due_at) = due_at {
                 tokio::select! {
                     () = self.world.rest_until(due_at) => {}
@@ -692,7 +694,10 @@ impl Group {
                 }
             }
             let Some(unit) = script.begin(self.now()) else { break };
-            self.with_lane(member, |lane| lane.open.insert(unit.number, 0));
+            if let Some(lane) = self.lock().lane(member) {
+                lane.left = script.left();
+                lane.open.insert(unit.number, 0);
+            }
             script.put_off(self.say_unit(member, sender, &unit).await?);
             script.begun.retain(is_open);
         }
