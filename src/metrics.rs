@@ -216,6 +216,16 @@ label! {
 }
 
 label! {
+    /// What a device sends more of than it may, so that it is read more slowly.
+    Slowed("by") {
+        /// Messages.
+        Frames = "frames",
+        /// Bytes in them.
+        Bytes = "bytes",
+    }
+}
+
+label! {
     /// Who caused the end of a connection.
     Culprit("culprit") {
         /// The device, or its network.
@@ -630,6 +640,8 @@ metrics! {
             "Sockets and requests at the public door that did not become a connection.", "";
         ended_by_limit: Counter = "heliostat_ended_by_limit_total", COUNT, NONE,
             "Connections that were ended because the device sent more than it may.", "at most heliostat_connections_closed_total";
+        slowed: By<Slowed, Counter> = "heliostat_slowed_total", COUNT, NONE,
+            "Messages of devices that waited to be read, because the device sent more than it may.", "";
         draining: Gauge = "heliostat_draining", COUNT, NONE, "1 while the mediator drains or stops, else 0.", "";
         certificate_expires: Gauge = "heliostat_certificate_expiry_timestamp_seconds", SECONDS, NONE,
             "When the certificate of the public door expires, in Unix time; 0 without TLS.", "";

@@ -95,6 +95,11 @@ pub trait Kind<T>: fmt::Debug {
         self.show(value).to_string()
     }
 
+    /// For the log, of a value that changed: what it was and what it is.
+    fn difference(&self, from: &T, to: &T) -> [String; 2] {
+        [from, to].map(|value| self.sketch(value))
+    }
+
     /// Whether nobody may see it.
     fn is_secret(&self) -> bool {
         false
@@ -452,6 +457,13 @@ impl<T, K: Kind<T>> Kind<Option<T>> for Or<K> {
 
     fn sketch(&self, value: &Option<T>) -> String {
         value.as_ref().map_or_else(|| self.show(value).to_string(), |value| self.1.sketch(value))
+    }
+
+    fn difference(&self, from: &Option<T>, to: &Option<T>) -> [String; 2] {
+        match (from, to) {
+            (Some(from), Some(to)) => self.1.difference(from, to),
+            _ => [from, to].map(|value| self.sketch(value)),
+        }
     }
 
     fn is_secret(&self) -> bool {

@@ -24,7 +24,7 @@ mod reload;
 pub mod settings;
 mod sources;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -497,6 +497,32 @@ impl Kind<ServerGroups> for ServerGroupsTable {
         let others = others.iter().filter(|(_, there)| *there).map(|(name, _)| format!(", {name}"));
         others.fold(format!("{} exact", exact.len()), |out, other| out + &other)
     }
+
+    fn difference(&self, from: &ServerGroups, to: &ServerGroups) -> [String; 2] {
+        let (before, after) = (&from.written, &to.written);
+        let names: BTreeSet<&String> = before.exact.keys().chain(after.exact.keys()).collect();
+        let mut kinds = BTreeMap::<_, Vec<&str>>::new();
+        let mut compare = |name, before: Option<&Target>, after: Option<&Target>| match (before, after) {
+            (None, Some(_)) => kinds.entry("new").or_default().push(name),
+            (Some(_), None) => kinds.entry("gone").or_default().push(name),
+            (before, after) if before != after => kinds.entry("changed").or_default().push(name),
+            _ => {}
+        };
+        for name in names {
+            compare(name, before.exact.get(name), after.exact.get(name));
+        }
+        compare("the template", before.template.as_ref(), after.template.as_ref());
+        compare("the default", before.default.as_ref(), after.default.as_ref());
+        let told: Vec<_> = kinds.into_iter().map(|(kind, names)| format!("{kind}: {}", some_of(&names))).collect();
+        [self.sketch(from), format!("{} ({})", self.sketch(to), told.join("; "))]
+    }
+}
+
+/// A log line's worth of names.
+fn some_of(names: &[&str]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }
 
 /// Every entry that cannot work, each with its place.

@@ -63,7 +63,7 @@ impl Visitor for Changes {
         if mine == new {
             return;
         }
-        let [from, to] = [&*mine, new].map(|value| key.kind.sketch(value));
+        let [from, to] = key.kind.difference(mine, new);
         let changed = Changed { key: key.path.to_owned(), from, to };
         match key.change {
             Change::Reload => {
@@ -107,6 +107,20 @@ mod tests {
         assert_eq!(changes.config, expected);
         let again = expected.reload(&config(new)).unwrap();
         assert_eq!((keys(&again.taken_over), keys(&again.waiting)), (vec![], vec!["data_dir"]), "it still waits");
+    }
+
+    #[test]
+    fn of_server_groups_it_is_told_which_changed() {
+        let old = config("server_groups.exact.a0.addresses = ['h:1']\nserver_groups.exact.b0.addresses = ['h:2']");
+        let new = "server_groups.exact.a0.addresses = ['h:3']\nserver_groups.exact.c0.addresses = ['h:2']";
+        let changes = old.reload(&config(new)).unwrap();
+        let [groups] = &changes.taken_over[..] else { panic!("{changes:?}") };
+        assert_eq!((&*groups.from, &*groups.to), ("2 exact", "2 exact (changed: a0; gone: b0; new: c0)"));
+
+        let many: String = (0..12).map(|n| format!("server_groups.exact.n{n:02}.addresses = ['h:1']\n")).collect();
+        let changes = old.reload(&config(&many)).unwrap();
+        let to = &changes.taken_over[0].to;
+        assert!(to.ends_with("new: n00, n01, n02, n03, n04, n05, n06, n07 and 4 more)"), "{to}");
     }
 
     #[test]

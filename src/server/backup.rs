@@ -1,6 +1,6 @@
 //! A copy of the whole data directory while everything runs.
 //!
-//! A backup is a data directory: restoring it is starting a server on it. Databases are copied by [`store::copy`], so each is
+//! A backup is a data directory: restoring it is starting a server on it. Databases are copied by [`crate::store::copy`], so each is
 //! of one moment, and everything that was acknowledged before the backup began is in it; the mediator's own goes through
 //! its store, which has to know. All other files, such as keys, are copied as they are. What makes no sense elsewhere is left out:
 //! locks, and the parts of a running database beside it. What a link leads to is copied in its place: a backup stands by itself.

@@ -11,7 +11,7 @@
 //! that a refusal is answered as a rule; beyond that they are closed at once.
 //!
 //! A new group costs when a device proved its key, not when somebody names it: what anybody can invent must not use up what
-//! there is for everybody ([`Newcomers`]).
+//! there is for everybody (`Newcomers`).
 //!
 //! Every refusal carries a Retry-After. An IPv6 address counts with all others of its /64, which is what one customer of a
 //! provider has. A group is named here by whoever knows its id, before anything is proved; ids are in no log and travel

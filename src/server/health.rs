@@ -8,7 +8,7 @@
 //! * `/metrics` is for Prometheus ([`crate::metrics`]).
 //!
 //! None of them says who is connected. The first two are open to everybody who reaches the door; numbers, and why something
-//! is degraded, are for those who may use the rest of it, too ([`super::guard`]).
+//! is degraded, are for those who may use the rest of it, too (`guard.rs`).
 
 use std::collections::HashMap;
 use std::io;

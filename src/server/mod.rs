@@ -151,6 +151,7 @@ impl Mediator {
             timeouts,
             rates,
             said: Arc::new(Occasionally::new(clock)),
+            slowed: Arc::new(Occasionally::new(clock)),
         };
         let gate = Arc::new(Gate::new(admission, hub.clone(), clock, stop.clone()));
         let public = Arc::new(Public::new(context, Arc::clone(&gate), tasks.tracker().clone()));

@@ -212,6 +212,7 @@ mod tests {
             rates: session::Rates::default(),
             clock: Clock::system(),
             said: Arc::new(Occasionally::new(Clock::system())),
+            slowed: Arc::new(Occasionally::new(Clock::system())),
         };
         let gate = Gate::new(Admission::default(), context.hub.clone(), context.clock, stop.clone());
         Arc::new(Public::new(context, Arc::new(gate), TaskTracker::new()))

@@ -4,6 +4,7 @@
 //! everywhere in this protocol. Its messages wait in its own socket; what others send it goes on. *Rejected: a close code*,
 //! since no device can know its rate, and one that reconnects after a close brings the same messages again.
 
+use crate::metrics::Slowed;
 use crate::net::rate::{Bucket, Measure, Rate, TooMuch};
 use crate::time::Clock;
 
@@ -29,18 +30,23 @@ impl Brake {
         Self { frames: bucket(rates.frames, Measure::Times), bytes: bucket(rates.bytes, Measure::Bytes) }
     }
 
-    /// A message of this length came: waits until it may be heard.
-    pub(super) async fn pass(&self, bytes: usize) {
-        hold(self.frames.as_ref(), 1).await;
-        hold(self.bytes.as_ref(), u64::try_from(bytes).unwrap_or(u64::MAX)).await;
+    /// A message of this length came: waits until it may be heard, and says what it waited for.
+    pub(super) async fn pass(&self, bytes: usize) -> Option<Slowed> {
+        let frames = hold(self.frames.as_ref(), 1).await.then_some(Slowed::Frames);
+        let bytes = hold(self.bytes.as_ref(), u64::try_from(bytes).unwrap_or(u64::MAX)).await.then_some(Slowed::Bytes);
+        frames.or(bytes)
     }
 }
 
-async fn hold(bucket: Option<&Bucket>, amount: u64) {
-    let Some(bucket) = bucket else { return };
+/// Returns whether it waited.
+async fn hold(bucket: Option<&Bucket>, amount: u64) -> bool {
+    let Some(bucket) = bucket else { return false };
+    let mut waited = false;
     while let Err(TooMuch { wait }) = bucket.take(amount) {
+        waited = true;
         tokio::time::sleep(wait).await;
     }
+    waited
 }
 
 #[cfg(test)]
@@ -59,7 +65,9 @@ mod tests {
         let clock = Clock::following(0);
         let brake = Brake::new(rates, clock);
         for _ in 0..count {
-            brake.pass(bytes).await;
+            let before = clock.now();
+            let slowed = brake.pass(bytes).await;
+            assert_eq!(slowed.is_some(), clock.now() != before, "{slowed:?}");
         }
         clock.now().monotonic
     }

@@ -9,6 +9,7 @@ use super::socket::{CLOSE_TIMEOUT, Frame, Stream};
 use super::{Context, brake, socket};
 use crate::group::Request;
 use crate::hub::seat::Place;
+use crate::metrics::{self, Bounded as _};
 use crate::upstream::pipe::Receiver;
 use crate::upstream::{Event, ToChatServer, Upstream};
 use crate::wire::d2m::{ClientUrlInfo, FromDevice, PayloadType};
@@ -23,7 +24,7 @@ pub(super) async fn run(
     opened: oneshot::Sender<Receiver<Event>>,
 ) -> Ending {
     let chat = ChatServer { place, url, context, introduced, opened: Some(opened), to: None };
-    match listen(stream, place, context, early.freeze(), chat).await {
+    match listen(stream, place, url, context, early.freeze(), chat).await {
         Ok(never) => match never {},
         Err(ending) => ending,
     }
@@ -32,6 +33,7 @@ pub(super) async fn run(
 async fn listen(
     stream: &mut Stream,
     place: &Place,
+    url: &ClientUrlInfo,
     context: &Context,
     early: Bytes,
     mut chat: ChatServer<'_>,
@@ -43,7 +45,13 @@ async fn listen(
         // notices when it takes nothing at all.
         place.listening().await;
         let frame = timeout(context.timeouts.idle, socket::next(stream)).await.map_err(|_| Ending::IdleTimeout)??;
-        brake.pass(frame.len()).await;
+        if let Some(by) = brake.pass(frame.len()).await {
+            metrics::get().slowed.of(by).increment(1);
+            if let Some(others) = context.slowed.may_say(by) {
+                let group = url.device_group_id;
+                tracing::info!(%group, by = by.value(), others, "a device sends more than it may and is read more slowly");
+            }
+        }
         let Frame::Container(message) = frame else { continue };
         let request = match FromDevice::decode(&message).map_err(Ending::BadContainer)? {
             FromDevice::Proxy(bytes) => {

@@ -38,7 +38,7 @@ use self::socket::{Frame, Sink, Stream};
 use crate::crypto::{Secret, random};
 use crate::hub::{Admitted, Challenge, Hub, Seat};
 use crate::log::{Occasionally, SPANS};
-use crate::metrics::{self, Bounded as _, Handshake, Presence};
+use crate::metrics::{self, Bounded as _, Handshake, Presence, Slowed};
 use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
 use crate::wire::d2m::{ClientUrlInfo, CloseCode, FromDevice};
@@ -62,6 +62,8 @@ pub struct Context {
     pub rates: Rates,
     /// Keeps strangers from filling the log.
     pub said: Arc<Occasionally<Handshake>>,
+    /// Keeps devices that send too much from filling the log.
+    pub slowed: Arc<Occasionally<Slowed>>,
 }
 
 /// How long a device may take.
