@@ -19,7 +19,7 @@ use crate::client::{Device, DeviceConfig, Ended, GroupKey, Mediator};
 use crate::crypto::random;
 use crate::time::Clock;
 use crate::tools::simulate::totals::{histogram, record};
-use crate::wire::d2m::{CloseCode, DeviceId, ReflectFlags, ReflectId, SlotState, ToDevice};
+use crate::wire::d2m::{CloseCode, DeviceId, FromDevice, ReflectFlags, ReflectId, SlotState, ToDevice};
 
 /// What the devices of a load do.
 #[derive(Debug, Clone, Copy)]
@@ -98,13 +98,14 @@ impl Load {
                 let (mediator, few) = (mediator.clone(), Arc::clone(&few));
                 connecting.spawn(async move {
                     let _one_of_few = few.acquire().await;
-                    Device::connect(&mediator, &config).await
+                    (config.device_id, Device::connect(&mediator, &config).await)
                 });
             }
         }
         let mut connected = Vec::new();
         while let Some(device) = connecting.join_next().await {
-            connected.push(device.into_diagnostic()?.into_diagnostic()?);
+            let (id, device) = device.into_diagnostic()?;
+            connected.push((id, device.into_diagnostic()?));
         }
         let counted = Arc::new(Counted {
             acked: AtomicU64::new(0),
@@ -116,10 +117,13 @@ impl Load {
         let interval = shape.rate.map(|rate| Duration::from_secs(1).saturating_mul(count) / rate.max(1));
         let begins = clock.now().monotonic;
         let mut devices = JoinSet::new();
-        for (number, device) in (0_u32..).zip(connected) {
+        for (number, (id, device)) in (0_u32..).zip(connected) {
             // Spread over the interval, not all at once.
             let schedule = interval.map(|interval| (begins + interval / count.max(1) * number, interval));
-            let reflector = Reflector { clock, shape, schedule, counted: Arc::clone(&counted), stop: stop.clone() };
+            let (counted, stop) = (Arc::clone(&counted), stop.clone());
+            // Nothing stays behind on a server that is somebody's.
+            let drops = (slots == SlotState::New).then_some(id);
+            let reflector = Reflector { clock, shape, schedule, counted, stop, drops };
             devices.spawn(reflector.run(device));
         }
         Ok(Self { clock, counted, stop, devices })
@@ -163,6 +167,8 @@ struct Reflector {
     schedule: Option<(Duration, Duration)>,
     counted: Arc<Counted>,
     stop: CancellationToken,
+    /// Itself, when it gives back its slot in the end.
+    drops: Option<DeviceId>,
 }
 
 impl Reflector {
@@ -200,7 +206,10 @@ impl Reflector {
                 () = self.stop.cancelled() => break,
             }
         }
-        sender.close(CloseCode::Normal.code(), "").await?;
+        match self.drops {
+            Some(own) => sender.send(&FromDevice::DropDevice(own)).await?,
+            None => sender.close(CloseCode::Normal.code(), "").await?,
+        }
         while receiver.next().await.is_ok() {}
         Ok(())
     }

@@ -205,14 +205,13 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let clock = Clock::system();
     let machine = Machine::describe(&common.dir, clock)?;
     let mut bench = Bench { clock, report: Report::new(machine, &common_parameters(&common)), common };
-    match what {
-        What::Reflect(args) => bench.reflect(&args).await?,
-        What::Idle(args) => bench.idle(&args).await?,
-        What::Handshakes(args) => bench.handshakes(&args).await?,
-        What::Proxy(args) => bench.proxy(&args).await?,
-        What::Start(args) => bench.start(&args).await?,
-        What::Size(args) => bench.size(&args).await?,
-        What::All => bench.all().await?,
+    tokio::select! {
+        measured = bench.measure(what) => measured?,
+        // In here, so that servers and directories are cleared away.
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.into_diagnostic()?;
+            return Err(miette!("interrupted"));
+        }
     }
     bench.report.finish();
     let (table, json) = (bench.report.table(), bench.report.json());
@@ -241,6 +240,18 @@ fn common_parameters(common: &Common) -> Value {
 }
 
 impl Bench {
+    async fn measure(&mut self, what: What) -> Result<()> {
+        match what {
+            What::Reflect(args) => self.reflect(&args).await,
+            What::Idle(args) => self.idle(&args).await,
+            What::Handshakes(args) => self.handshakes(&args).await,
+            What::Proxy(args) => self.proxy(&args).await,
+            What::Start(args) => self.start(&args).await,
+            What::Size(args) => self.size(&args).await,
+            What::All => self.all().await,
+        }
+    }
+
     async fn all(&mut self) -> Result<()> {
         if self.common.url.is_some() {
             return Err(miette!("a server that runs already can be measured by `reflect` and `handshakes` only"));
@@ -362,10 +373,8 @@ impl Bench {
             let (mut rates, mut costs) = (Vec::new(), Vec::new());
             for number in 1..=self.common.rounds {
                 let cpu = target.usage.as_ref().map(Usage::cpu).transpose()?;
-                let began = self.clock.now().monotonic;
                 let made = self.shake_hands(&target, args.at_once).await?;
-                let elapsed = self.clock.now().monotonic.saturating_sub(began);
-                rates.push(f64::from(made) / elapsed.as_secs_f64());
+                rates.push(f64::from(made) / self.common.time.as_secs_f64());
                 if let (Some(before), Some(usage)) = (cpu, &target.usage) {
                     let took = usage.cpu()?.saturating_sub(before);
                     costs.push(took.as_secs_f64() * 1e6 / f64::from(made.max(1)));
@@ -399,6 +408,10 @@ impl Bench {
                     made += 1;
                     device.close(CloseCode::Normal).await;
                 }
+                // Nothing stays behind on a server that is somebody's.
+                let mediator = Mediator::new(&url, &trust).into_diagnostic()?;
+                let mut device = Device::connect(&mediator, &config).await.into_diagnostic()?;
+                device.drop_device(config.device_id).await.into_diagnostic()?;
                 Ok::<_, miette::Report>(made)
             });
         }
