@@ -373,11 +373,11 @@ impl Bench {
             let (mut rates, mut costs) = (Vec::new(), Vec::new());
             for number in 1..=self.common.rounds {
                 let cpu = target.usage.as_ref().map(Usage::cpu).transpose()?;
-                let made = self.shake_hands(&target, args.at_once).await?;
+                let (made, connected) = self.shake_hands(&target, args.at_once).await?;
                 rates.push(f64::from(made) / self.common.time.as_secs_f64());
                 if let (Some(before), Some(usage)) = (cpu, &target.usage) {
                     let took = usage.cpu()?.saturating_sub(before);
-                    costs.push(took.as_secs_f64() * 1e6 / f64::from(made.max(1)));
+                    costs.push(took.as_secs_f64() * 1e6 / f64::from(connected.max(1)));
                 }
                 tell(&format!(
                     "round {number}: {:.0} handshakes per second, {name}",
@@ -391,33 +391,35 @@ impl Bench {
         Ok(())
     }
 
-    /// Connects again and again for the time of a round; says how often.
-    async fn shake_hands(&self, target: &Target, at_once: u16) -> Result<u32> {
+    /// Connects again and again for the time of a round; says how often within it, and altogether.
+    async fn shake_hands(&self, target: &Target, at_once: u16) -> Result<(u32, u32)> {
         let ends_at = self.clock.now().monotonic + self.common.time;
         let mut workers = JoinSet::new();
         for _ in 0..at_once {
             let (clock, url, trust) = (self.clock, target.url.clone(), target.trust.clone());
             let mut config = DeviceConfig::new(GroupKey::generate(), server_group()?, DeviceId(1));
             workers.spawn(async move {
-                let mut made = 0_u32;
+                let (mut made, mut connected) = (0_u32, 1_u32);
                 while clock.now().monotonic < ends_at {
                     // A configuration of its own has no TLS session to resume: each handshake is a full one.
                     let mediator = Mediator::new(&url, &trust).into_diagnostic()?;
                     let device = Device::connect(&mediator, &config).await.into_diagnostic()?;
                     config.expected_slot_state = SlotState::Existing;
-                    made += 1;
+                    made += u32::from(clock.now().monotonic < ends_at);
+                    connected += 1;
                     device.close(CloseCode::Normal).await;
                 }
                 // Nothing stays behind on a server that is somebody's.
                 let mediator = Mediator::new(&url, &trust).into_diagnostic()?;
                 let mut device = Device::connect(&mediator, &config).await.into_diagnostic()?;
                 device.drop_device(config.device_id).await.into_diagnostic()?;
-                Ok::<_, miette::Report>(made)
+                Ok::<_, miette::Report>((made, connected))
             });
         }
-        let mut all = 0;
-        while let Some(made) = workers.join_next().await {
-            all += made.into_diagnostic()??;
+        let mut all = (0, 0);
+        while let Some(worker) = workers.join_next().await {
+            let (made, connected) = worker.into_diagnostic()??;
+            all = (all.0 + made, all.1 + connected);
         }
         Ok(all)
     }
