@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
+use heliostat::capture::{Entry, Event, Reader, Tail};
 use heliostat::chat::csp::wire::handshake::{AwaitLogin, CLIENT_HELLO, HandshakeError, LOGIN_BOX};
 use heliostat::chat::csp::wire::{Extensions, Frames, FromClient, LoginAck, ToClient};
 use heliostat::crypto::{Secret, boxes};
@@ -76,6 +77,22 @@ pub fn d2m_url(data: &[u8]) {
         assert!(segment.len() <= SEGMENT_MAX);
         assert_eq!(ClientUrlInfo::from_path(&format!("/any/prefix//{segment}/")), Ok(info));
     }
+}
+
+/// A capture, from a file that anybody may have made: it is read to its end, whatever kind of end that is, and what was read
+/// is written and read again as the same.
+pub fn capture(data: &[u8]) {
+    let Ok(mut reader) = Reader::new(data) else { return };
+    let entries = reader.rest().unwrap();
+    assert_ne!(reader.tail(), Tail::Unread);
+    let mut again = reader.header().encode();
+    entries.iter().for_each(|entry| entry.encode(&mut again));
+    let mut reread = Reader::new(&again[..]).unwrap();
+    let fits = |entry: &Entry| !matches!(&entry.event, Event::Close { reason, .. } if reason.len() > 123);
+    let reread = reread.rest().unwrap();
+    assert_eq!(reread.len(), entries.len());
+    // A reason that fits no close frame is cut when it is written.
+    assert!(reread.iter().zip(&entries).all(|(new, old)| new == old || !fits(old)));
 }
 
 /// What a TCP proxy writes before anything else, read as a connection reads it: nothing is asked for that may not belong to

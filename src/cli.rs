@@ -56,12 +56,16 @@ pub enum Command {
     /// Judge a mediator or a client, clause by clause
     #[command(subcommand)]
     Conform(tools::conform::Command),
-    /// Name every field of a frame, a URL or a close code
+    /// Name every field of a frame, a URL, a close code or a capture
     Decode(tools::decode::Args),
+    /// Drive the device side of a capture against a mediator, and say where it answers otherwise
+    Replay(tools::replay::Args),
+    /// Turn a capture into a picture: a trace for Perfetto
+    Trace(tools::trace::Args),
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, drain, change what is logged
+    /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, record a group, drain, change what is logged
     Admin(tools::admin::Args),
     /// Print the manual page, or write those of all commands
     Man(ManArgs),
@@ -298,6 +302,8 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Bench(args) => tools::bench::run(*args).await,
         Command::Conform(command) => tools::conform::run(command).await,
         Command::Decode(args) => tools::decode::run(args).await,
+        Command::Replay(args) => tools::replay::run(args).await,
+        Command::Trace(args) => tools::trace::run(args).await,
         Command::Admin(args) => tools::admin::run(args).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Man(args) => man(&args).into_diagnostic().map(|()| ExitCode::SUCCESS),

@@ -9,10 +9,11 @@
 //! | 3 | [`hub`] | who is awake; decide, keep, speak |
 //! | 2 | [`store`] | what is promised to disk |
 //! | 1 | [`group`] | what is decided; pure |
-//! | 0 | [`wire`] [`crypto`] [`time`] [`net`] [`files`] [`log`] [`metrics`] | bytes, keys, clocks, socket and file plumbing, what operators see |
+//! | 0 | [`wire`] [`crypto`] [`time`] [`net`] [`files`] [`log`] [`metrics`] [`capture`] | bytes, keys, clocks, socket and file plumbing, what operators see, what was recorded |
 //!
 //! [`chat`] is a wing of its own on floor 0: chat servers that can stand behind the mediator, which does not know them.
 
+pub mod capture;
 pub mod chat;
 pub mod cli;
 pub mod client;

@@ -33,4 +33,4 @@ macro_rules! targets {
     )* };
 }
 
-targets! { d2m_container d2m_url proxy_header await_client_hello csp_login csp_container cutters ranges group }
+targets! { capture d2m_container d2m_url proxy_header await_client_hello csp_login csp_container cutters ranges group }

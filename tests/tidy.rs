@@ -15,7 +15,7 @@ use heliostat::wire::d2m::{CloseCode, Reconnect};
 
 /// The floors, from the ground up.
 const FLOORS: [&[&str]; 6] = [
-    &["wire", "crypto", "time", "files", "net", "metrics", "log"],
+    &["wire", "crypto", "time", "files", "net", "metrics", "log", "capture"],
     &["group"],
     &["store"],
     &["hub"],

@@ -11,6 +11,7 @@ use tokio_rustls::TlsConnector;
 
 use super::raw::{BoxedStream, Duplex, Ended, RawConnection};
 use super::tls::Trust;
+use crate::capture::Recorder;
 use crate::wire::d2m::{ClientUrlInfo, DeviceGroupId, Reconnect};
 
 /// A mediator: its base URL and how to trust it. Cloning shares the TLS configuration and its session cache.
@@ -20,6 +21,7 @@ pub struct Mediator {
     host: String,
     port: u16,
     tls: Option<Arc<ClientConfig>>,
+    recorder: Option<Recorder>,
 }
 
 /// Why a mediator's address or trust is of no use.
@@ -100,7 +102,13 @@ impl Mediator {
             None => return Err(bad()),
         };
         let slash = if base.ends_with('/') { "" } else { "/" };
-        Ok(Self { base: format!("{base}{slash}"), host, port: uri.port_u16().unwrap_or(port), tls })
+        Ok(Self { base: format!("{base}{slash}"), host, port: uri.port_u16().unwrap_or(port), tls, recorder: None })
+    }
+
+    /// Records the connections of one device group that are opened from here on: of the first one that connects.
+    #[must_use]
+    pub fn recorded(self, recorder: Recorder) -> Self {
+        Self { recorder: Some(recorder), ..self }
     }
 
     /// Whether the socket is encrypted: `wss`.
@@ -126,7 +134,30 @@ impl Mediator {
     /// # Errors
     /// [`ConnectError`] names what did not work.
     pub async fn open(&self, group: &ClientUrlInfo) -> Result<RawConnection, ConnectError> {
-        self.open_url(&self.url(group)).await
+        Ok(self.taken_down(self.open_url(&self.url(group)).await?, group))
+    }
+
+    /// The same, with something of the caller's between the socket and the WebSocket.
+    ///
+    /// # Errors
+    /// [`ConnectError`], as for [`Self::open`].
+    pub async fn open_through<S: Duplex + 'static>(
+        &self,
+        group: &ClientUrlInfo,
+        through: impl FnOnce(Box<dyn Duplex>) -> S,
+    ) -> Result<RawConnection, ConnectError> {
+        let url = self.url(group);
+        let uri: Uri = url.parse().map_err(|error| ConnectError::WebSocket(format!("{url}: {error}")))?;
+        Ok(self.taken_down(RawConnection::over(through(self.dial(&uri).await?), &url).await?, group))
+    }
+
+    /// Recorded, if it is of the group that is.
+    fn taken_down(&self, connection: RawConnection, group: &ClientUrlInfo) -> RawConnection {
+        let tap = self.recorder.as_ref().and_then(|it| it.connect(group.device_group_id, &group.server_group));
+        match tap {
+            Some(tap) => connection.tapped(tap),
+            None => connection,
+        }
     }
 
     /// Opens a WebSocket with any path behind the base URL: for paths that should be refused.

@@ -27,6 +27,7 @@ use super::connect::{ConnectError, Mediator};
 use super::keys::GroupKey;
 use super::proxy::ProxyStream;
 use super::raw::{CLOSE_WAIT, Duplex, Ended, RawConnection, Socket, close_frame};
+use crate::capture::Tap;
 use crate::crypto::{boxes, kdf, random};
 use crate::wire::d2m::{
     BeginTransaction, ClientHello, ClientUrlInfo, CloseCode, DeviceId, DevicesInfo, Envelope, FromDevice, Reflect,
@@ -295,7 +296,8 @@ impl Device {
             proxy_taken: Arc::clone(&proxy_taken),
             ended: Arc::clone(&ended),
         };
-        let task = tokio::spawn(drive(raw.into_socket(), outgoing, reader)).abort_handle();
+        let (socket, tap) = raw.into_parts();
+        let task = tokio::spawn(drive(socket, tap, outgoing, reader)).abort_handle();
         let next_reflect_id = Arc::new(AtomicU32::new(1));
         Self {
             sender: Sender { out, ended: Arc::clone(&ended), next_reflect_id, task },
@@ -617,8 +619,9 @@ struct Reader {
 }
 
 /// The one task of a connection. Both directions are polled together; the socket is dropped when it returns.
-async fn drive(socket: Socket, mut outgoing: mpsc::Receiver<Outgoing>, reader: Reader) {
+async fn drive(socket: Socket, tap: Option<Tap>, mut outgoing: mpsc::Receiver<Outgoing>, reader: Reader) {
     let (mut sink, mut stream) = socket.split();
+    let said = tap.clone();
     let write = async move {
         let mut close = close_frame(CloseCode::Normal.code(), "");
         'open: while let Some(first) = outgoing.recv().await {
@@ -626,7 +629,12 @@ async fn drive(socket: Socket, mut outgoing: mpsc::Receiver<Outgoing>, reader: R
             let mut next = Some(first);
             while let Some(message) = next {
                 match message {
-                    Outgoing::Message(bytes) => sink.feed(Message::Binary(bytes)).await?,
+                    Outgoing::Message(bytes) => {
+                        if let Some(tap) = &said {
+                            tap.from_device(&bytes);
+                        }
+                        sink.feed(Message::Binary(bytes)).await?;
+                    }
                     Outgoing::Close(code, reason) => {
                         close = close_frame(code, &reason);
                         break 'open;
@@ -636,15 +644,23 @@ async fn drive(socket: Socket, mut outgoing: mpsc::Receiver<Outgoing>, reader: R
             }
             sink.flush().await?;
         }
+        if let Some(tap) = &said {
+            tap.leaving(close.code.into(), &close.reason);
+        }
         sink.send(Message::Close(Some(close))).await
     };
     let read = async move {
         let ended = loop {
             match stream.next().await {
-                Some(Ok(Message::Binary(bytes))) => match ToDevice::decode(&bytes) {
-                    Ok(payload) => reader.give(payload).await,
-                    Err(bad) => break bad.into(),
-                },
+                Some(Ok(Message::Binary(bytes))) => {
+                    if let Some(tap) = &tap {
+                        tap.to_device(&bytes);
+                    }
+                    match ToDevice::decode(&bytes) {
+                        Ok(payload) => reader.give(payload).await,
+                        Err(bad) => break bad.into(),
+                    }
+                }
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Text(_))) => break Ended::Garbled("a text message".to_owned()),
                 Some(Ok(Message::Close(frame))) => break Ended::by_frame(frame),
@@ -652,6 +668,9 @@ async fn drive(socket: Socket, mut outgoing: mpsc::Receiver<Outgoing>, reader: R
                 None => break Ended::Lost("end of stream".to_owned()),
             }
         };
+        if let Some(tap) = &tap {
+            ended.tell(tap);
+        }
         let closing = matches!(ended, Ended::Closed { .. });
         // The receiver learns of it now; the rest is for politeness.
         reader.finish(ended);

@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::connect::ConnectError;
+use crate::capture::{ClosedBy, Tap};
 use crate::wire::d2m::{
     BadContainer, CONTAINER_MAX, CloseCode, FromDevice, Reconnect, ServerHello, ServerInfo, ToDevice, hello,
 };
@@ -82,6 +83,16 @@ impl Ended {
         }
     }
 
+    /// For a capture.
+    pub(super) fn tell(&self, tap: &Tap) {
+        match self {
+            Self::Closed { code, reason } => {
+                tap.close(ClosedBy::Mediator, Some(*code).filter(|&code| code != 1005), reason);
+            }
+            Self::Lost(_) | Self::Garbled(_) => tap.close(ClosedBy::Nobody, None, ""),
+        }
+    }
+
     pub(super) fn by_error(error: &WsError) -> Self {
         Self::Lost(error.to_string())
     }
@@ -101,6 +112,7 @@ pub(super) fn close_frame(code: u16, reason: &str) -> CloseFrame {
 pub struct RawConnection {
     socket: Socket,
     ended: Option<Ended>,
+    tap: Option<Tap>,
 }
 
 impl RawConnection {
@@ -116,14 +128,20 @@ impl RawConnection {
             .max_frame_size(Some(2 * CONTAINER_MAX));
         let stream: BoxedStream = Box::new(stream);
         match client_async_with_config(url, stream, Some(config)).await {
-            Ok((socket, _response)) => Ok(Self { socket, ended: None }),
+            Ok((socket, _response)) => Ok(Self { socket, ended: None, tap: None }),
             Err(WsError::Http(response)) => Err(ConnectError::Status(response.status().as_u16())),
             Err(error) => Err(ConnectError::WebSocket(error.to_string())),
         }
     }
 
-    pub(super) fn into_socket(self) -> Socket {
-        self.socket
+    /// Records what is said from here on.
+    #[must_use]
+    pub fn tapped(self, tap: Tap) -> Self {
+        Self { tap: Some(tap), ..self }
+    }
+
+    pub(super) fn into_parts(self) -> (Socket, Option<Tap>) {
+        (self.socket, self.tap)
     }
 
     /// Sends a payload.
@@ -140,7 +158,9 @@ impl RawConnection {
     /// As for [`Self::send`].
     pub async fn send_all(&mut self, payloads: &[FromDevice]) -> Result<(), Ended> {
         for payload in payloads {
-            self.socket.feed(Message::Binary(payload.encode())).await.map_err(|error| Ended::by_error(&error))?;
+            let bytes = payload.encode();
+            self.record(&bytes);
+            self.socket.feed(Message::Binary(bytes)).await.map_err(|error| Ended::by_error(&error))?;
         }
         self.socket.flush().await.map_err(|error| Ended::by_error(&error))
     }
@@ -150,7 +170,15 @@ impl RawConnection {
     /// # Errors
     /// As for [`Self::send`].
     pub async fn send_binary(&mut self, bytes: impl Into<Bytes>) -> Result<(), Ended> {
-        self.send_message(Message::Binary(bytes.into())).await
+        let bytes = bytes.into();
+        self.record(&bytes);
+        self.send_message(Message::Binary(bytes)).await
+    }
+
+    fn record(&self, said: &[u8]) {
+        if let Some(tap) = &self.tap {
+            tap.from_device(said);
+        }
     }
 
     /// Sends one binary message in several frames.
@@ -158,6 +186,7 @@ impl RawConnection {
     /// # Errors
     /// As for [`Self::send`].
     pub async fn send_fragments(&mut self, fragments: &[&[u8]]) -> Result<(), Ended> {
+        self.record(&fragments.concat());
         for (at, fragment) in fragments.iter().enumerate() {
             let opcode = OpCode::Data(if at == 0 { Data::Binary } else { Data::Continue });
             let frame = Frame::message(fragment.to_vec(), opcode, at + 1 == fragments.len());
@@ -206,19 +235,32 @@ impl RawConnection {
         }
         let ended = loop {
             match self.socket.next().await {
-                Some(Ok(Message::Binary(bytes))) => return Ok(bytes),
+                Some(Ok(Message::Binary(bytes))) => {
+                    if let Some(tap) = &self.tap {
+                        tap.to_device(&bytes);
+                    }
+                    return Ok(bytes);
+                }
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Text(_))) => break Ended::Garbled("a text message".to_owned()),
                 Some(Ok(Message::Close(frame))) => {
+                    // At once, so that whoever stops waiting in the middle of the handshake finds it the next time.
+                    let ended = self.end_as(Ended::by_frame(frame));
                     self.drain().await;
-                    break Ended::by_frame(frame);
+                    return Err(ended);
                 }
                 Some(Err(error)) => break Ended::by_error(&error),
                 None => break Ended::Lost("end of stream".to_owned()),
             }
         };
-        self.ended = Some(ended.clone());
-        Err(ended)
+        Err(self.end_as(ended))
+    }
+
+    fn end_as(&mut self, ended: Ended) -> Ended {
+        if let Some(tap) = &self.tap {
+            ended.tell(tap);
+        }
+        self.ended.insert(ended).clone()
     }
 
     /// Reads until the mediator closes; what it still says is thrown away.
@@ -258,6 +300,9 @@ impl RawConnection {
     /// # Errors
     /// As for [`Self::send`].
     pub async fn send_close(&mut self, code: u16, reason: &str) -> Result<(), Ended> {
+        if let Some(tap) = &self.tap {
+            tap.leaving(code, reason);
+        }
         self.send_message(Message::Close(Some(close_frame(code, reason)))).await
     }
 

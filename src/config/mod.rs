@@ -198,6 +198,9 @@ settings! {
             /// Asked for from everybody but supervisors (`/livez`, `/readyz`), as `Authorization: Bearer`, or by a browser as the
             /// password. Without it this machine alone is let in.
             token: Option<Secret> = None, Or(None, Confidential(16)), Restart;
+            /// Whether an operator may record what one group's devices and the mediator say (`heliostat admin capture`). That is
+            /// ciphertext, but who spoke to whom, when and how much is plain: see `docs/captures.md`.
+            capture: bool = false, Switch, Restart;
         }
     }
 

@@ -12,6 +12,7 @@ use super::health::{self, Health};
 use super::live::Live;
 use super::routes::Public;
 use super::{api, dashboard};
+use crate::capture::Captures;
 use crate::config::Secret;
 use crate::hub::Hub;
 use crate::net::tls::Tls;
@@ -26,6 +27,8 @@ pub(super) struct State {
     pub(super) clock: Clock,
     pub(super) drain: CancellationToken,
     pub(super) backups: Option<Backups>,
+    /// Nothing where groups may not be recorded.
+    pub(super) captures: Option<Captures>,
     /// Presents the certificate of the public door.
     pub(super) tls: Option<Tls>,
     pub(super) live: Live,

@@ -7,6 +7,7 @@
 //! | `GET /api/groups/GROUP/explain?device=ID` | why something does not happen, in sentences |
 //! | `POST /api/groups/GROUP/devices/ID/drop` | removes a device, as a device of its group could |
 //! | `POST /api/groups/GROUP/devices/ID/kick` | ends its connection with 1001; it may come back |
+//! | `POST /api/groups/GROUP/capture?for=60s` | a capture of what its devices and the mediator say, as it happens |
 //! | `POST /api/backup` | copies the data directory to the absolute path that is the body, on the server's machine |
 //! | `POST /api/drain` | stops the server in order, as SIGTERM does |
 //! | `GET /api/log`, `POST /api/log` | what is logged; the new filter is the body |
@@ -16,8 +17,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{Path, RawQuery, State as Extract};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -27,6 +29,8 @@ use tracing_subscriber::filter::LevelFilter;
 use super::admin::State;
 use super::backup::{Backup, BackupError};
 use super::explain;
+use crate::capture::watch::Busy;
+use crate::capture::{End, Recorder};
 use crate::group::{GroupView, Pulse};
 use crate::hub::{Hub, Inspection, JoinError};
 use crate::log::LogId;
@@ -42,6 +46,12 @@ const LISTED: usize = 50;
 const LISTED_MAX: usize = 10_000;
 /// Longest log filter, in bytes.
 const FILTER_MAX: usize = 1_024;
+/// How long a group is recorded when nothing else is said.
+const CAPTURE_FOR: Duration = Duration::from_secs(60);
+/// How long a group is recorded at most.
+const CAPTURE_FOR_MAX: Duration = Duration::from_secs(3_600);
+/// How often the log says that a group is being recorded.
+const CAPTURE_TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Groups read from the store at a time when one is looked for by its hash.
 const SEARCH_STEP: usize = 1_024;
 
@@ -155,6 +165,10 @@ enum ApiError {
     BadFilter(String, String),
     #[error("what this process logs cannot be changed")]
     NotLogging,
+    #[error("this server does not let groups be recorded: it has no `admin.capture = true`")]
+    NoCaptures,
+    #[error("{0}")]
+    Capture(#[from] Busy),
     #[error("nothing is kept on disk, so there is nothing to back up")]
     NothingKept,
     #[error("{0}")]
@@ -170,8 +184,9 @@ impl IntoResponse for ApiError {
             Self::Backup(BackupError::Store(_) | BackupError::Io { .. } | BackupError::Unfit { .. }) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
+            Self::NoCaptures => StatusCode::FORBIDDEN,
             Self::NoGroup(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
-            Self::Ambiguous(_) | Self::NotConnected(_) | Self::NotLogging => StatusCode::CONFLICT,
+            Self::Ambiguous(_) | Self::NotConnected(_) | Self::NotLogging | Self::Capture(_) => StatusCode::CONFLICT,
             Self::Slow => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed(_) | Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -186,6 +201,7 @@ pub(super) fn router() -> Router<State> {
         .route("/api/groups/{group}/explain", get(explained))
         .route("/api/groups/{group}/devices/{device}/drop", post(drop_device))
         .route("/api/groups/{group}/devices/{device}/kick", post(kick))
+        .route("/api/groups/{group}/capture", post(capture))
         .route("/api/backup", post(back_up))
         .route("/api/drain", post(drain))
         .route("/api/log", get(log_filter).post(change_log))
@@ -291,6 +307,53 @@ async fn kick(
     Ok(Json(Done { done: format!("The connection of device {device} was ended with 1001. It may come back.") }))
 }
 
+/// Streams what a group says. The group may be one that is not known yet, if it is named by its id.
+async fn capture(
+    Extract(state): Extract<State>,
+    Path(name): Path<String>,
+    RawQuery(asked): RawQuery,
+) -> Result<Response, ApiError> {
+    let captures = state.captures.ok_or(ApiError::NoCaptures)?;
+    let mut lasts = CAPTURE_FOR;
+    for (_, value) in query(asked.as_deref(), &["for"])? {
+        let parsed = humantime::parse_duration(&value).ok().filter(|lasts| *lasts <= CAPTURE_FOR_MAX);
+        lasts = parsed.ok_or_else(|| ApiError::BadQuery(format!("for={value}")))?;
+    }
+    let group = find(&state.hub, &name).await?;
+    let (recorder, recording) = captures.begin(group, state.clock)?;
+    tokio::spawn(async move {
+        oversee(&recorder, group, lasts, state.closing.cancelled()).await;
+        captures.forget_ended();
+    });
+    let stream = futures_util::stream::unfold(recording, async |mut recording| {
+        let bytes = recording.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(bytes), recording))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(stream)).into_response())
+}
+
+/// Ends a capture in time, and lets nobody who reads the log overlook it.
+async fn oversee(recorder: &Recorder, group: DeviceGroupId, lasts: Duration, stopping: impl Future<Output = ()>) {
+    let seconds = lasts.as_secs();
+    tracing::warn!(%group, seconds, "an operator records what a group says");
+    let mut again = tokio::time::interval(CAPTURE_TOLD_EVERY);
+    again.reset();
+    let repeat = async {
+        loop {
+            again.tick().await;
+            tracing::warn!(%group, frames = recorder.frames(), "an operator still records what a group says");
+        }
+    };
+    tokio::select! {
+        () = recorder.over() => {}
+        () = tokio::time::sleep(lasts) => recorder.end(End::TimeOver),
+        () = stopping => recorder.end(End::Stopping),
+        () = repeat => {}
+    }
+    let why = recorder.ended().map_or("", End::meaning);
+    tracing::warn!(%group, frames = recorder.frames(), why, "what a group says is not recorded any more");
+}
+
 async fn back_up(Extract(state): Extract<State>, path: String) -> Result<Json<Backup>, ApiError> {
     let backups = state.backups.ok_or(ApiError::NothingKept)?;
     Ok(Json(backups.make(path.into()).await?))
@@ -360,5 +423,53 @@ async fn find(hub: &Hub, name: &str) -> Result<DeviceGroupId, ApiError> {
         [] => Err(ApiError::NoGroup(name.to_owned())),
         [id] => Ok(id),
         _ => Err(ApiError::Ambiguous(name.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::capture::Observer;
+    use crate::time::Clock;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_reads_the_log_cannot_overlook_that_a_group_is_recorded() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let group = DeviceGroupId::new([9; 32]);
+        let (recorder, _recording) = Recorder::begin(Clock::system(), Observer::Mediator, Some(group));
+        {
+            let _here = tracing::subscriber::set_default(subscriber);
+            oversee(&recorder, group, Duration::from_secs(150), std::future::pending()).await;
+        }
+        assert_eq!(recorder.ended(), Some(End::TimeOver));
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let [begun, first, second, over] = lines[..] else { panic!("{text}") };
+        let hash = group.to_string();
+        assert!(lines.iter().all(|line| line.contains("WARN") && line.contains(&hash)), "{text}");
+        assert!(begun.contains("records what a group says") && begun.contains("seconds=150"), "{begun}");
+        assert!(
+            [first, second].iter().all(|line| line.contains("still records") && line.contains("frames=0")),
+            "{text}"
+        );
+        assert!(over.contains("not recorded any more") && over.contains("its time was over"), "{over}");
     }
 }

@@ -55,6 +55,7 @@ use self::gate::Gate;
 use self::health::Health;
 use self::live::Live;
 use self::routes::Public;
+use crate::capture::Captures;
 use crate::config::Secret;
 use crate::group::Limits;
 use crate::hub::Hub;
@@ -125,6 +126,7 @@ pub struct Mediator {
     /// The admin door's: it is closed last, so that a supervisor can watch the stop.
     admin: Tasks,
     public: Arc<Public>,
+    captures: Captures,
     tls: Option<Tls>,
     health: Health,
     clock: Clock,
@@ -142,6 +144,7 @@ impl Mediator {
         let stop = tasks.stop_token().clone();
         let health = Health::new(clock, store, durability, stop.clone());
         let dial = health.watch_upstreams(dial);
+        let captures = Captures::default();
         let context = Context {
             hub: hub.clone(),
             directory,
@@ -151,6 +154,7 @@ impl Mediator {
             timeouts,
             rates,
             said: Arc::new(Occasionally::new(clock)),
+            captures: captures.clone(),
             slowed: Arc::new(Occasionally::new(clock)),
         };
         let gate = Arc::new(Gate::new(admission, hub.clone(), clock, stop.clone()));
@@ -169,12 +173,12 @@ impl Mediator {
         tasks.spawn(load::watch(hub.clone(), clock, stop.clone(), move |writer_latency| gate.look(writer_latency)));
         let sweeper = hub.clone();
         tasks.spawn(async move { sweeper.sweep(stop).await });
-        Self { hub, tasks, admin: Tasks::new(), public, tls, health, clock, drain: CancellationToken::new() }
+        Self { hub, tasks, admin: Tasks::new(), public, captures, tls, health, clock, drain: CancellationToken::new() }
     }
 
-    /// Opens the admin door, where backups are made on demand if anything is kept. Without a token the listener has to be on a
-    /// loopback address.
-    pub fn open_admin(&self, listener: TcpListener, token: Option<Secret>, backups: Option<Backups>) {
+    /// Opens the admin door, where backups are made on demand if anything is kept, and what groups say is recorded if `capture`.
+    /// Without a token the listener has to be on a loopback address.
+    pub fn open_admin(&self, listener: TcpListener, token: Option<Secret>, backups: Option<Backups>, capture: bool) {
         let state = admin::State {
             hub: self.hub.clone(),
             public: Arc::clone(&self.public),
@@ -182,6 +186,7 @@ impl Mediator {
             clock: self.clock,
             drain: self.drain.clone(),
             backups,
+            captures: capture.then(|| self.captures.clone()),
             tls: self.tls.clone(),
             live: Live::default(),
             closing: self.admin.stop_token().clone(),

@@ -195,6 +195,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::capture::Captures;
     use crate::group::Limits;
     use crate::hub::Hub;
     use crate::session::Timeouts;
@@ -212,6 +213,7 @@ mod tests {
             rates: session::Rates::default(),
             clock: Clock::system(),
             said: Arc::new(Occasionally::new(Clock::system())),
+            captures: Captures::default(),
             slowed: Arc::new(Occasionally::new(Clock::system())),
         };
         let gate = Gate::new(Admission::default(), context.hub.clone(), context.clock, stop.clone());

@@ -114,7 +114,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, secured.door.clone(), parts);
     let backups = kept.sqlite.is_some().then(|| Backups::new(Arc::clone(&kept.store), config.data_dir.clone()));
-    mediator.open_admin(admin, config.admin.token.clone(), backups);
+    mediator.open_admin(admin, config.admin.token.clone(), backups, config.admin.capture);
     banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
     // Only now, because an authority looks at the open door.
     let watch = secured.upkeep.watch();

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use super::ending::Ending;
 use super::socket::{CLOSE_TIMEOUT, Frame, Stream};
 use super::{Context, brake, socket};
+use crate::capture::watch::Line;
 use crate::group::Request;
 use crate::hub::seat::Place;
 use crate::metrics::{self, Bounded as _};
@@ -16,15 +17,15 @@ use crate::wire::d2m::{ClientUrlInfo, FromDevice, PayloadType};
 
 pub(super) async fn run(
     stream: &mut Stream,
+    line: &Line,
     place: &Place,
-    url: &ClientUrlInfo,
     context: &Context,
     early: BytesMut,
     introduced: watch::Receiver<bool>,
     opened: oneshot::Sender<Receiver<Event>>,
 ) -> Ending {
-    let chat = ChatServer { place, url, context, introduced, opened: Some(opened), to: None };
-    match listen(stream, place, url, context, early.freeze(), chat).await {
+    let chat = ChatServer { place, url: line.url(), context, introduced, opened: Some(opened), to: None };
+    match listen(stream, line, place, context, early.freeze(), chat).await {
         Ok(never) => match never {},
         Err(ending) => ending,
     }
@@ -32,8 +33,8 @@ pub(super) async fn run(
 
 async fn listen(
     stream: &mut Stream,
+    line: &Line,
     place: &Place,
-    url: &ClientUrlInfo,
     context: &Context,
     early: Bytes,
     mut chat: ChatServer<'_>,
@@ -48,11 +49,12 @@ async fn listen(
         if let Some(by) = brake.pass(frame.len()).await {
             metrics::get().slowed.of(by).increment(1);
             if let Some(others) = context.slowed.may_say(by) {
-                let group = url.device_group_id;
+                let group = line.url().device_group_id;
                 tracing::info!(%group, by = by.value(), others, "a device sends more than it may and is read more slowly");
             }
         }
         let Frame::Container(message) = frame else { continue };
+        line.from_device(&message);
         let request = match FromDevice::decode(&message).map_err(Ending::BadContainer)? {
             FromDevice::Proxy(bytes) => {
                 chat.send(bytes).await?;

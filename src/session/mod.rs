@@ -35,6 +35,8 @@ pub use self::brake::Rates;
 pub use self::ending::{Culprit, Ending};
 use self::handshake::{AwaitClientHello, Progress};
 use self::socket::{Frame, Sink, Stream};
+use crate::capture::watch::Line;
+use crate::capture::{Captures, ClosedBy};
 use crate::crypto::{Secret, random};
 use crate::hub::{Admitted, Challenge, Hub, Seat};
 use crate::log::{Occasionally, SPANS};
@@ -62,6 +64,8 @@ pub struct Context {
     pub rates: Rates,
     /// Keeps strangers from filling the log.
     pub said: Arc<Occasionally<Handshake>>,
+    /// Groups that an operator records.
+    pub captures: Captures,
     /// Keeps devices that send too much from filling the log.
     pub slowed: Arc<Occasionally<Slowed>>,
 }
@@ -91,7 +95,8 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, l
     let (mut sink, mut stream) = socket.split();
     let span =
         tracing::debug_span!(target: SPANS, "connection", group = %url.device_group_id, code = Empty, culprit = Empty);
-    let ended = run_inner(&mut sink, &mut stream, &url, &context, leave).instrument(span.clone()).await;
+    let line = context.captures.line(&url);
+    let ended = run_inner(&mut sink, &mut stream, &line, &context, leave).instrument(span.clone()).await;
     // What comes before admission everybody can cause who reaches the door.
     let others = ended.as_ref().map_or_else(|early| context.said.may_say(early.of_handshake()), |_| Some(0));
     let ending = ended.unwrap_or_else(|early| early);
@@ -102,6 +107,11 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, l
     match others {
         Some(others) => tracing::info!(%group, code, ?culprit, ?ending, others, "connection ended"),
         None => tracing::debug!(%group, code, ?culprit, ?ending, "connection ended"),
+    }
+    match (&ending, code) {
+        (Ending::ClosedByDevice(code), _) => line.close(ClosedBy::Device, *code, ""),
+        (_, Some(code)) => line.close(ClosedBy::Mediator, Some(code), &ending.reason()),
+        (_, None) => line.close(ClosedBy::Nobody, None, ""),
     }
     socket::close(sink, stream, &ending).await;
     // With the presence above and nothing to wait for in between, so that the sums hold.
@@ -114,13 +124,13 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, l
 async fn run_inner(
     sink: &mut Sink,
     stream: &mut Stream,
-    url: &ClientUrlInfo,
+    line: &Line,
     context: &Context,
     leave: &CancellationToken,
 ) -> Result<Ending, Ending> {
     let (began, span) = (context.clock.now(), tracing::debug_span!(target: SPANS, "handshake"));
     let shaken = tokio::select! {
-        shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, url).instrument(span)) => {
+        shaken = timeout(context.timeouts.handshake, shake_hands(sink, stream, line).instrument(span)) => {
             shaken.unwrap_or(Err(Ending::HandshakeTimeout))
         }
         () = leave.cancelled() => Err(Ending::ShuttingDown),
@@ -138,25 +148,27 @@ async fn run_inner(
         }
     };
     Ok(match context.hub.join(admitted).await {
-        Ok(seat) => established(sink, stream, url, context, leave, seat, early).await,
+        Ok(seat) => established(sink, stream, line, context, leave, seat, early).await,
         Err(error) => {
-            tracing::warn!(group = %url.device_group_id, %error, "no seat for a device");
+            tracing::warn!(group = %line.url().device_group_id, %error, "no seat for a device");
             Ending::GroupFailed
         }
     })
 }
 
-async fn shake_hands(
-    sink: &mut Sink,
-    stream: &mut Stream,
-    url: &ClientUrlInfo,
-) -> Result<(Admitted, BytesMut), Ending> {
+async fn shake_hands(sink: &mut Sink, stream: &mut Stream, line: &Line) -> Result<(Admitted, BytesMut), Ending> {
     let challenge = Challenge::new(Secret::random(), random::bytes());
-    let (mut state, hello) = AwaitClientHello::start(url.device_group_id, challenge);
-    sink.send(Message::Binary(hello.encode())).await.map_err(|_| Ending::Lost)?;
+    let (mut state, hello) = AwaitClientHello::start(line.url().device_group_id, challenge);
+    let hello = hello.encode();
+    line.to_device(&hello);
+    sink.send(Message::Binary(hello)).await.map_err(|_| Ending::Lost)?;
     loop {
         let Frame::Container(message) = socket::next(stream).await? else { continue };
+        line.from_device(&message);
         let payload = FromDevice::decode(&message).map_err(Ending::BadContainer)?;
+        if let FromDevice::ClientHello(hello) = &payload {
+            line.is_of(hello.device_id);
+        }
         state = match state.handle(payload)? {
             Progress::Waiting(state) => state,
             Progress::Admitted(admitted, early) => return Ok((admitted, early)),
@@ -168,7 +180,7 @@ async fn shake_hands(
 async fn established(
     sink: &mut Sink,
     stream: &mut Stream,
-    url: &ClientUrlInfo,
+    line: &Line,
     context: &Context,
     leave: &CancellationToken,
     seat: Seat,
@@ -178,8 +190,8 @@ async fn established(
     let (introduced, hear_introduced) = watch::channel(false);
     let (opened, hear_opened) = oneshot::channel();
     let ending = {
-        let inbound = inbound::run(stream, &place, url, context, early, hear_introduced, opened);
-        let outbound = outbound::run(sink, outbox, &place.cut, context.timeouts, &introduced, hear_opened);
+        let inbound = inbound::run(stream, line, &place, context, early, hear_introduced, opened);
+        let outbound = outbound::run(sink, line, outbox, &place.cut, context.timeouts, &introduced, hear_opened);
         tokio::select! {
             // By order, so that a simulated run can be repeated. Outbound first: it has the group's last words.
             biased;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::Timeouts;
 use super::ending::Ending;
 use super::socket::{CLOSE_TIMEOUT, Sink};
+use crate::capture::watch::Line;
 use crate::hub::Outgoing;
 use crate::hub::seat::Outbox;
 use crate::upstream::Event;
@@ -20,14 +21,22 @@ use crate::wire::d2m::ToDevice;
 
 pub(super) async fn run(
     sink: &mut Sink,
+    line: &Line,
     outbox: Outbox,
     cut: &CancellationToken,
     timeouts: Timeouts,
     introduced: &watch::Sender<bool>,
     opened: oneshot::Receiver<Receiver<Event>>,
 ) -> Ending {
-    let mut outbound =
-        Outbound { sink, outbox, from: ChatSide::Unopened(opened), introduced, said: false, stalled: timeouts.idle };
+    let mut outbound = Outbound {
+        sink,
+        line,
+        outbox,
+        from: ChatSide::Unopened(opened),
+        introduced,
+        said: false,
+        stalled: timeouts.idle,
+    };
     let ending = tokio::select! {
         ending = outbound.speak(timeouts.ping_every) => Some(ending),
         // The group ended the connection. What it said before gets its time, but no more than that.
@@ -42,6 +51,7 @@ pub(super) async fn run(
 
 struct Outbound<'a> {
     sink: &'a mut Sink,
+    line: &'a Line,
     outbox: Outbox,
     from: ChatSide,
     /// Tells that the ServerInfo, the first payload of every seat, is on the socket.
@@ -139,6 +149,9 @@ impl Outbound<'_> {
     }
 
     async fn feed(&mut self, message: Message) -> Result<(), Ending> {
+        if let Message::Binary(bytes) = &message {
+            self.line.to_device(bytes);
+        }
         within(self.stalled, self.sink.feed(message)).await
     }
 

@@ -1,20 +1,24 @@
 //! Operating a server that runs, through its admin door ([`crate::server::api`]).
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::io::{self, BufReader, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
+use crate::capture::{Event, Reader};
 use crate::cli::admin_authority;
+use crate::files;
 use crate::group::view::{Connection, Delivery, DeviceView, LockView, Presence};
 use crate::server::api::{AwakeLine, Done, Explanation, GroupDetails, GroupLine, GroupList, LogFilter, Refusal};
 use crate::server::backup::Backup;
@@ -82,6 +86,17 @@ enum Command {
         /// Which device
         device: DeviceId,
     },
+    /// Record what a group's devices and the server say, as it happens; the server has to have `admin.capture = true`
+    Capture {
+        /// Its id, or its hash in today's log
+        group: String,
+        /// A new file for it, readable by you alone
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// How long: an hour at most; Ctrl-C ends it earlier
+        #[arg(long = "for", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+        lasts: Duration,
+    },
     /// Copy everything the server keeps into a new directory on its machine, while it runs
     Backup {
         /// The new directory: a data directory that a server can be started on
@@ -119,6 +134,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         Command::Kick { group, device } => {
             door.post(&format!("groups/{}/devices/{device}/kick", segment(group)?), "", done).await
         }
+        Command::Capture { group, out, lasts } => door.capture(segment(group)?, out, *lasts).await,
         Command::Backup { dir } => {
             // The server has a working directory of its own.
             let dir = std::path::absolute(dir).into_diagnostic()?;
@@ -181,13 +197,12 @@ impl<'a> Door<'a> {
         body: &str,
         print: impl FnOnce(&T) -> String,
     ) -> Result<String> {
-        let answer = tokio::time::timeout(self.within, self.exchange(method, what, body)).await;
+        let answer = tokio::time::timeout(self.within, self.exchange(method, what, body, text)).await;
         let (status, text) = answer
             .unwrap_or_else(|_elapsed| Err(miette!("no answer within {} s", self.within.as_secs())))
             .wrap_err_with(|| format!("cannot ask http://{}", self.authority))?;
         if !status.is_success() {
-            let refusal = serde_json::from_str(&text).map_or(text, |Refusal { error }| error);
-            return Err(miette!("{} ({status})", refusal.trim()));
+            return Err(refused(status, text));
         }
         if self.json {
             return Ok(text + "\n");
@@ -196,7 +211,47 @@ impl<'a> Door<'a> {
         answer.map(|answer| print(&answer)).wrap_err("the server speaks otherwise: is it of this version?")
     }
 
-    async fn exchange(&self, method: Method, what: &str, body: &str) -> Result<(StatusCode, String)> {
+    /// Writes what a group says into a new file, as it comes, and tells what it holds.
+    async fn capture(&self, group: &str, out: &Path, lasts: Duration) -> Result<String> {
+        let unwritable = || format!("{} cannot be written", out.display());
+        if out.exists() {
+            return Err(miette!("there is a file {} already", out.display()));
+        }
+        let write = async |response: Response<Incoming>| {
+            if !response.status().is_success() {
+                let (status, text) = text(response).await?;
+                return Err(refused(status, text));
+            }
+            let mut file = files::private().create_new(true).open(out).into_diagnostic().wrap_err_with(unwritable)?;
+            let mut body = response.into_body();
+            while let Some(frame) = body.frame().await {
+                // An answer that breaks off leaves what came, which can be read.
+                if let Ok(bytes) = frame.into_diagnostic()?.into_data() {
+                    file.write_all(&bytes).into_diagnostic().wrap_err_with(unwritable)?;
+                }
+            }
+            Ok(())
+        };
+        let what = format!("groups/{group}/capture?for={}ms", lasts.as_millis());
+        let answer = tokio::time::timeout(lasts + self.within, self.exchange(Method::POST, &what, "", write)).await;
+        answer.unwrap_or_else(|_elapsed| Err(miette!("it does not end")))?;
+        let read = std::fs::File::open(out).into_diagnostic()?;
+        let mut reader = Reader::new(BufReader::new(read)).into_diagnostic()?;
+        let mut frames = 0_u64;
+        while let Some(entry) = reader.next_entry().into_diagnostic()? {
+            frames += u64::from(matches!(entry.event, Event::Frame { .. }));
+        }
+        Ok(format!("{} holds {frames} frames: {}.\n", out.display(), reader.tail()))
+    }
+
+    /// Asks, and hands the answer over.
+    async fn exchange<T>(
+        &self,
+        method: Method,
+        what: &str,
+        body: &str,
+        read: impl AsyncFnOnce(Response<Incoming>) -> Result<T>,
+    ) -> Result<T> {
         let stream = TcpStream::connect(self.authority).await.into_diagnostic()?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.into_diagnostic()?;
@@ -206,18 +261,29 @@ impl<'a> Door<'a> {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.as_str()));
         }
         let request = request.body(Body::from(body.to_owned())).into_diagnostic()?;
-        let exchange = async {
-            let response = sender.send_request(request).await.into_diagnostic()?;
-            let status = response.status();
-            let body = axum::body::to_bytes(Body::new(response.into_body()), ANSWER_MAX).await.into_diagnostic()?;
-            Ok((status, String::from_utf8_lossy(&body).into_owned()))
-        };
+        let exchange = async { read(sender.send_request(request).await.into_diagnostic()?).await };
+        tokio::pin!(exchange);
         tokio::select! {
-            answer = exchange => answer,
-            // Only when the answer never comes: else the connection waits for the next request.
-            ended = connection => Err(ended.err().map_or_else(|| miette!("it hung up"), |error| miette!("{error}"))),
+            answer = &mut exchange => answer,
+            ended = connection => match ended {
+                // It may have said everything before, and what it said be waiting to be read.
+                Ok(()) => exchange.await,
+                Err(error) => Err(miette!("{error}")),
+            }
         }
     }
+}
+
+/// A short answer.
+async fn text(response: Response<Incoming>) -> Result<(StatusCode, String)> {
+    let status = response.status();
+    let body = axum::body::to_bytes(Body::new(response.into_body()), ANSWER_MAX).await.into_diagnostic()?;
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+fn refused(status: StatusCode, text: String) -> miette::Report {
+    let refusal = serde_json::from_str(&text).map_or(text, |Refusal { error }| error);
+    miette!("{} ({status})", refusal.trim())
 }
 
 // ---- for people

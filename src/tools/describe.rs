@@ -290,6 +290,17 @@ impl Described {
         self.fields.push(Field { label: None, ..Field::text(name, json!(ms), shown) });
     }
 
+    /// Says of a frame that the rest of it was not recorded.
+    pub fn not_kept(&mut self, bytes: u64) {
+        self.fields.retain(|field| field.name != "bytes");
+        self.fields.push(Field::text("not recorded", json!(bytes), format!("{bytes} bytes")));
+    }
+
+    /// Names and values of the fields, in the order of the layout.
+    pub fn values(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.fields.iter().map(|field| (field.name.trim(), &field.value))
+    }
+
     fn holder(&mut self, holder: &TransactionHolder, key: Option<&GroupKey>) {
         self.put("device", json!(holder.device_id.to_string()));
         let scope = &holder.encrypted_scope;

@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
 use self::chat::{Account, Line};
 use super::describe::{self, Described};
 use super::keyfile::{self, Remembered};
-use super::{TrustArgs, not_connected, trust_of};
+use super::{TrustArgs, begin_capture, finish_capture, not_connected, trust_of};
 use crate::client::csp::{CspError, Event};
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator};
 use crate::crypto::random;
@@ -88,6 +88,9 @@ pub struct Args {
     /// An identity of the chat server, as `identity new` writes it; makes `login` and `say` possible
     #[arg(long, value_name = "FILE")]
     csp_identity: Option<PathBuf>,
+    /// Record what is said into a new file, readable by you alone; see `decode`, `replay` and `trace`
+    #[arg(long, value_name = "FILE")]
+    capture: Option<PathBuf>,
     /// The server's data directory: its development CA is trusted, the chat server's key and directory are read
     #[arg(long, value_name = "DIR", default_value = "heliostat-data")]
     data: PathBuf,
@@ -101,7 +104,7 @@ pub struct Args {
 /// # Errors
 /// When there is no connection, or a file cannot be read or written.
 pub async fn run(args: Args) -> Result<ExitCode> {
-    let mediator = Mediator::new(&args.url, &trust_of(&args.trust, &args.data)?).into_diagnostic()?;
+    let mut mediator = Mediator::new(&args.url, &trust_of(&args.trust, &args.data)?).into_diagnostic()?;
     let local = matches!(mediator.host(), "localhost" | "127.0.0.1" | "[::1]");
     if !(mediator.is_encrypted() || local || args.insecure_plain) {
         return Err(miette!(
@@ -119,6 +122,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         Some(file) => Some(Account::open(file, &args.data).await?),
         None => None,
     };
+    let capture = args.capture.as_deref().map(|path| begin_capture(path, &mut mediator)).transpose()?;
     let mut terminal = Terminal::open()?;
     if new {
         terminal.print(&format!("-- a new group; its key is in {}", args.group_key.display()))?;
@@ -134,7 +138,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     terminal.print(&format!("-- device {device_id} connects to {}", mediator.url(&config.url_info())))?;
     let device = match Device::connect(&mediator, &config).await {
         Ok(device) => device,
-        Err(error) => return Err(not_admitted(&error, &config, &mediator)),
+        Err(error) => {
+            finish_capture(capture).await?;
+            return Err(not_admitted(&error, &config, &mediator));
+        }
     };
     remembered.note(&args.url, device_id, true)?;
     let info = ToDevice::ServerInfo(device.server_info().clone());
@@ -160,6 +167,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     }
     let good = session.went_well(&ended)?;
     session.terminal.close();
+    finish_capture(capture).await?;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -6,29 +6,38 @@
 //! | [`admin`] | operating a server that runs |
 //! | [`bench`] | how fast a running server is, and what it costs |
 //! | [`conform`] | judges mediators and clients, clause by clause |
-//! | [`decode`] | names every field of a frame, a URL, a close code |
+//! | [`decode`] | names every field of a frame, a URL, a close code, a capture |
 //! | [`device`] | an interactive device |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
+//! | [`replay`] | drives the device side of a capture against any mediator |
+//! | [`trace`] | a capture as a picture for Perfetto |
 //! | [`describe`] | payloads as fields with names: what the others print |
+//! | `captured` | captures, as those tools read them |
 //! | [`keyfile`] | the device group key in a file, and what is remembered beside it |
 
 pub mod admin;
 pub mod bench;
+mod captured;
 pub mod conform;
 pub mod decode;
 pub mod describe;
 pub mod device;
 pub mod identity;
 pub mod keyfile;
+pub mod replay;
 pub mod simulate;
+pub mod trace;
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use miette::{Report, Result, miette};
+use miette::{IntoDiagnostic as _, Report, Result, WrapErr as _, miette};
 
+use crate::capture::{End, ToFile};
 use crate::client::{ConnectError, Mediator, Trust};
+use crate::time::Clock;
 
 /// How a mediator proves to be the right one
 #[derive(Debug, clap::Args)]
@@ -41,6 +50,28 @@ pub struct TrustArgs {
     /// Trust the one public key (SubjectPublicKeyInfo) with this SHA-256, in base64
     #[arg(long, value_name = "BASE64")]
     pin: Option<String>,
+}
+
+/// Whether what goes to standard output may be coloured.
+fn colours() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
+}
+
+/// Records the first device group that connects to this mediator from here on.
+fn begin_capture(path: &Path, mediator: &mut Mediator) -> Result<ToFile> {
+    let capture = ToFile::begin(path, Clock::system()).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => miette!("there is a file {} already", path.display()),
+        _ => miette!("the capture {} cannot be written: {error}", path.display()),
+    })?;
+    *mediator = mediator.clone().recorded(capture.recorder().clone());
+    Ok(capture)
+}
+
+/// Ends a capture, if there is one, and complains when it is not whole.
+async fn finish_capture(capture: Option<ToFile>) -> Result<()> {
+    let Some(capture) = capture else { return Ok(()) };
+    let (end, _frames) = capture.finish().await.into_diagnostic().wrap_err("the capture was not written whole")?;
+    if end == End::Done { Ok(()) } else { Err(miette!("the capture is not whole: {}", end.meaning())) }
 }
 
 /// A connection that was not made, and what a person can do about it.

@@ -16,7 +16,7 @@ use super::line::{Line, Tap};
 use super::scenario::Scenario;
 use super::script::{Agenda, Event, Script, Unit, What};
 use super::totals::{Totals, Which};
-use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator, RawConnection, Receiver, Sender};
+use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator, Receiver, Sender};
 use crate::time::Clock;
 use crate::wire::d2m::{
     CloseCode, DeviceId, FromDevice, Reconnect, ReflectAck, ReflectFlags, ReflectId, Reflected, ReflectedId,
@@ -305,8 +305,8 @@ impl Group {
         let asked = self.lock().ledger.asks(member);
         let (tap, group) = (Arc::new(Tap::default()), config.url_info());
         let handshake = async {
-            let line = Line::new(self.world.mediator.stream(&group).await?, Arc::clone(&tap));
-            Device::handshake(RawConnection::over(line, &self.world.mediator.url(&group)).await?, config).await
+            let line = |stream| Line::new(stream, Arc::clone(&tap));
+            Device::handshake(self.world.mediator.open_through(&group, line).await?, config).await
         };
         let took_too_long = |_| Err(ConnectError::Tcp(std::io::ErrorKind::TimedOut.into()));
         let device = tokio::time::timeout(CONNECT_PATIENCE, handshake).await.unwrap_or_else(took_too_long)?;

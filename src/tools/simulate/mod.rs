@@ -44,7 +44,7 @@ use screen::{Progress, Sight};
 use script::Event;
 use totals::Totals;
 
-use super::{TrustArgs, not_connected, trust_of};
+use super::{TrustArgs, begin_capture, finish_capture, not_connected, trust_of};
 use crate::client::{GroupKey, Mediator};
 use crate::time::Clock;
 use crate::wire::d2m::{ClientUrlInfo, CloseCode, ServerGroup};
@@ -117,6 +117,9 @@ pub struct Args {
     /// Do not send chat messages, even where identities can be made
     #[arg(long)]
     no_csp: bool,
+    /// Record what one of the groups says, the first that connects, into a new file that you alone can read
+    #[arg(long, value_name = "FILE")]
+    capture: Option<PathBuf>,
     /// Names the chat server in the devices' URLs
     #[arg(long, default_value = "a0", value_name = "NAME")]
     server_group: String,
@@ -206,6 +209,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     }
     // Patience is for a server that is started again, not for one that was never there.
     reach(&mediator, &server_group).await?;
+    let mut mediator = mediator;
+    let capture = args.capture.as_deref().map(|path| begin_capture(path, &mut mediator)).transpose()?;
     let groups = scenario.groups.get();
     let chats = usize::try_from(scenario.chat.or(scenario.messages).unwrap_or(0)).into_diagnostic()?;
     let chat = if args.no_csp || groups < 2 || chats == 0 {
@@ -228,6 +233,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         born: Notify::new(),
     });
     let outcome = simulate(&args, &world, &server_group).await?;
+    let captured = finish_capture(capture).await;
     let (table, json) = (report::table(&outcome, &world.totals), report::json(&outcome, &world));
     match args.json {
         Some(path) if path.as_os_str() == "-" => {
@@ -241,6 +247,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         }
         None => drop(print(&table)?),
     }
+    captured?;
     Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
