@@ -56,6 +56,8 @@ pub enum Command {
     /// Judge a mediator or a client, clause by clause
     #[command(subcommand)]
     Conform(tools::conform::Command),
+    /// Make a server close a client with a close code of your choice
+    Provoke(Box<tools::provoke::Args>),
     /// Name every field of a frame, a URL, a close code or a capture
     Decode(tools::decode::Args),
     /// Drive the device side of a capture against a mediator, and say where it answers otherwise
@@ -93,6 +95,15 @@ pub struct ServeArgs {
     /// Where devices connect [default: 127.0.0.1:8443]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub listen: Option<SocketAddr>,
+    /// Where devices connect, on 127.0.0.1. 0 takes a port that is free, for the chat server and the operator too
+    #[arg(long, value_name = "PORT", conflicts_with = "listen")]
+    pub port: Option<u16>,
+    /// Print the port where devices connect, in digits on a line of its own, and nothing else, to standard output
+    #[arg(long)]
+    pub print_port: bool,
+    /// End when the process that started this one does, or closes the pipe that is our standard input
+    #[arg(long)]
+    pub exit_with_parent: bool,
     /// WebSocket without TLS, on a loopback address only.
     #[arg(long)]
     pub plain: bool,
@@ -153,8 +164,14 @@ impl ServeArgs {
         let any = self.set.iter().map(|(key, value)| (format!("--set {key}"), key.as_str(), Some(value.clone())));
         let address = |address: Option<SocketAddr>| address.map(|address| address.to_string());
         let word = |given: bool, word: &str| given.then(|| word.to_owned());
+        let local = self.port.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        // Whoever asks for any port runs several at a time; what else is said is stronger.
+        let any_port = local.filter(|address| address.port() == 0);
+        let meant = [("--port", "chat.csp.listen", address(any_port)), ("--port", "admin.listen", address(any_port))];
+        let meant = meant.map(|(name, key, value)| (name.to_owned(), key, value));
         let own = [
             ("--data", "data_dir", self.data.clone()),
+            ("--port", "listen.address", address(local)),
             ("--listen", "listen.address", address(self.listen)),
             ("--plain", "listen.plain", word(self.plain, "true")),
             ("--csp-listen", "chat.csp.enabled", word(self.csp_listen.is_some(), "true")),
@@ -162,7 +179,10 @@ impl ServeArgs {
             ("--admin-listen", "admin.listen", address(self.admin_listen)),
             ("--memory", "durability", word(self.memory, "memory")),
         ];
-        any.chain(own.map(|(name, key, value)| (name.to_owned(), key, value)))
+        meant
+            .into_iter()
+            .chain(any)
+            .chain(own.map(|(name, key, value)| (name.to_owned(), key, value)))
             .filter_map(|(name, key, value)| Some(Flag { name, key: key.to_owned(), value: value? }))
             .collect()
     }
@@ -290,17 +310,20 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
     match command {
         Command::Serve(args) => {
             let config = args.config(std::env::vars_os())?.config;
+            let ServeArgs { print_port, exit_with_parent, .. } = args;
             let reread = move || match args.config(std::env::vars_os()) {
                 Ok(effective) => Ok(effective.config),
                 Err(bad) => Err(bad.sentences()),
             };
-            server::serve::run(config, Process { reread: Box::new(reread), inherited }).await
+            server::serve::run(config, Process { reread: Box::new(reread), inherited, print_port, exit_with_parent })
+                .await
         }
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Bench(args) => tools::bench::run(*args).await,
         Command::Conform(command) => tools::conform::run(command).await,
+        Command::Provoke(args) => tools::provoke::run(*args).await,
         Command::Decode(args) => tools::decode::run(args).await,
         Command::Replay(args) => tools::replay::run(args).await,
         Command::Trace(args) => tools::trace::run(args).await,
@@ -391,6 +414,16 @@ mod tests {
         assert_eq!((config.chat.csp.enabled, config.chat.csp.listen.port()), (true, 2));
         let limits = config.limits;
         assert_eq!((limits.idle_timeout, limits.ping_interval), (Duration::from_secs(300), Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn a_port_that_is_free_is_taken_by_every_door_that_is_given_none() {
+        let config = configured(&["--port", "0", "--set", "admin.listen=127.0.0.1:7"], &[]).unwrap().config;
+        assert_eq!(config.listen.address, ([127, 0, 0, 1], 0).into());
+        assert_eq!((config.chat.csp.listen.port(), config.admin.listen.port()), (0, 7));
+        let config = configured(&["--port", "8080"], &[]).unwrap().config;
+        assert_eq!((config.listen.address.port(), config.admin.listen.port()), (8080, 9090));
+        assert!(serve(&["--port", "0", "--listen", "127.0.0.1:1"]).is_err(), "one of them");
     }
 
     #[test]

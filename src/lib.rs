@@ -11,6 +11,8 @@
 //! | 1 | [`group`] | what is decided; pure |
 //! | 0 | [`wire`] [`crypto`] [`time`] [`net`] [`files`] [`log`] [`metrics`] [`capture`] | bytes, keys, clocks, socket and file plumbing, what operators see, what was recorded |
 //!
+//! The feature `testkit` adds `testkit` to the doors: a mediator inside a test.
+//!
 //! [`chat`] is a wing of its own on floor 0: chat servers that can stand behind the mediator, which does not know them.
 
 pub mod capture;
@@ -29,6 +31,8 @@ pub mod net;
 pub mod server;
 pub mod session;
 pub mod store;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod time;
 pub mod tools;
 #[cfg(feature = "otel")]

@@ -20,7 +20,7 @@ const FLOORS: [&[&str]; 6] = [
     &["store"],
     &["hub"],
     &["session", "upstream", "client"],
-    &["main", "lib", "cli", "config", "logging", "server", "tools", "traces"],
+    &["main", "lib", "cli", "config", "logging", "server", "tools", "traces", "testkit"],
 ];
 /// The floor of doors: the only one that knows the chat rooms.
 const DOORS: usize = 5;
@@ -484,6 +484,84 @@ fn the_readme_names_every_close_code_and_what_follows_from_it() {
         let by_itself = row.contains("reconnect");
         assert_eq!(by_itself, code.reconnect() == Reconnect::Automatic, "{row}");
     }
+}
+
+#[test]
+fn the_page_for_clients_has_the_bytes_of_the_vectors() {
+    let vectors: serde_json::Value = serde_json::from_str(&read("tests/vectors/d2m-csp.json")).unwrap();
+    let page = read("docs/clients.md");
+    let mut blocks = 0;
+    for part in page.split("```d2m ").skip(1) {
+        let (name, rest) = part.split_once('\n').unwrap();
+        let block = rest.split("```").next().unwrap();
+        let bytes: String = block.lines().map(|line| line.split('#').next().unwrap().trim()).collect();
+        assert_eq!(Some(bytes.as_str()), vectors["d2m"][0][name].as_str(), "{name}");
+        blocks += 1;
+    }
+    assert!(blocks >= 8, "the handshake and a reflection");
+}
+
+#[test]
+fn the_page_for_clients_names_every_close_code_its_class_and_how_to_see_it() {
+    let page = read("docs/clients.md");
+    for code in CloseCode::ALL {
+        let number = code.code();
+        let start = format!("| {number} |");
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with(&start)).collect();
+        let [row] = rows[..] else { panic!("{number} is in the table {} times", rows.len()) };
+        let class = if code.reconnect() == Reconnect::Automatic { "| by itself |" } else { "| a person decides |" };
+        for expected in [code.meaning(), class, &format!("`heliostat provoke {number}`")] {
+            assert!(row.contains(expected), "{expected} is missing: {row}");
+        }
+    }
+}
+
+#[test]
+fn every_case_and_test_that_the_page_for_clients_names_exists() {
+    let (page, tests) = (read("docs/clients.md"), all_tests());
+    let mut cases: BTreeSet<String> = heliostat::tools::conform::server::cases().map(|(id, _)| id).collect();
+    let mut judge_of_clients = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tools/conform/client"), &mut judge_of_clients);
+    for file in judge_of_clients {
+        let source = std::fs::read_to_string(file).unwrap();
+        cases.extend(source.split('"').filter(|word| word.starts_with("CLIENT-")).map(str::to_owned));
+    }
+    let traps = page.split("| Trap |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let rows: Vec<&str> = traps.lines().skip(2).collect();
+    assert!(rows.len() >= 20, "the traps were found");
+    for row in rows {
+        let proof = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        let named: Vec<&str> = proof.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "nothing shows it: {row}");
+        for name in named {
+            assert!(cases.contains(name) || tests.iter().any(|test| test == name), "there is no {name}: {row}");
+        }
+    }
+}
+
+#[test]
+fn the_page_for_clients_shows_rust_that_is_compiled_and_a_server_that_starts() {
+    use clap::Parser as _;
+    let page = read("docs/clients.md");
+    let compiled = [read("examples/hello.rs"), read("src/testkit/mod.rs").replace("//! ", "")];
+    let blocks = blocks(&page, "rust");
+    assert_eq!(blocks.len(), 2);
+    for block in blocks {
+        assert!(compiled.iter().any(|source| source.contains(&block)), "not compiled anywhere:\n{block}");
+    }
+    let ten = read("examples/hello.rs");
+    assert_eq!(ten.lines().filter(|line| !line.starts_with("//")).count(), 10);
+    let commands = page.lines().filter_map(|line| {
+        let line = line.strip_prefix("$ ")?;
+        line.strip_prefix("heliostat ").or_else(|| line.strip_prefix("cargo run --release -- "))
+    });
+    let mut found = 0;
+    for command in commands {
+        let words = ["heliostat"].into_iter().chain(command.split(' '));
+        heliostat::cli::Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{command}: {error}"));
+        found += 1;
+    }
+    assert!(found >= 3, "the commands were found");
 }
 
 #[test]

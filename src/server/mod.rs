@@ -14,6 +14,8 @@
 //! | [`dashboard`], `live` | one page for people; what it shows, once a second for all viewers |
 //! | [`backup`] | a copy of the whole data directory while everything runs |
 //! | [`serve`] | `heliostat serve`: everything the configuration names |
+//! | `parent` | whether whoever started the process is still there |
+//! | [`stage`] | a mediator for one purpose inside this process, and the chat server that is played behind it |
 //! | `supervisor` | what systemd is told, and what it asks |
 
 pub mod admin;
@@ -28,8 +30,10 @@ mod guard;
 pub mod health;
 mod live;
 pub mod load;
+mod parent;
 pub mod routes;
 pub mod serve;
+pub mod stage;
 mod supervisor;
 
 use std::io;

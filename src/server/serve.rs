@@ -7,7 +7,7 @@
 //!
 //! A reload first does everything that can fail, so that one that fails has changed nothing.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::backup::Backups;
 use super::drain::Pace;
 use super::load::Shedding;
+use super::parent::Parent;
 use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
 use crate::chat::csp;
 use crate::config::{Changed, Config, Durability, Security};
@@ -49,6 +50,10 @@ pub struct Process {
     pub reread: Box<dyn Fn() -> Result<Config, Vec<String>> + Send + Sync>,
     /// Sockets that were opened for it.
     pub inherited: Inherited,
+    /// Standard output is for the port where devices connect, and nothing else.
+    pub print_port: bool,
+    /// Nobody needs the server after whoever started it.
+    pub exit_with_parent: bool,
 }
 
 impl std::fmt::Debug for Process {
@@ -64,7 +69,8 @@ impl std::fmt::Debug for Process {
 pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     // Before anybody can know that we run, or a signal that comes early would kill instead of ending in order.
     let mut signals = Signals::listen().into_diagnostic().wrap_err("cannot listen for signals")?;
-    let Process { reread, inherited } = process;
+    let Process { reread, inherited, print_port, exit_with_parent } = process;
+    let orphaned = exit_with_parent.then(Parent::ours).transpose().into_diagnostic()?;
     let _the_environments_is_stronger = logging::configure(config.log.filter.as_str()).into_diagnostic()?;
     let clock = Clock::system();
     let data = &config.data_dir;
@@ -115,15 +121,34 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     let mediator = Mediator::start(public, secured.door.clone(), parts);
     let backups = kept.sqlite.is_some().then(|| Backups::new(Arc::clone(&kept.store), config.data_dir.clone()));
     mediator.open_admin(admin, config.admin.token.clone(), backups, config.admin.capture);
-    banner(&config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+    if print_port {
+        banner(&mut std::io::stderr().lock(), &config, &secured, &addresses, csp.as_ref(), kept.durability)
+            .and_then(|()| {
+                let mut out = std::io::stdout().lock();
+                writeln!(out, "{}", addresses.public.port())?;
+                out.flush()
+            })
+            .into_diagnostic()?;
+    } else {
+        let mut out = std::io::stdout().lock();
+        banner(&mut out, &config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+    }
     // Only now, because an authority looks at the open door.
     let watch = secured.upkeep.watch();
     let upkeep = tokio::spawn(secured.upkeep.run());
     supervisor::ready();
 
     let mut held = config;
+    let orphaned = async {
+        match orphaned {
+            Some(parent) => parent.gone().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(orphaned);
     let end = loop {
         tokio::select! {
+            () = &mut orphaned => break End::Orphaned,
             asked = signals.next() => match asked {
                 Asked::End => break End::BySignal,
                 Asked::Reload => {
@@ -164,7 +189,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     }
     kept.close().await?;
     match end {
-        End::BySignal | End::ByOperator => Ok(ExitCode::SUCCESS),
+        End::BySignal | End::ByOperator | End::Orphaned => Ok(ExitCode::SUCCESS),
         End::Fault(fault) => Err(fault),
     }
 }
@@ -173,6 +198,8 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
 enum End {
     BySignal,
     ByOperator,
+    /// Whoever started us is gone.
+    Orphaned,
     Fault(miette::Report),
 }
 
@@ -402,13 +429,13 @@ fn settings(config: &Config, csp: Option<SocketAddr>) -> Settings {
 
 /// Tells whoever started this what is open and what to do next.
 fn banner(
+    out: &mut impl Write,
     config: &Config,
     secured: &Secured,
     addresses: &Addresses,
     csp: Option<&csp::Running>,
     durability: &str,
 ) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
     let scheme = if secured.door.tls.is_some() { "wss" } else { "ws" };
     // The development certificate names localhost.
     let host = if addresses.public.ip().is_loopback() || addresses.public.ip().is_unspecified() {

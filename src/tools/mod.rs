@@ -8,6 +8,7 @@
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code, a capture |
 //! | [`device`] | an interactive device |
+//! | [`provoke`] | makes a server close a client with any code |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
 //! | [`replay`] | drives the device side of a capture against any mediator |
 //! | [`trace`] | a capture as a picture for Perfetto |
@@ -24,6 +25,7 @@ pub mod describe;
 pub mod device;
 pub mod identity;
 pub mod keyfile;
+pub mod provoke;
 pub mod replay;
 pub mod simulate;
 pub mod trace;
