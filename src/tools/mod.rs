@@ -4,6 +4,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`admin`] | operating a server that runs |
+//! | [`bench`] | how fast a running server is, and what it costs |
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code, a capture |
 //! | [`device`] | an interactive device |
@@ -16,6 +17,7 @@
 //! | [`keyfile`] | the device group key in a file, and what is remembered beside it |
 
 pub mod admin;
+pub mod bench;
 mod captured;
 pub mod conform;
 pub mod decode;
