@@ -53,6 +53,8 @@ pub enum Command {
     Chatos(tools::chatos::Args),
     /// Let many groups of devices reflect over real sockets, and judge what reached whom
     Simulate(tools::simulate::Args),
+    /// Measure how fast a running server is, and what it costs
+    Bench(Box<tools::bench::Args>),
     /// Judge a mediator or a client, clause by clause
     #[command(subcommand)]
     Conform(tools::conform::Command),
@@ -327,6 +329,7 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Device(args) => tools::device::run(args).await,
         Command::Chatos(args) => tools::chatos::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
+        Command::Bench(args) => tools::bench::run(*args).await,
         Command::Conform(command) => tools::conform::run(command).await,
         Command::Provoke(args) => tools::provoke::run(*args).await,
         Command::Decode(args) => tools::decode::run(args).await,

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`admin`] | operating a server that runs |
 //! | [`chatos`] | a line client for ChatOs, also as one of many devices |
+//! | [`bench`] | how fast a running server is, and what it costs |
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code, a capture |
 //! | [`device`] | an interactive device |
@@ -18,6 +19,7 @@
 //! | [`keyfile`] | the device group key in a file, and what is remembered beside it |
 
 pub mod admin;
+pub mod bench;
 mod captured;
 pub mod chatos;
 pub mod conform;
