@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use heliostat::capture::{Entry, Event, Reader, Tail};
+use heliostat::chat::chatos::state::{self as chatos_state, ConnId, Say, State};
+use heliostat::chat::chatos::wire as chatos;
 use heliostat::chat::csp::wire::handshake::{AwaitLogin, CLIENT_HELLO, HandshakeError, LOGIN_BOX};
 use heliostat::chat::csp::wire::{Extensions, Frames, FromClient, LoginAck, ToClient};
 use heliostat::chat::skynet::wire as skynet;
@@ -19,7 +21,7 @@ use heliostat::hub::Challenge;
 use heliostat::session::handshake::{AwaitClientHello, EARLY_PROXY_MAX, Progress};
 use heliostat::store::{MemoryStore, Store as _};
 use heliostat::time::Now;
-use heliostat::upstream::framer::{CSP_FRAME_MAX, Framer, Framing};
+use heliostat::upstream::framer::{CHATOS_CAPS, CSP_FRAME_MAX, Framer, Framing};
 use heliostat::wire::csp::ServerStream;
 use heliostat::wire::d2m::url::SEGMENT_MAX;
 use heliostat::wire::d2m::{
@@ -242,7 +244,8 @@ pub fn cutters(data: &[u8]) {
     let (pieces, stream) = rest.split_at(rest.len().min(pieces.into()));
     cut(|| ServerStream::new(CSP_FRAME_MAX), pieces, stream);
     cut(Frames::default, pieces, stream);
-    for framing in [Framing::Csp, Framing::Raw] {
+    cut(|| heliostat::wire::chatos::ServerStream::new(CHATOS_CAPS, 1), pieces, stream);
+    for framing in [Framing::Csp, Framing::ChatOs, Framing::Raw] {
         let mut framer = Framer::new(framing);
         let mut proxied = Vec::new();
         for_each_piece(pieces, stream, |piece| {
@@ -253,7 +256,7 @@ pub fn cutters(data: &[u8]) {
             }
         });
         assert!(stream.starts_with(&proxied));
-        assert!(framing == Framing::Csp || proxied == stream);
+        assert!(framing != Framing::Raw || proxied == stream);
     }
 }
 
@@ -654,4 +657,101 @@ impl World {
             assert!(!still_there(slot), "message {number} never arrived at {slot:?}");
         }
     }
+}
+
+/// A ChatOs room and up to eight connections that say what the data say, at times that the data say. Whatever is decoded is
+/// encoded to the same octets, whoever has left is told nothing more, nobody is called like another, and when all have left the
+/// room is empty.
+pub fn chatos_room(mut data: &[u8]) {
+    let mut ids = 0;
+    let dice = Box::new(move || {
+        ids += 2;
+        ids
+    });
+    let mut room = State::new(chatos_state::Limits { connections_max: 6, ..Default::default() }, dice);
+    let mut now = Now { monotonic: Duration::from_secs(1), wall_ms: 0 };
+    let (mut next, mut seats) = (0, [None; 8]);
+    let mut received: [BytesMut; 8] = Default::default();
+    let mut here = BTreeSet::new();
+    let mut names: BTreeMap<ConnId, String> = BTreeMap::new();
+    let mut pipes = BTreeSet::new();
+    let mut step = |input, now, here: &mut BTreeSet<ConnId>, pipes: &mut BTreeSet<_>| {
+        for say in room.handle(now, input).says {
+            match say {
+                Say::Send(to, octets) => {
+                    assert!(here.contains(&to), "{to:?} has left");
+                    let packet = chatos::ToClient::decode(&octets).unwrap();
+                    assert_eq!(packet.encode(), octets);
+                    if let chatos::ToClient::Welcome(name) = packet {
+                        names.retain(|conn, _| here.contains(conn));
+                        assert!(!names.values().any(|other| *other == name));
+                        names.insert(to, name);
+                    }
+                }
+                Say::End(conn, ..) => assert!(here.remove(&conn)),
+                Say::Couple { first, second, id, .. } => {
+                    assert!(here.remove(&first) && here.remove(&second) && pipes.insert(id));
+                }
+                Say::ClosePipe(id) => assert!(pipes.contains(&id)),
+                Say::Notice(_) => {}
+            }
+        }
+        if now.monotonic == Duration::MAX { room.is_empty() } else { true }
+    };
+    const ACCEPTED: [&[u8]; 2] = [chatos::NEW, chatos::ONLINE];
+    let caps = heliostat::wire::chatos::Caps { name: 1_024, text: 2_048 };
+    while let Some((&[seat, what], rest)) = data.split_first_chunk::<2>() {
+        data = rest;
+        let at = usize::from(seat % 8);
+        let input = match what {
+            0..16 => {
+                now = now.plus(Duration::from_secs(u64::from(what) * 5));
+                chatos_state::Input::Tick
+            }
+            16 => match pipes.pop_first() {
+                Some(id) => chatos_state::Input::PipeOver(id),
+                None => chatos_state::Input::Moved { id: chatos::PrivateId(1), at: now.monotonic },
+            },
+            17 => match seats[at].take() {
+                Some((conn, _)) => chatos_state::Input::Over { conn, why: chatos_state::Ending::Gone },
+                None => chatos_state::Input::Tick,
+            },
+            len => match &mut seats[at] {
+                None => {
+                    next += 1;
+                    let conn = ConnId(next);
+                    (seats[at], received[at]) = (Some((conn, 0)), BytesMut::new());
+                    here.insert(conn);
+                    chatos_state::Input::Opened { conn, ip: [127, 0, 0, 1].into() }
+                }
+                Some((conn, phase)) => {
+                    let (octets, rest) = data.split_at(data.len().min(usize::from(len) - 17));
+                    data = rest;
+                    received[at].extend_from_slice(octets);
+                    match chatos::take_packet(&mut received[at], caps, ACCEPTED[*phase]) {
+                        Ok(Some(octets)) => match chatos::FromClient::decode(&octets, 2_048) {
+                            Ok(packet) => {
+                                assert_eq!(packet.encode(), octets);
+                                *phase = 1;
+                                let partial = !received[at].is_empty();
+                                chatos_state::Input::Heard { conn: *conn, packets: vec![packet], partial }
+                            }
+                            Err(why) => chatos_state::Input::Malformed { conn: *conn, why },
+                        },
+                        Ok(None) => chatos_state::Input::Heard { conn: *conn, packets: vec![], partial: true },
+                        Err(why) => chatos_state::Input::Malformed { conn: *conn, why: why.into() },
+                    }
+                }
+            },
+        };
+        step(input, now, &mut here, &mut pipes);
+    }
+    for conn in here.clone() {
+        step(chatos_state::Input::Over { conn, why: chatos_state::Ending::Broken }, now, &mut here, &mut pipes);
+    }
+    while let Some(id) = pipes.pop_first() {
+        step(chatos_state::Input::PipeOver(id), now, &mut here, &mut pipes);
+    }
+    now.monotonic = Duration::MAX;
+    assert!(step(chatos_state::Input::Tick, now, &mut here, &mut pipes), "somebody is left");
 }

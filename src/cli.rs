@@ -49,8 +49,12 @@ pub enum Command {
     Identity(tools::identity::Args),
     /// Be one device of a group, by hand or from a script
     Device(tools::device::Args),
+    /// Talk on a ChatOs server, alone or as one of many devices
+    Chatos(tools::chatos::Args),
     /// Let many groups of devices reflect over real sockets, and judge what reached whom
     Simulate(tools::simulate::Args),
+    /// Measure how fast a running server is, and what it costs
+    Bench(Box<tools::bench::Args>),
     /// Judge a mediator or a client, clause by clause
     #[command(subcommand)]
     Conform(tools::conform::Command),
@@ -108,6 +112,9 @@ pub struct ServeArgs {
     /// Run the embedded CSP chat server there [default: 127.0.0.1:5222 in a development box, else none]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub csp_listen: Option<SocketAddr>,
+    /// Run the embedded ChatOs server there [default: none]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub chatos_listen: Option<SocketAddr>,
     /// Where the operator connects: a loopback address, unless `admin.token` is set [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
@@ -174,6 +181,8 @@ impl ServeArgs {
             ("--plain", "listen.plain", word(self.plain, "true")),
             ("--csp-listen", "chat.csp.enabled", word(self.csp_listen.is_some(), "true")),
             ("--csp-listen", "chat.csp.listen", address(self.csp_listen)),
+            ("--chatos-listen", "chat.chatos.enabled", word(self.chatos_listen.is_some(), "true")),
+            ("--chatos-listen", "chat.chatos.listen", address(self.chatos_listen)),
             ("--admin-listen", "admin.listen", address(self.admin_listen)),
             ("--memory", "durability", word(self.memory, "memory")),
         ];
@@ -318,7 +327,9 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         }
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
+        Command::Chatos(args) => tools::chatos::run(args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
+        Command::Bench(args) => tools::bench::run(*args).await,
         Command::Conform(command) => tools::conform::run(command).await,
         Command::Provoke(args) => tools::provoke::run(*args).await,
         Command::Decode(args) => tools::decode::run(args).await,
@@ -425,7 +436,9 @@ mod tests {
 
     #[test]
     fn every_flag_sets_a_key_that_exists() {
-        let addresses = ["--listen", "--csp-listen", "--admin-listen"].map(|flag| [flag, "127.0.0.1:7"]).concat();
+        let addresses = ["--listen", "--csp-listen", "--chatos-listen", "--admin-listen"]
+            .map(|flag| [flag, "127.0.0.1:7"])
+            .concat();
         let args = [&["--data", "d", "--plain", "--memory"], &addresses[..]].concat();
         let effective = configured(&args, &[]).unwrap();
         for flag in serve(&args).unwrap().flags() {

@@ -7,10 +7,11 @@
 use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;
 
+use miette::IntoDiagnostic as _;
 use tracing::Metadata;
+use tracing_log::{AsLog as _, LogTracer};
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::log::SPANS;
@@ -64,16 +65,20 @@ pub fn start() -> miette::Result<Logging> {
             },
         )?;
     let (filter, handle) = reload::Layer::new(filter);
+    // Without the hint, every line of every library would have to be asked about.
+    let roughly = filter_fn(is_ours_or_rough).with_max_level_hint(LevelFilter::TRACE);
     let to = fmt::layer().with_writer(io::stderr);
     let to = if io::stderr().is_terminal() { to.boxed() } else { to.json().boxed() };
-    let registry = tracing_subscriber::registry().with(to.with_filter(filter.and(filter_fn(is_ours_or_rough))));
+    let registry = tracing_subscriber::registry().with(to.with_filter(filter.and(roughly)));
     #[cfg(feature = "otel")]
     let (registry, traces) = {
         let traces = crate::traces::Traces::from_environment()?;
         let layer = traces.as_ref().map(crate::traces::Traces::layer);
         (registry.with(layer), traces)
     };
-    registry.init();
+    // What libraries say by `log` is sorted out before it is looked at: tungstenite says several lines for every frame.
+    LogTracer::builder().with_max_level(LevelFilter::INFO.as_log()).init().into_diagnostic()?;
+    tracing::subscriber::set_global_default(registry).into_diagnostic()?;
     CHANGE.set(handle).unwrap_or_default();
     Ok(Logging {
         #[cfg(feature = "otel")]

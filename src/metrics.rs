@@ -635,7 +635,7 @@ metrics! {
             "From the upgrade to the proof of the group key.",
             "its count is heliostat_handshakes_total with result admitted";
         tls_handshakes: By<Tls, Counter> = "heliostat_tls_handshakes_total", COUNT, NONE,
-            "TLS handshakes at the public door.", "";
+            "TLS handshakes at the public door and at chat servers of ours.", "";
         refused: By<Refused, Counter> = "heliostat_refused_total", COUNT, NONE,
             "Sockets and requests at the public door that did not become a connection.", "";
         ended_by_limit: Counter = "heliostat_ended_by_limit_total", COUNT, NONE,
@@ -773,6 +773,19 @@ metrics! {
         chat_discarded: By<Room, Counter> = "heliostat_chat_messages_discarded_total", COUNT, NONE,
             "Messages that were taken and not delivered: no such receiver, expired, no room.",
             "at most heliostat_chat_messages_accepted_total since the data directory was made";
+    }
+    "The ChatOs server" {
+        chatos_pipes: Gauge = "heliostat_chatos_pipes", COUNT, NONE,
+            "Private connections that are established.",
+            "at most half of heliostat_chat_connections with room chatos";
+        chatos_pipe_bytes: Counter = "heliostat_chatos_pipe_bytes_total", BYTES, NONE,
+            "Bytes that went through private connections.", "";
+        chatos_cut: Counter = "heliostat_chatos_cut_total", COUNT, NONE,
+            "Clients that were cut off because they did not read.",
+            "at most heliostat_chat_connections_closed_total with room chatos";
+        chatos_errors: Counter = "heliostat_chatos_errors_total", COUNT, NONE,
+            "Connections that ended with an error packet; logins that were refused are not among them.",
+            "at most heliostat_chat_connections_opened_total with room chatos";
     }
     "Logs and limits" {
         log_suppressed: Counter = "heliostat_log_suppressed_total", COUNT, NONE,

@@ -33,4 +33,7 @@ macro_rules! targets {
     )* };
 }
 
-targets! { capture d2m_container d2m_url proxy_header await_client_hello csp_login csp_container skynet_packet cutters ranges group }
+targets! {
+    capture d2m_container d2m_url proxy_header await_client_hello csp_login csp_container skynet_packet cutters ranges
+    group chatos_room
+}

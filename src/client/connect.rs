@@ -134,12 +134,30 @@ impl Mediator {
     /// # Errors
     /// [`ConnectError`] names what did not work.
     pub async fn open(&self, group: &ClientUrlInfo) -> Result<RawConnection, ConnectError> {
-        let connection = self.open_url(&self.url(group)).await?;
+        Ok(self.taken_down(self.open_url(&self.url(group)).await?, group))
+    }
+
+    /// The same, with something of the caller's between the socket and the WebSocket.
+    ///
+    /// # Errors
+    /// [`ConnectError`], as for [`Self::open`].
+    pub async fn open_through<S: Duplex + 'static>(
+        &self,
+        group: &ClientUrlInfo,
+        through: impl FnOnce(Box<dyn Duplex>) -> S,
+    ) -> Result<RawConnection, ConnectError> {
+        let url = self.url(group);
+        let uri: Uri = url.parse().map_err(|error| ConnectError::WebSocket(format!("{url}: {error}")))?;
+        Ok(self.taken_down(RawConnection::over(through(self.dial(&uri).await?), &url).await?, group))
+    }
+
+    /// Recorded, if it is of the group that is.
+    fn taken_down(&self, connection: RawConnection, group: &ClientUrlInfo) -> RawConnection {
         let tap = self.recorder.as_ref().and_then(|it| it.connect(group.device_group_id, &group.server_group));
-        Ok(match tap {
+        match tap {
             Some(tap) => connection.tapped(tap),
             None => connection,
-        })
+        }
     }
 
     /// Opens a WebSocket with any path behind the base URL: for paths that should be refused.

@@ -30,7 +30,11 @@ pub enum Trust {
 }
 
 impl Trust {
-    pub(super) fn client_config(&self) -> Result<Arc<ClientConfig>, BadMediator> {
+    /// For connections that are not the mediator's, too.
+    ///
+    /// # Errors
+    /// [`BadMediator::Ca`] when there is nobody to trust.
+    pub fn client_config(&self) -> Result<Arc<ClientConfig>, BadMediator> {
         let provider = Arc::new(ring::default_provider());
         let verifier: Arc<dyn ServerCertVerifier> = match self {
             Self::Pin(pin) => Arc::new(Pinned { pin: *pin, provider: Arc::clone(&provider) }),

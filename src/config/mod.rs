@@ -97,8 +97,9 @@ settings! {
             durability: Durability = Durability::Fsync, OneOf, Restart;
             /// The chat servers behind the mediator, by the server group in a device's URL: `exact.NAME`, else `template`,
             /// whose addresses contain `{serverGroup}`, else `default`. Each has `addresses`, a list of `"host:port"` that
-            /// are tried in this order, and `framing`, `"csp"` (the default) or `"raw"` for what is not CSP. When not set,
-            /// all lead to the embedded CSP chat server, if it is enabled.
+            /// are tried in this order, and `framing`, `"csp"` (the default), `"chatos"`, or `"raw"` for anything else. When not
+            /// set, `chatos` leads to the embedded ChatOs server and all others to the embedded CSP chat server, as far as they
+            /// are enabled.
             server_groups: Option<ServerGroups> = None, Or(None, ServerGroupsTable), Reload;
         }
         sections {
@@ -209,6 +210,7 @@ settings! {
         keys {}
         sections {
             csp: CspConfig,
+            chatos: ChatOsConfig,
         }
     }
 
@@ -224,6 +226,46 @@ settings! {
             /// Addresses behind which many clients stand, so that none is shut out for what others do to log in: the
             /// mediator's above all. When not set, this machine's own.
             exempt: Option<BTreeSet<IpAddr>> = None, Or(None, List(Parsed("an IP address", "10.0.0.2"))), Restart;
+        }
+    }
+
+    /// The ChatOs server: nicknames, one public room, private messages and private connections. It asks nobody for a password.
+    pub struct ChatOsConfig {
+        keys {
+            /// Whether it runs.
+            enabled: bool = false, Switch, Restart;
+            /// Where it listens.
+            listen: SocketAddr = local(7777), ADDRESS, Restart;
+            /// Its certificate chain, PEM, for clients that do TLS. What the file holds may change while the server runs. Without
+            /// certificate and key it is not encrypted, as the protocol has it.
+            cert: Option<PathBuf> = None, Or(None, File), Restart;
+            /// The private key of that certificate, PEM.
+            key: Option<PathBuf> = None, Or(None, File), Restart;
+            /// TCP connections at once, two for each private one; one more is told an error and closed.
+            max_connections: usize = 1_024, Number(1..=1_000_000), Restart;
+            /// Longest message in bytes. With 512, clients that count bytes where others count characters can be served, too.
+            max_message_octets: usize = 2_048, Number(512..=2_048), Restart;
+            /// Nicknames that are not wanted: each entry nowhere in a nickname, upper or lower case; one that begins with `=`,
+            /// not as the whole of it.
+            unwanted_nicknames: BTreeSet<String> = BTreeSet::new(), List(Parsed("a part of a nickname", "rude")), Restart;
+            /// Whether a client that breaks the rules is told an error before it is disconnected. Clients that do not
+            /// understand it need only the end.
+            error_packets: bool = true, Switch, Restart;
+            /// How long a client may say nothing, and a private connection carry nothing.
+            inactivity_timeout: Duration = 5 * MINUTE, Time(SECOND..=DAY), Restart;
+            /// Time from the connection to its first whole packet.
+            login_timeout: Duration = 30 * SECOND, Time(SECOND..=5 * MINUTE), Restart;
+            /// Time from the first byte of a packet to its last.
+            packet_timeout: Duration = 30 * SECOND, Time(SECOND..=5 * MINUTE), Restart;
+            /// How long both sides of a private connection may take to come.
+            join_timeout: Duration = MINUTE, Time(SECOND..=5 * MINUTE), Restart;
+            /// How long the socket of a client may take nothing that waits for it. Whoever lets 256 KiB or 1024 packets wait is
+            /// disconnected at once.
+            write_timeout: Duration = 30 * SECOND, Time(SECOND..=5 * MINUTE), Restart;
+            /// Whether a private connection is only accepted from the addresses of the two it is for. Not behind a mediator.
+            join_same_ip: bool = false, Switch, Restart;
+            /// Packets one client may send; one that sends more is read more slowly. For a server that strangers can reach: "20/s".
+            packets_per_client: Option<Rate> = None, Or(Some("off"), Times(1..=1_000_000)), Restart;
         }
     }
 
@@ -318,6 +360,11 @@ const RULES: &[Rule<Config>] = &[
         reason: "`cert` and `key` need each other",
     },
     Rule {
+        keys: &["chat.chatos.cert", "chat.chatos.key"],
+        broken: |config| config.chat.chatos.cert.is_some() != config.chat.chatos.key.is_some(),
+        reason: "`cert` and `key` need each other",
+    },
+    Rule {
         keys: &["listen.acme.domains", "listen.plain", "listen.cert", "listen.key"],
         broken: |config| {
             let ListenConfig { plain, cert, key, acme, .. } = &config.listen;
@@ -386,6 +433,18 @@ const RULES: &[Rule<Config>] = &[
     },
 ];
 
+/// The server group that leads to the embedded ChatOs server when no others are configured.
+pub const CHATOS_GROUP: &str = "chatos";
+
+/// Where the chat servers in this process really listen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rooms {
+    /// The CSP chat server.
+    pub csp: Option<SocketAddr>,
+    /// The ChatOs server.
+    pub chatos: Option<SocketAddr>,
+}
+
 /// How the public door is secured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Security {
@@ -416,14 +475,16 @@ impl Config {
         Sources::text(name, text).read().map(|effective| effective.config)
     }
 
-    /// The directory to use: the configured one; else everything goes to the embedded chat server, if there is one, at the
-    /// address where it really listens.
+    /// The directory to use: the configured one; else the group `chatos` goes to the embedded ChatOs server and everything
+    /// else to the embedded CSP chat server, as far as there are any, at the addresses where they really listen.
     #[must_use]
-    pub fn directory(&self, embedded_csp: Option<SocketAddr>) -> Directory {
+    pub fn directory(&self, rooms: Rooms) -> Directory {
         let embedded = || {
-            let default =
-                embedded_csp.map(|address| Target { addresses: vec![address.to_string()], framing: Framing::Csp });
-            Directory::new(DirectoryConfig { default, ..DirectoryConfig::default() }).unwrap_or_default()
+            let target = |address: SocketAddr, framing| Target { addresses: vec![address.to_string()], framing };
+            let exact = rooms.chatos.map(|address| (CHATOS_GROUP.to_owned(), target(address, Framing::ChatOs)));
+            let default = rooms.csp.map(|address| target(address, Framing::Csp));
+            let config = DirectoryConfig { exact: exact.into_iter().collect(), default, template: None };
+            Directory::new(config).unwrap_or_default()
         };
         self.server_groups.as_ref().map_or_else(embedded, |groups| groups.directory.clone())
     }
@@ -449,6 +510,14 @@ impl ListenConfig {
             (false, ForwardedHeader::Forwarded) => SaidBy::Forwarded,
         };
         Proxies::new(self.trusted_proxies.iter().copied().collect(), said_by)
+    }
+}
+
+impl ChatOsConfig {
+    /// The files of its certificate, if it is to be encrypted.
+    #[must_use]
+    pub fn cert_files(&self) -> Option<CertFiles> {
+        Some(CertFiles { cert: self.cert.clone()?, key: self.key.clone()? })
     }
 }
 
@@ -868,11 +937,26 @@ mod tests {
     #[test]
     fn the_embedded_chat_server_takes_everything_unless_the_file_says_otherwise() {
         let group = ServerGroup::new("a0").unwrap();
-        let embedded = Some("127.0.0.1:4711".parse().unwrap());
+        let embedded = Rooms { csp: Some("127.0.0.1:4711".parse().unwrap()), ..Rooms::default() };
         let config = Config::development();
         assert_eq!(config.directory(embedded).find(&group).unwrap().addresses, ["127.0.0.1:4711"]);
-        assert_eq!(config.directory(None).find(&group), None);
+        assert_eq!(config.directory(Rooms::default()).find(&group), None);
         let config = parse("server_groups.exact.b1.addresses = [\"h:1\"]").unwrap();
         assert_eq!(config.directory(embedded).find(&group), None, "the file's word is the last");
+    }
+
+    #[test]
+    fn the_embedded_chatos_server_has_a_server_group_of_its_own() {
+        let [chatos, other] = [CHATOS_GROUP, "a0"].map(|name| ServerGroup::new(name).unwrap());
+        let (csp, address) = (Some("127.0.0.1:4711".parse().unwrap()), "127.0.0.1:4712".parse().unwrap());
+        let directory = Config::development().directory(Rooms { csp, chatos: Some(address) });
+        let expected = Target { addresses: vec![address.to_string()], framing: Framing::ChatOs };
+        assert_eq!(directory.find(&chatos), Some(expected));
+        assert_eq!(directory.find(&other).unwrap().framing, Framing::Csp);
+        let only = Config::development().directory(Rooms { csp: None, chatos: Some(address) });
+        assert_eq!(only.find(&other), None);
+        let written = parse("server_groups.exact.c1 = { addresses = ['h:1'], framing = 'chatos' }").unwrap();
+        let found = written.directory(Rooms::default()).find(&ServerGroup::new("c1").unwrap()).unwrap();
+        assert_eq!(found.framing, Framing::ChatOs);
     }
 }

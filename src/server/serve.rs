@@ -23,8 +23,8 @@ use super::drain::Pace;
 use super::load::Shedding;
 use super::parent::Parent;
 use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
-use crate::chat::csp;
-use crate::config::{Changed, Config, Durability, Security};
+use crate::chat::{chatos, csp};
+use crate::config::{Changed, Config, Durability, Rooms, Security};
 use crate::group::Limits;
 use crate::metrics::Outcome;
 use crate::net::acme::Acme;
@@ -94,10 +94,15 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         None
     };
 
+    let chatos = if config.chat.chatos.enabled { Some(open_chatos(&config, clock, &stop_chat).await?) } else { None };
+
     let addresses = Addresses {
         public: public.local_addr().into_diagnostic()?,
         admin: admin.local_addr().into_diagnostic()?,
-        csp: csp.as_ref().map(csp::Running::local_addr),
+        rooms: Rooms {
+            csp: csp.as_ref().map(csp::Running::local_addr),
+            chatos: chatos.as_ref().map(chatos::Running::local_addr),
+        },
     };
     if config.admin.token.is_none() && !addresses.admin.ip().is_loopback() {
         // Of the configured address the configuration knows.
@@ -110,7 +115,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         store: Arc::clone(&kept.store),
         dial: Arc::new(TcpDial),
         upstream: UpstreamLimits::default(),
-        settings: settings(&config, addresses.csp),
+        settings: settings(&config, addresses.rooms),
         clock,
         durability: kept.durability,
     };
@@ -154,14 +159,14 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
                 Asked::Reload => {
                     supervisor::reloading();
                     tokio::select! {
-                        () = reload(&mut held, &*reread, watch.as_ref(), &mediator, addresses.csp) => {}
+                        () = reload(&mut held, &*reread, watch.as_ref(), &mediator, addresses.rooms) => {}
                         never = supervisor::watchdog(&mediator) => match never {},
                     }
                     supervisor::ready();
                 }
             },
             () = mediator.drain_asked() => break End::ByOperator,
-            fault = ended_unasked(csp.as_ref()) => break End::Fault(fault),
+            fault = ended_unasked(csp.as_ref(), chatos.as_ref()) => break End::Fault(fault),
             never = supervisor::watchdog(&mediator) => match never {},
         }
     };
@@ -187,6 +192,9 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     if let Some(csp) = csp {
         csp.wait().await;
     }
+    if let Some(chatos) = chatos {
+        chatos.wait().await;
+    }
     kept.close().await?;
     match end {
         End::BySignal | End::ByOperator | End::Orphaned => Ok(ExitCode::SUCCESS),
@@ -205,12 +213,58 @@ enum End {
 
 /// Waits for a chat server that ends without being asked. A process that serves half of what it is configured to looks healthy
 /// and is not: it stops in order, and fails, so that a supervisor starts it anew.
-async fn ended_unasked(csp: Option<&csp::Running>) -> miette::Report {
-    match csp {
-        Some(csp) => csp.over().await,
-        None => std::future::pending().await,
+async fn ended_unasked(csp: Option<&csp::Running>, chatos: Option<&chatos::Running>) -> miette::Report {
+    let csp = async {
+        match csp {
+            Some(csp) => csp.over().await,
+            None => std::future::pending().await,
+        }
+    };
+    let chatos = async {
+        match chatos {
+            Some(chatos) => chatos.over().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = csp => miette!("the CSP chat server ended unexpectedly"),
+        () = chatos => miette!("the ChatOs server ended unexpectedly"),
     }
-    miette!("the CSP chat server ended unexpectedly")
+}
+
+/// Opens the ChatOs server as it is configured.
+async fn open_chatos(config: &Config, clock: Clock, stop: &CancellationToken) -> miette::Result<chatos::Running> {
+    let room = &config.chat.chatos;
+    let tls = match room.cert_files() {
+        Some(files) => {
+            let watch = Watch::open(files, clock).into_diagnostic()?;
+            let tls = watch.tls().clone();
+            let stop = stop.clone();
+            tokio::spawn(async move { stop.run_until_cancelled(watch.run(LOOK_EVERY)).await });
+            Some(tls)
+        }
+        None => None,
+    };
+    let listener = open_door("the ChatOs server", room.listen, "--chatos-listen").await?;
+    let settings = chatos::Config {
+        limits: chatos::state::Limits {
+            inactivity: room.inactivity_timeout,
+            first_packet: room.login_timeout,
+            partial_packet: room.packet_timeout,
+            unjoined: room.join_timeout,
+            connections_max: room.max_connections,
+            error_packets: room.error_packets,
+            join_same_ip: room.join_same_ip,
+            unwanted: chatos::state::Unwanted::new(room.unwanted_nicknames.iter().map(String::as_str)),
+            ..chatos::state::Limits::default()
+        },
+        message_octets_max: room.max_message_octets,
+        write_stall: room.write_timeout,
+        packets: room.packets_per_client,
+        tls,
+        ..chatos::Config::new(room.listen)
+    };
+    chatos::start_on(listener, settings, clock, stop.clone()).into_diagnostic()
 }
 
 /// The socket that was handed over, or one of our own.
@@ -231,7 +285,7 @@ async fn reload(
     reread: &(dyn Fn() -> Result<Config, Vec<String>> + Send + Sync),
     watch: Option<&Watch>,
     mediator: &Mediator,
-    csp: Option<SocketAddr>,
+    rooms: Rooms,
 ) {
     let changes = reread().and_then(|new| held.reload(&new).map_err(|refused| vec![refused.to_string()]));
     // The last that can fail, since it alone changes something by itself.
@@ -258,7 +312,7 @@ async fn reload(
             return;
         }
     };
-    mediator.change(settings(&changes.config, csp));
+    mediator.change(settings(&changes.config, rooms));
     let filter = &changes.config.log.filter;
     if *filter != held.log.filter && !logging::configure(filter.as_str()).unwrap_or(false) {
         tracing::warn!("HELIOSTAT_LOG is set, and stronger than log.filter");
@@ -385,15 +439,15 @@ impl Secured {
 struct Addresses {
     public: SocketAddr,
     admin: SocketAddr,
-    csp: Option<SocketAddr>,
+    rooms: Rooms,
 }
 
 /// What can be changed while running.
-fn settings(config: &Config, csp: Option<SocketAddr>) -> Settings {
+fn settings(config: &Config, rooms: Rooms) -> Settings {
     let Config { limits, admission, shedding, .. } = config;
     let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     Settings {
-        directory: config.directory(csp),
+        directory: config.directory(rooms),
         limits: Limits {
             max_device_slots: count(limits.max_device_slots.into()),
             max_queue_messages: limits.max_queue_messages,
@@ -459,8 +513,12 @@ fn banner(
     if !secured.door.proxies.trusted.is_empty() {
         writeln!(out, "  proxies      {}", secured.door.proxies.trusted)?;
     }
-    if let (Some(csp), Some(address)) = (csp, addresses.csp) {
+    if let (Some(csp), Some(address)) = (csp, addresses.rooms.csp) {
         writeln!(out, "  chat server  {address}  (CSP, public key {})", hex::encode(csp.public_key()))?;
+    }
+    if let Some(address) = addresses.rooms.chatos {
+        let tls = if config.chat.chatos.cert.is_some() { ", TLS" } else { "" };
+        writeln!(out, "  ChatOs       {address}  (nicknames without passwords{tls})")?;
     }
     writeln!(out, "  admin        http://{}/", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;
@@ -548,8 +606,16 @@ mod tests {
         let settings = csp::Config::new("127.0.0.1:0".parse().unwrap(), dir.path().to_owned());
         let csp = csp::start(settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(Some(&csp)).await;
+        let fault = ended_unasked(Some(&csp), None).await;
         assert!(fault.to_string().contains("CSP"), "{fault}");
         csp.wait().await;
+
+        let stop = CancellationToken::new();
+        let settings = chatos::Config::new("127.0.0.1:0".parse().unwrap());
+        let chatos = chatos::start(settings, Clock::system(), stop.clone()).await.unwrap();
+        stop.cancel();
+        let fault = ended_unasked(None, Some(&chatos)).await;
+        assert!(fault.to_string().contains("ChatOs"), "{fault}");
+        chatos.wait().await;
     }
 }

@@ -3,19 +3,17 @@
 
 mod chat;
 
-use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
-use rustyline_async::{Readline, ReadlineEvent, SharedWriter};
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
+use miette::{IntoDiagnostic as _, Result, miette};
 
 use self::chat::{Account, Line};
 use super::describe::{self, Described};
 use super::keyfile::{self, Remembered};
+use super::terminal::Terminal;
 use super::{TrustArgs, begin_capture, finish_capture, not_connected, trust_of};
 use crate::client::csp::{CspError, Event};
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator};
@@ -499,57 +497,5 @@ async fn next_of(line: &mut Option<Line>) -> Result<Event, CspError> {
     match line {
         Some(line) => line.next().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Where lines come from and go to.
-enum Terminal {
-    Interactive(Box<Readline>, SharedWriter),
-    Script(Lines<BufReader<Stdin>>),
-}
-
-impl Terminal {
-    fn open() -> Result<Self> {
-        if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
-            let (readline, writer) =
-                Readline::new("> ".to_owned()).into_diagnostic().wrap_err("the terminal cannot be used")?;
-            Ok(Self::Interactive(Box::new(readline), writer))
-        } else {
-            Ok(Self::Script(BufReader::new(tokio::io::stdin()).lines()))
-        }
-    }
-
-    const fn is_interactive(&self) -> bool {
-        matches!(self, Self::Interactive(..))
-    }
-
-    /// The next line; nothing at the end.
-    async fn line(&mut self) -> Result<Option<String>> {
-        match self {
-            Self::Script(lines) => lines.next_line().await.into_diagnostic(),
-            Self::Interactive(readline, _) => match readline.readline().await.into_diagnostic()? {
-                ReadlineEvent::Line(line) => {
-                    readline.add_history_entry(line.clone());
-                    Ok(Some(line))
-                }
-                ReadlineEvent::Eof | ReadlineEvent::Interrupted => Ok(None),
-            },
-        }
-    }
-
-    fn print(&mut self, line: &str) -> Result<()> {
-        match self {
-            Self::Interactive(_, writer) => writeln!(writer, "{line}"),
-            Self::Script(_) => writeln!(std::io::stdout(), "{line}"),
-        }
-        .into_diagnostic()
-    }
-
-    /// Shows what was printed last, and gives the terminal back as it was.
-    fn close(&mut self) {
-        if let Self::Interactive(readline, _) = self {
-            // Without a terminal there is nothing to restore.
-            readline.flush().unwrap_or_default();
-        }
     }
 }

@@ -4,6 +4,8 @@
 //! | file | holds |
 //! |---|---|
 //! | [`admin`] | operating a server that runs |
+//! | [`chatos`] | a line client for ChatOs, also as one of many devices |
+//! | [`bench`] | how fast a running server is, and what it costs |
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code, a capture |
 //! | [`device`] | an interactive device |
@@ -13,10 +15,13 @@
 //! | [`trace`] | a capture as a picture for Perfetto |
 //! | [`describe`] | payloads as fields with names: what the others print |
 //! | `captured` | captures, as those tools read them |
+//! | `terminal` | where lines come from and go to |
 //! | [`keyfile`] | the device group key in a file, and what is remembered beside it |
 
 pub mod admin;
+pub mod bench;
 mod captured;
+pub mod chatos;
 pub mod conform;
 pub mod decode;
 pub mod describe;
@@ -26,6 +31,7 @@ pub mod keyfile;
 pub mod provoke;
 pub mod replay;
 pub mod simulate;
+mod terminal;
 pub mod trace;
 
 use std::io::IsTerminal as _;

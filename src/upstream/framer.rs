@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::wire::chatos;
 use crate::wire::csp;
 use crate::wire::d2m::PAYLOAD_MAX;
 use crate::wire::delimit::{BadUnit, Cut, Cutter, Delimiter};
@@ -9,6 +10,14 @@ use crate::wire::delimit::{BadUnit, Cut, Cutter, Delimiter};
 /// Longest body of a CSP frame that can be proxied, in bytes: with its prefix it has to fit a container.
 pub const CSP_FRAME_MAX: usize = PAYLOAD_MAX - csp::FRAME_PREFIX;
 
+/// What is let through of a ChatOs server: as much as ChatOs clients have to accept (its spec 12.3), so that the packet of
+/// a server with wider limits than ours is for the device to judge.
+pub const CHATOS_CAPS: chatos::Caps = chatos::Caps { name: 1_024, text: 4_096 };
+
+const _: () = assert!(
+    1 + 2 * (chatos::INT + CHATOS_CAPS.name) + chatos::INT + CHATOS_CAPS.text <= PAYLOAD_MAX,
+    "the longest packet, a private message, fits a container"
+);
 const _: () = assert!(CSP_FRAME_MAX == 65_530, "the number D2M spec 9.2 names");
 
 /// How a chat server's byte stream is cut.
@@ -18,6 +27,8 @@ pub enum Framing {
     /// The Chat Server Protocol: 80 bytes, 32 bytes, then length-prefixed frames.
     #[default]
     Csp,
+    /// ChatOs: packets, and behind an established private connection whatever comes.
+    ChatOs,
     /// As it comes, in pieces that fit a container: for devices that find the seams themselves.
     Raw,
 }
@@ -31,6 +42,7 @@ pub struct Framer {
 #[derive(Debug)]
 enum Seams {
     Csp(csp::ServerStream),
+    ChatOs(chatos::ServerStream),
     Raw,
 }
 
@@ -38,6 +50,7 @@ impl Delimiter for Seams {
     fn cut(&mut self, pending: &[u8]) -> Result<Cut, BadUnit> {
         match self {
             Self::Csp(stream) => stream.cut(pending),
+            Self::ChatOs(stream) => stream.cut(pending),
             Self::Raw if pending.is_empty() => Ok(Cut::More),
             Self::Raw => Ok(Cut::Unit(pending.len().min(PAYLOAD_MAX))),
         }
@@ -50,6 +63,7 @@ impl Framer {
     pub fn new(framing: Framing) -> Self {
         let seams = match framing {
             Framing::Csp => Seams::Csp(csp::ServerStream::new(CSP_FRAME_MAX)),
+            Framing::ChatOs => Seams::ChatOs(chatos::ServerStream::new(CHATOS_CAPS, PAYLOAD_MAX)),
             Framing::Raw => Seams::Raw,
         };
         Self { cutter: Cutter::new(seams) }
@@ -102,6 +116,40 @@ mod tests {
         assert_eq!(lengths(&mut framer), [80, 32, PAYLOAD_MAX]);
         framer.push(&65_531_u16.to_le_bytes());
         assert_eq!(framer.next_unit(), Err(BadUnit { len: 65_531 }));
+    }
+
+    #[test]
+    fn chatos_is_one_packet_per_payload_and_a_private_connection_a_pipe() {
+        let mut framer = Framer::new(Framing::ChatOs);
+        let said = [&[1, 0, 0, 0, 1, b'a', 4, 0, 0, 0, 1, b'b'][..], &[0, 0, 0, 2, b'h'], b"i\x06\0\0\0"].concat();
+        let mut found = Vec::new();
+        for octet in &said {
+            framer.push(&[*octet]);
+            found.extend(lengths(&mut framer));
+        }
+        assert_eq!(found, [6, 12]);
+        framer.push(&[0]);
+        assert_eq!(lengths(&mut framer), [5]);
+        framer.push(&[12]);
+        assert_eq!(framer.next_unit(), Err(BadUnit { len: 1 }), "no server says that");
+
+        let mut framer = Framer::new(Framing::ChatOs);
+        framer.push(&[&[11][..], &[200; PAYLOAD_MAX + 1]].concat());
+        assert_eq!(lengths(&mut framer), [1, PAYLOAD_MAX, 1]);
+    }
+
+    #[test]
+    fn the_longest_chatos_packet_passes_and_one_octet_more_is_refused_by_its_length_alone() {
+        let packet = |text: u32| {
+            let name = [&1_024_u32.to_be_bytes()[..], &[b'n'; 1_024]].concat();
+            [&[5][..], &name, &name, &text.to_be_bytes()].concat()
+        };
+        let mut framer = Framer::new(Framing::ChatOs);
+        framer.push(&packet(4_096));
+        framer.push(&[b't'; 4_096]);
+        assert_eq!(lengths(&mut framer), [1 + 2 * 1_028 + 4 + 4_096]);
+        framer.push(&packet(4_097));
+        assert_eq!(framer.next_unit(), Err(BadUnit { len: 4_097 }));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub mod pipe;
 
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -51,6 +51,8 @@ use pipe::Weigh;
 
 /// How much is read at a time, in bytes. It lies on the stack while bytes are being moved and nowhere while they are not.
 const READ: usize = 8 * 1_024;
+/// What a device says that goes out with one write, in messages.
+const GATHERED_MAX: usize = 32;
 
 /// How much one upstream may wait and hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,20 +232,44 @@ async fn connect_to_any(target: &Target, within: Duration, dial: &dyn Dial) -> i
 
 /// Moves what the device says; returns only when a write fails.
 async fn to_chat_server(mut writing: impl AsyncWrite + Unpin, mut device: pipe::Receiver<Bytes>) -> io::Error {
+    let mut gathered = Vec::new();
     loop {
-        let Some((bytes, _held)) = device.recv_held().await else {
+        // Whatever waits goes out with one write. It keeps its room until then.
+        if device.recv_many_held(&mut gathered, GATHERED_MAX).await == 0 {
             // The device is gone: the task is being cut.
             return std::future::pending().await;
-        };
+        }
         let written = async {
-            writing.write_all(&bytes).await?;
+            write_all(&mut writing, gathered.iter().map(|(bytes, _held)| bytes)).await?;
             writing.flush().await
         };
         if let Err(error) = written.await {
             return error;
         }
-        metrics::get().proxy_bytes.of(Direction::Up).increment(bytes.len() as u64);
+        let bytes: usize = gathered.drain(..).map(|(bytes, _held)| bytes.len()).sum();
+        metrics::get().proxy_bytes.of(Direction::Up).increment(bytes as u64);
     }
+}
+
+/// Writes one after the other, several with one call where the stream can do that.
+async fn write_all<'a>(
+    writing: &mut (impl AsyncWrite + Unpin),
+    messages: impl Iterator<Item = &'a Bytes>,
+) -> io::Result<()> {
+    let mut slices = [IoSlice::new(&[]); GATHERED_MAX];
+    let mut count = 0;
+    for (slice, message) in slices.iter_mut().zip(messages.filter(|message| !message.is_empty())) {
+        *slice = IoSlice::new(message);
+        count += 1;
+    }
+    let mut left = slices.get_mut(..count).unwrap_or_default();
+    while !left.is_empty() {
+        match writing.write_vectored(left).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => IoSlice::advance_slices(&mut left, written),
+        }
+    }
+    Ok(())
 }
 
 /// Cuts what the chat server says into events, until it says no more.
@@ -362,6 +388,61 @@ mod tests {
         let mut upstream = open(&["nowhere:1", "there:1"]);
         assert_eq!(upstream.from.recv().await, Some(Event::Unit(Bytes::from_static(b"here"))));
         assert_eq!(upstream.from.recv().await, Some(Event::Ended(UpstreamEnd::Closed)));
+    }
+
+    /// Takes seven bytes at a time, from as many messages as it takes, and then none for a while.
+    #[derive(Debug, Default)]
+    struct Miser {
+        taken: Vec<u8>,
+        calls: usize,
+    }
+
+    impl AsyncWrite for Miser {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+            bytes: &[u8],
+        ) -> std::task::Poll<io::Result<usize>> {
+            self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> std::task::Poll<io::Result<usize>> {
+            self.calls += 1;
+            if self.calls.is_multiple_of(3) {
+                cx.waker().wake_by_ref();
+                return std::task::Poll::Pending;
+            }
+            let before = self.taken.len();
+            self.taken.extend(slices.iter().flat_map(|slice| slice.iter()).take(7));
+            std::task::Poll::Ready(Ok(self.taken.len() - before))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_written_together_whole_and_in_order() {
+        let messages: Vec<Bytes> = (0..40_u8).map(|n| vec![n; usize::from(n % 11)].into()).collect();
+        let mut miser = Miser::default();
+        for some in messages.chunks(GATHERED_MAX) {
+            write_all(&mut miser, some.iter()).await.unwrap();
+        }
+        assert_eq!(miser.taken, messages.concat());
+        assert!(miser.calls < messages.len() * 2, "messages share writes: {}", miser.calls);
+
+        let mut nothing = Miser::default();
+        write_all(&mut nothing, [Bytes::new()].iter()).await.unwrap();
+        assert_eq!(nothing.calls, 0);
     }
 
     #[tokio::test]

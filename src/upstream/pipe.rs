@@ -71,7 +71,7 @@ impl<T: Weigh> Sender<T> {
 impl<T> Receiver<T> {
     /// The next message; `None` when the sender is gone and everything was received. Safe to drop while waiting.
     pub async fn recv(&mut self) -> Option<T> {
-        self.recv_held().await.map(|(message, _)| message)
+        self.queue.recv().await.map(|(message, _)| message)
     }
 
     /// The next message, if there is one already.
@@ -79,9 +79,10 @@ impl<T> Receiver<T> {
         self.queue.try_recv().ok().map(|(message, _)| message)
     }
 
-    /// As [`Self::recv`], but the message keeps its room until the second half is dropped.
-    pub(super) async fn recv_held(&mut self) -> Option<Weighed<T>> {
-        self.queue.recv().await
+    /// Waits for a message and takes those behind it that are there already, at most `most`; each keeps its room until its second
+    /// half is dropped. Returns how many: 0 when the sender is gone and everything was received.
+    pub(super) async fn recv_many_held(&mut self, into: &mut Vec<Weighed<T>>, most: usize) -> usize {
+        self.queue.recv_many(into, most).await
     }
 }
 

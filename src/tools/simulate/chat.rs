@@ -66,6 +66,8 @@ struct Books {
     /// By sending group: one beyond the last message that arrived for the first time.
     arrived_through: Vec<usize>,
     open: usize,
+    /// Nothing new is said.
+    stopped: bool,
     tally: ChatTally,
 }
 
@@ -134,6 +136,7 @@ impl Chat {
                 first_ids: (0..groups).map(|_| random::u64()).collect(),
                 arrived_through: vec![0; groups],
                 open: groups * messages,
+                stopped: false,
                 tally: ChatTally::default(),
             }),
             over: CancellationToken::new(),
@@ -151,6 +154,15 @@ impl Chat {
     /// Returns when it is over.
     pub(super) async fn over(&self) {
         self.over.cancelled().await;
+    }
+
+    /// From here on nothing new is said. It is over when what was said has been acknowledged and has arrived.
+    pub(super) fn stop(&self) {
+        let mut books = self.books();
+        books.stopped = true;
+        let under_way = |state: &&State| state.said_on != 0 && !(state.acked && state.arrived);
+        books.open = books.messages.iter().flatten().filter(under_way).count();
+        self.settle(&books);
     }
 
     /// Closes the books.
@@ -195,13 +207,14 @@ impl Chat {
     fn next(&self, group: usize, connection: u64) -> Option<Message> {
         let (account, to) = (self.accounts.get(group)?, self.accounts.get(self.receiver(group))?);
         let mut books = self.books();
-        let first_id = *books.first_ids.get(group)?;
+        let (first_id, stopped) = (*books.first_ids.get(group)?, books.stopped);
         let messages = books.messages.get_mut(group)?;
         let under_way = messages.iter().filter(|state| state.said_on == connection && !state.acked).count();
         if under_way >= WINDOW {
             return None;
         }
-        let at = messages.iter().position(|state| state.said_on != connection && !state.acked)?;
+        let may_say = |state: &State| state.said_on != connection && !state.acked && !(stopped && state.said_on == 0);
+        let at = messages.iter().position(may_say)?;
         if let Some(state) = messages.get_mut(at) {
             state.said_on = connection;
         }
@@ -372,6 +385,19 @@ mod tests {
         assert!(chat.is_over());
         let expected = ChatTally { sent: 4, acked: 4, delivered: 4, ..ChatTally::default() };
         assert_eq!(chat.tally(), expected);
+    }
+
+    #[test]
+    fn when_it_is_stopped_only_what_was_said_is_waited_for() {
+        let chat = chat();
+        let message = chat.next(0, 1).unwrap();
+        chat.stop();
+        assert!(chat.next(0, 1).is_none() && chat.next(1, 1).is_none() && !chat.is_over());
+        assert_eq!(chat.next(0, 2).unwrap().id, message.id, "said again on another connection");
+        chat.arrived(1, &message);
+        chat.acked(0, ack(&message));
+        assert!(chat.is_over());
+        assert_eq!(chat.tally().lost, 0);
     }
 
     #[test]

@@ -1,91 +1,82 @@
-//! One group of devices: each says what its plan holds, acknowledges what it gets, and comes back when its connection
+//! One group of devices: each says what its script holds, acknowledges what it gets, and comes back when its connection
 //! breaks, until everything that is due has arrived everywhere.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::chat::Chat;
-use super::ledger::{Fault, Kind, Ledger, Member, Seen, Tally};
+use super::ledger::{EntryId, Fault, Kind, Ledger, Member, Seen, Tally, Tick};
+use super::line::{Line, Tap};
+use super::scenario::Scenario;
+use super::script::{Agenda, Event, Script, Unit, What};
+use super::totals::{Totals, Which};
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator, Receiver, Sender};
 use crate::time::Clock;
 use crate::wire::d2m::{
-    CloseCode, DeviceId, Reconnect, ReflectAck, ReflectFlags, ReflectId, Reflected, ReflectedId, ServerGroup,
-    SlotState, ToDevice, TransactionHolder,
+    CloseCode, DeviceId, FromDevice, Reconnect, ReflectAck, ReflectFlags, ReflectId, Reflected, ReflectedId,
+    ServerGroup, SlotState, ToDevice, TransactionHolder,
 };
 
-/// Messages a device has under way before it waits for an acknowledgement.
+/// Messages a device has under way before it waits for an acknowledgement: without a schedule, and with one.
 const WINDOW: usize = 4;
-/// Messages of a transaction, at most.
-const TRANSACTION_MESSAGES_MAX: usize = 5;
+const WINDOW_BY_SCHEDULE: usize = 64;
 /// How long connecting may take before it is tried again.
 pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
+/// Devices that connect at once: more would only wait for this process.
+pub(super) const HANDSHAKES: usize = 256;
 /// The longest pause between attempts.
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 /// How long the last words of a broken connection are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a device that is to die waits for something it can leave unacknowledged.
+const DEATH_PATIENCE: Duration = Duration::from_secs(5);
+/// How much longer than asked for a lock may be held until that is noticed: timers are not exact.
+const TTL_SLACK: Duration = Duration::from_secs(1);
 
 /// What a simulated transaction is about.
 const SCOPE: &[u8] = b"simulated";
 /// First bytes of what is sealed into an envelope: tells our messages from others.
 const MARK: &[u8; 4] = b"hsim";
-/// Mark, sender, entry.
-pub(super) const BODY_MIN: usize = 4 + 2 + 4;
+/// Mark, sender, entry, length of all.
+pub(super) const BODY_MIN: usize = 4 + 2 + 4 + 4;
 
 /// What all groups share.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) clock: Clock,
     pub(super) mediator: Mediator,
-    pub(super) devices: usize,
-    pub(super) messages: usize,
-    /// Bytes of a message before it is sealed.
-    pub(super) size: usize,
-    /// Share of the messages that belong to transactions.
-    pub(super) transactions: f64,
-    /// Share of the other messages that are ephemeral.
-    pub(super) ephemeral: f64,
-    /// Between two messages of a device.
-    pub(super) pause: Duration,
+    pub(super) scenario: Scenario,
     /// What the groups' identities say to each other, where there is a chat server for it.
     pub(super) chat: Option<Chat>,
     pub(super) totals: Totals,
+    /// From then on nobody begins anything, and everybody comes back to fetch what is due.
+    pub(super) ending: CancellationToken,
+    pub(super) handshakes: Semaphore,
+    /// Devices that are to be brought to life; one of each group at most.
+    pub(super) births: Mutex<Vec<Birth>>,
+    pub(super) born: Notify,
 }
 
-/// What is counted while it runs. The judgement is the ledgers'.
+/// A device that takes the place of a dropped one.
 #[derive(Debug)]
-pub(super) struct Totals {
-    pub(super) sent: AtomicU64,
-    pub(super) acked: AtomicU64,
-    pub(super) delivered: AtomicU64,
-    pub(super) reconnects: AtomicU64,
-    /// Why a device was last without a connection: what a person wants to know when nothing moves.
-    pub(super) trouble: Mutex<String>,
-    pub(super) latencies: Mutex<Latencies>,
-}
-
-/// In microseconds.
-#[derive(Debug)]
-pub(super) struct Latencies {
-    pub(super) to_ack: Histogram<u64>,
-    pub(super) to_last_delivery: Histogram<u64>,
-}
-
-/// Something a device has to say.
-#[derive(Debug, Clone, Copy)]
-enum Unit {
-    Single,
-    Ephemeral,
-    Transaction(usize),
+pub(super) struct Birth {
+    pub(super) group: Arc<Group>,
+    pub(super) member: Member,
+    /// The messages that its predecessor left unsaid.
+    pub(super) left: Option<usize>,
+    pub(super) rng: fastrand::Rng,
 }
 
 /// One group of devices.
 #[derive(Debug)]
 pub(super) struct Group {
+    me: Weak<Self>,
     world: Arc<World>,
     /// Its number among the groups.
     number: usize,
@@ -95,10 +86,25 @@ pub(super) struct Group {
     changed: Notify,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     ledger: Ledger,
     lanes: Vec<Lane>,
+    churn: Churn,
+}
+
+/// Whether a device takes another one's place; one at a time.
+#[derive(Debug, Default)]
+enum Churn {
+    #[default]
+    None,
+    Dropping {
+        dropper: Member,
+        victim: Member,
+        rng: fastrand::Rng,
+    },
+    /// The victim is gone; this is the newcomer.
+    Coming(Member),
 }
 
 /// One device.
@@ -106,16 +112,27 @@ struct State {
 struct Lane {
     admitted: bool,
     finished: bool,
+    /// It has no slot any more and will not come back.
+    gone: bool,
     leader: bool,
-    /// By unit: how many of its messages went into a socket, and whether it is settled.
-    said: Vec<usize>,
-    done: Vec<bool>,
+    /// Messages that were not drawn yet.
+    left: Option<usize>,
+    /// Since when it wants to be connected and up to date.
+    wants: Option<Duration>,
+    /// Units that are begun and not settled, and how many of their messages went into a socket.
+    open: BTreeMap<usize, usize>,
     /// Entries without acknowledgement on this connection, and the units that are settled by it: those of a transaction are
     /// settled by its commit.
     awaiting: VecDeque<(usize, Option<usize>)>,
     /// As long as what arrives; emptied as fast as the socket takes it.
-    to_ack: VecDeque<ReflectedId>,
+    to_ack: VecDeque<(ReflectedId, Option<EntryId>)>,
+    /// It acknowledges nothing any more: it is about to die.
+    mute: bool,
     lock: Lock,
+    /// Since when it holds the lock, as far as it knows; then for how long it did.
+    granted_at: Duration,
+    /// The unit it asked for the lock for.
+    transacting: Option<usize>,
 }
 
 /// What a device knows of the transaction lock.
@@ -133,74 +150,148 @@ enum Lock {
     Committing {
         transaction: usize,
         unit: usize,
+        held: Duration,
     },
 }
 
+/// How one connection ended, and what the device makes of it.
+enum After {
+    /// Everything is said and has arrived.
+    Over,
+    Ended(Ended),
+    /// The device let it go without a word.
+    Lost,
+    /// The device closed it, to come back after so long.
+    Away(Duration),
+}
+
+/// A connection that has been admitted.
+struct Admission {
+    device: Device,
+    tap: Arc<Tap>,
+    asked: Tick,
+}
+
+/// A second login.
+type Rival = JoinHandle<Result<Admission, ConnectError>>;
+
 impl Group {
     pub(super) fn new(world: &Arc<World>, number: usize, server_group: ServerGroup) -> Arc<Self> {
-        let lanes = std::iter::repeat_with(Lane::default).take(world.devices).collect();
-        Arc::new(Self {
+        let mut state = State::default();
+        for _ in 0..world.scenario.devices.get() {
+            state.joins(world.scenario.messages.and_then(|messages| usize::try_from(messages).ok()));
+        }
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             world: Arc::clone(world),
             number,
             // Not from the seed: a second run with the same seed meets a server that remembers the first.
             key: GroupKey::generate(),
             server_group,
-            state: Mutex::new(State { ledger: Ledger::new(world.devices), lanes }),
+            state: Mutex::new(state),
             changed: Notify::new(),
         })
     }
 
     /// Closes the books.
     pub(super) fn tally(&self) -> Tally {
-        std::mem::replace(&mut self.lock().ledger, Ledger::new(0)).close()
+        std::mem::take(&mut self.lock().ledger).close()
     }
 
-    /// One device, from its first connection until its group is through.
+    /// What went wrong so far.
+    pub(super) fn faults(&self) -> u64 {
+        self.lock().ledger.tally.faults.values().sum()
+    }
+
+    /// One device, from its first connection until its group is through, or it is dropped.
     ///
     /// # Errors
     /// Why it must not come back.
-    pub(super) async fn live(self: Arc<Self>, member: Member, mut rng: fastrand::Rng) -> Result<(), String> {
-        let units = self.plan(&mut rng);
-        self.with_lane(member, |lane| {
-            lane.said = vec![0; units.len()];
-            lane.done = vec![false; units.len()];
-        });
+    pub(super) async fn live(
+        self: Arc<Self>,
+        member: Member,
+        arrives_at: Duration,
+        left: Option<usize>,
+        mut rng: fastrand::Rng,
+    ) -> Result<(), String> {
+        let world = &self.world;
+        world.rest_until(arrives_at).await;
+        let mut script = Script::new(&world.scenario, left, BODY_MIN, rng.fork());
+        let mut agenda = Agenda::new(&world.scenario, rng.fork());
         let mut config = DeviceConfig::new(self.key.clone(), self.server_group.clone(), device_id(member));
         config.device_info = format!("simulated device {member}").into_bytes();
         let (mut connection, mut attempt) = (0_u32, 0_u32);
-        while !(self.lock().is_over() && self.world.chat.as_ref().is_none_or(Chat::is_over)) {
-            let connect = Device::connect(&self.world.mediator, &config);
-            match tokio::time::timeout(CONNECT_PATIENCE, connect).await {
-                Ok(Ok(device)) => {
+        let mut rival: Option<Rival> = None;
+        while !self.is_over() {
+            let admitted = match rival.take() {
+                Some(rival) => rival.await.unwrap_or_else(|_| Err(ConnectError::NotAdmitted(given_up()))),
+                None => {
+                    let now = self.now();
+                    self.with_lane(member, |lane| lane.wants.get_or_insert(now).to_owned());
+                    self.connect(member, &config).await
+                }
+            };
+            match admitted {
+                Ok(admission) => {
                     attempt = 0;
                     connection += 1;
                     config.expected_slot_state = SlotState::Existing;
-                    let Err(ended) = self.converse(member, connection, device, &units, &mut rng).await else {
-                        return Ok(());
-                    };
-                    self.lock().ended(member, &ended);
-                    if ended.reconnect() == Reconnect::UserInteraction {
-                        return Err(format!("device {member}: {ended}"));
+                    let online = world.totals.online();
+                    let talk = Talk { member, connection, config: &config };
+                    let after = self.converse(talk, admission, &mut script, &mut agenda, &mut rival).await;
+                    drop(online);
+                    self.disconnected(member);
+                    match after {
+                        After::Over => return Ok(()),
+                        After::Lost => {}
+                        After::Away(lasts) => {
+                            script.pause();
+                            self.stays_away(lasts).await;
+                            continue;
+                        }
+                        After::Ended(ended) => {
+                            world.totals.reconnects.fetch_add(1, Ordering::Relaxed);
+                            let by_rival =
+                                rival.is_some() && ended.close_code() == Some(CloseCode::DuplicateConnection);
+                            if by_rival {
+                                continue;
+                            }
+                            self.lock().ended(member, &ended);
+                            if !self.lock().ledger.is_dropped(member) {
+                                world.totals.note(ended.to_string());
+                            }
+                            match ended.close_code() {
+                                Some(CloseCode::Dropped | CloseCode::ReflectionQueueLimit) => {
+                                    return self.evicted(member, &ended);
+                                }
+                                _ if ended.reconnect() == Reconnect::UserInteraction => {
+                                    return Err(format!("device {member}: {ended}"));
+                                }
+                                _ => {}
+                            }
+                        }
                     }
-                    self.world.totals.reconnects.fetch_add(1, Ordering::Relaxed);
-                    self.world.totals.note(ended.to_string());
+                }
+                Err(ConnectError::NotAdmitted(ended)) if ended.close_code() == Some(CloseCode::Dropped) => {
+                    return self.evicted(member, &ended);
                 }
                 // Admitted without hearing of it: the server died between keeping the slot and saying so.
-                Ok(Err(ConnectError::NotAdmitted(ended)))
-                    if ended.close_code() == Some(CloseCode::DeviceSlotStateMismatch)
-                        && config.expected_slot_state == SlotState::New =>
+                Err(ConnectError::NotAdmitted(ended))
+                    if ended.close_code() == Some(CloseCode::DeviceSlotStateMismatch) =>
                 {
+                    if config.expected_slot_state == SlotState::Existing {
+                        return self.evicted(member, &ended);
+                    }
                     config.expected_slot_state = SlotState::Existing;
                 }
-                Ok(Err(error)) if error.reconnect() == Reconnect::UserInteraction => {
+                Err(error) if error.reconnect() == Reconnect::UserInteraction => {
                     return Err(format!("device {member}: {error}"));
                 }
                 // A certificate that is not trusted will not be trusted the next time.
-                Ok(Err(ConnectError::Tls(error))) if error.kind() == std::io::ErrorKind::InvalidData => {
+                Err(ConnectError::Tls(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
                     return Err(format!("device {member}: {error}"));
                 }
-                Ok(Err(error)) => self.world.totals.note(error.to_string()),
-                Err(_elapsed) => self.world.totals.note("connecting took too long".to_owned()),
+                Err(error) => world.totals.note(error.to_string()),
             }
             attempt += 1;
             let pause = Duration::from_millis(50).saturating_mul(1 << attempt.min(8)).min(BACK_OFF_MAX);
@@ -209,52 +300,98 @@ impl Group {
         Ok(())
     }
 
-    fn plan(&self, rng: &mut fastrand::Rng) -> Vec<Unit> {
-        let mut units = Vec::new();
-        let mut left = self.world.messages;
-        // A transaction takes several messages, so it is begun more rarely than its share says.
-        let mean = (1 + TRANSACTION_MESSAGES_MAX) as f64 / 2.0;
-        let share = self.world.transactions;
-        let begin = share / (share + mean * (1.0 - share)).max(f64::MIN_POSITIVE);
-        while left > 0 {
-            let unit = if rng.f64() < begin {
-                Unit::Transaction(rng.usize(1..=TRANSACTION_MESSAGES_MAX.min(left)))
-            } else if rng.f64() < self.world.ephemeral {
-                Unit::Ephemeral
-            } else {
-                Unit::Single
-            };
-            left -= match unit {
-                Unit::Transaction(messages) => messages,
-                Unit::Single | Unit::Ephemeral => 1,
-            };
-            units.push(unit);
+    async fn connect(&self, member: Member, config: &DeviceConfig) -> Result<Admission, ConnectError> {
+        let _one_of_few = self.world.handshakes.acquire().await;
+        let asked = self.lock().ledger.asks(member);
+        let (tap, group) = (Arc::new(Tap::default()), config.url_info());
+        let handshake = async {
+            let line = |stream| Line::new(stream, Arc::clone(&tap));
+            Device::handshake(self.world.mediator.open_through(&group, line).await?, config).await
+        };
+        let took_too_long = |_| Err(ConnectError::Tcp(std::io::ErrorKind::TimedOut.into()));
+        let device = tokio::time::timeout(CONNECT_PATIENCE, handshake).await.unwrap_or_else(took_too_long)?;
+        Ok(Admission { device, tap, asked })
+    }
+
+    /// Its slot is gone. Somebody of the group dropped it, or else the mediator did, which owes it something.
+    #[expect(clippy::unnecessary_wraps, reason = "one of the ways a life ends")]
+    fn evicted(&self, member: Member, ended: &Ended) -> Result<(), String> {
+        let now = self.now();
+        let mut state = self.lock();
+        if !state.ledger.is_dropped(member) {
+            state.ledger.tally.fault(Fault::Evicted);
+            self.world.totals.note(format!("device {member}: {ended}"));
+            state.ledger.gone(member, now);
         }
-        units
+        if let Some(lane) = state.lane(member) {
+            lane.gone = true;
+        }
+        drop(state);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// What was for certain not acknowledged comes again.
+    fn disconnected(&self, member: Member) {
+        let mut state = self.lock();
+        let unacked: Vec<_> =
+            state.lane(member).map(|lane| std::mem::take(&mut lane.to_ack)).into_iter().flatten().collect();
+        state.ledger.disconnected(member, unacked.into_iter().filter_map(|(_, entry)| entry));
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    async fn stays_away(&self, lasts: Duration) {
+        let until = self.now() + lasts;
+        tokio::select! {
+            () = self.world.rest_until(until) => {}
+            () = self.world.ending.cancelled() => {}
+            // Everybody waits for this one.
+            () = self.until(|state| state.all_finished().then_some(())) => {}
+        }
     }
 
     /// One connection: says, hears and acknowledges side by side, so that none of them waits for another.
     async fn converse(
-        &self,
-        member: Member,
-        connection: u32,
-        mut device: Device,
-        units: &[Unit],
-        rng: &mut fastrand::Rng,
-    ) -> Result<(), Ended> {
+        self: &Arc<Self>,
+        talk: Talk<'_>,
+        admission: Admission,
+        script: &mut Script,
+        agenda: &mut Agenda,
+        rival: &mut Option<Rival>,
+    ) -> After {
+        let Admission { mut device, tap, asked } = admission;
+        let Talk { member, connection, .. } = talk;
         let proxy = device.proxy_stream();
+        let waiting = device.server_info().reflection_queue_length;
         let (sender, receiver) = device.split();
-        self.with_lane(member, |lane| {
-            lane.admitted = true;
-            lane.awaiting.clear();
-            lane.to_ack.clear();
-            lane.lock = Lock::Idle;
-            lane.leader = false;
-        });
+        let unfinished_drop = {
+            let mut state = self.lock();
+            state.ledger.admitted(member, asked, waiting);
+            if matches!(state.churn, Churn::Coming(newcomer) if newcomer == member) {
+                state.churn = Churn::None;
+            }
+            if let Some(lane) = state.lane(member) {
+                lane.admitted = true;
+                lane.awaiting.clear();
+                lane.to_ack.clear();
+                lane.lock = Lock::Idle;
+                lane.leader = false;
+                lane.mute = false;
+            }
+            match state.churn {
+                Churn::Dropping { dropper, victim, .. } if dropper == member => Some(victim),
+                _ => None,
+            }
+        };
+        self.changed.notify_waiters();
         let hear = self.hear(member, connection, receiver);
         tokio::pin!(hear);
         let speak = async {
-            self.speak(member, &sender, units, rng).await?;
+            if let Some(victim) = unfinished_drop {
+                sender.send(&FromDevice::DropDevice(device_id(victim))).await?;
+            }
+            self.speak(member, &sender, script).await?;
             self.with_lane(member, |lane| lane.finished = true);
             // The acknowledgements go out before the close frame: both wait in the same queue.
             self.until(|state| (state.is_over() && state.lanes.get(member)?.to_ack.is_empty()).then_some(())).await;
@@ -270,19 +407,126 @@ impl Group {
             chat.converse(self.number, device_id(member), proxy).await
         };
         tokio::select! {
-            ended = &mut hear => Err(ended),
+            ended = &mut hear => After::Ended(ended),
             // The mediator ends a connection whose chat server is gone.
             chatted = chat => {
                 if let Err(error) = chatted {
                     self.world.totals.note(format!("chat server: {error}"));
                 }
-                Err(last_words(hear).await)
+                tap.open();
+                After::Ended(last_words(hear).await)
             }
             // Why nothing can be sent any more is behind what has not been heard yet.
-            Err(_) = self.acknowledge(member, &sender) => Err(last_words(hear).await),
+            Err(_) = self.acknowledge(member, &sender) => {
+                tap.open();
+                After::Ended(last_words(hear).await)
+            }
             spoken = speak => {
+                tap.open();
                 let ended = last_words(hear).await;
-                if spoken.is_ok() { Ok(()) } else { Err(ended) }
+                if spoken.is_ok() { After::Over } else { After::Ended(ended) }
+            }
+            after = self.disturb(talk, &sender, &tap, agenda, rival) => {
+                match &after {
+                    After::Lost => sender.abort(),
+                    _ => {
+                        tap.open();
+                        // Whatever is still said on the way out is booked.
+                        if sender.close(CloseCode::Normal.code(), "").await.is_ok() {
+                            last_words(hear).await;
+                        }
+                    }
+                }
+                after
+            }
+        }
+    }
+
+    /// What becomes of the device while it is connected. Returns when that ends the connection.
+    async fn disturb(
+        self: &Arc<Self>,
+        talk: Talk<'_>,
+        sender: &Sender,
+        tap: &Tap,
+        agenda: &mut Agenda,
+        rival: &mut Option<Rival>,
+    ) -> After {
+        let Talk { member, config, .. } = talk;
+        let world = &self.world;
+        loop {
+            let Some((at, event)) = agenda.next(self.now(), world.scenario.devices.get()) else {
+                return std::future::pending().await;
+            };
+            world.clock.sleep_until(Some(at)).await;
+            let lasts = agenda.begin(event);
+            if world.ending.is_cancelled() || self.lock().all_finished() {
+                return std::future::pending().await;
+            }
+            match event {
+                Event::Offline => {
+                    world.totals.happened(event);
+                    return After::Away(lasts);
+                }
+                Event::LeaderLeaves => {
+                    if self.with_lane(member, |lane| lane.leader) == Some(true) {
+                        world.totals.happened(event);
+                        return After::Away(lasts);
+                    }
+                }
+                Event::Drop => {
+                    world.totals.happened(event);
+                    return After::Lost;
+                }
+                Event::Kill => {
+                    self.with_lane(member, |lane| lane.mute = true);
+                    let unacknowledged = self.until(|state| (!state.lane(member)?.to_ack.is_empty()).then_some(()));
+                    if tokio::time::timeout(DEATH_PATIENCE, unacknowledged).await.is_ok() {
+                        world.totals.happened(event);
+                        return After::Lost;
+                    }
+                    self.with_lane(member, |lane| lane.mute = false);
+                }
+                Event::Delay | Event::Stall => {
+                    world.totals.happened(event);
+                    if event == Event::Delay {
+                        tap.slow()
+                    } else {
+                        tap.shut()
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(lasts) => {}
+                        () = world.ending.cancelled() => {}
+                    }
+                    tap.open();
+                }
+                Event::Replace => {
+                    let victim = self.lock().drops(member, agenda, self.now());
+                    if let Some(victim) = victim {
+                        world.totals.happened(event);
+                        if sender.send(&FromDevice::DropDevice(device_id(victim))).await.is_err() {
+                            return std::future::pending().await;
+                        }
+                    }
+                }
+                Event::Duplicate => {
+                    world.totals.happened(event);
+                    let (group, config) = (Arc::clone(self), config.clone());
+                    let admitted = Arc::new(Notify::new());
+                    let told = Arc::clone(&admitted);
+                    *rival = Some(tokio::spawn(async move {
+                        let admission = group.connect(member, &config).await;
+                        if admission.is_ok() {
+                            told.notify_one();
+                        }
+                        admission
+                    }));
+                    admitted.notified().await;
+                    // That should be the end of this connection.
+                    tokio::time::sleep(LAST_WORDS).await;
+                    self.lock().ledger.tally.fault(Fault::NotReplaced);
+                    return After::Lost;
+                }
+                Event::Server => {}
             }
         }
     }
@@ -298,12 +542,17 @@ impl Group {
 
     /// Books what the mediator says, at once and here: whatever becomes of the connection afterwards, what it promised it owes.
     fn heard(&self, member: Member, connection: u32, payload: &ToDevice) {
-        let now = self.world.clock.now().monotonic;
+        let now = self.now();
         let mut state = self.lock();
         match payload {
             ToDevice::Reflected(reflected) => self.reflected(&mut state, member, connection, reflected, now),
             ToDevice::ReflectAck(ack) => self.reflect_acked(&mut state, member, *ack, now),
-            ToDevice::BeginTransactionAck => state.answered(member, |lock| (lock == Lock::Asked).then_some(Lock::Held)),
+            ToDevice::BeginTransactionAck => {
+                if let Some(lane) = state.lane(member) {
+                    lane.granted_at = now;
+                }
+                state.answered(member, |lock| (lock == Lock::Asked).then_some(Lock::Held));
+            }
             ToDevice::TransactionRejected(holder) => {
                 self.held_by_another(&mut state, member, holder);
                 state.answered(member, |lock| (lock == Lock::Asked).then_some(Lock::Rejected));
@@ -313,22 +562,53 @@ impl Group {
                 self.held_by_another(&mut state, member, holder);
                 state.answered(member, |lock| Some(if lock == Lock::Rejected { Lock::Free } else { lock }));
             }
-            ToDevice::CommitTransactionAck => state.commit_acked(member),
+            ToDevice::CommitTransactionAck => state.commit_acked(member, self.world.scenario.transactions.ttl_s(), now),
             ToDevice::RolePromotedToLeader => {
+                state.ledger.leads(member);
                 if let Some(lane) = state.lane(member) {
                     lane.leader = true;
                 }
             }
-            ToDevice::ReflectionQueueDry
-            | ToDevice::Proxy(_)
+            ToDevice::ReflectionQueueDry => {
+                state.ledger.dry(member);
+                if let Some(wants) = state.lane(member).and_then(|lane| lane.wants.take()) {
+                    self.world.totals.record(Which::Dry, now.saturating_sub(wants));
+                }
+            }
+            ToDevice::DropDeviceAck(dropped) => self.dropped(&mut state, member, *dropped, now),
+            ToDevice::Proxy(_)
             | ToDevice::ServerHello(_)
             | ToDevice::ServerInfo(_)
             | ToDevice::DevicesInfo(_)
-            | ToDevice::DropDeviceAck(_)
             | ToDevice::Unknown(_) => {}
         }
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// A device is gone for good, and another one comes in its place.
+    fn dropped(&self, state: &mut State, dropper: Member, dropped: DeviceId, now: Duration) {
+        let (victim, rng) = match std::mem::take(&mut state.churn) {
+            Churn::Dropping { dropper: asked, victim, rng } if asked == dropper && device_id(victim) == dropped => {
+                (victim, rng)
+            }
+            other => {
+                state.churn = other;
+                state.ledger.tally.fault(Fault::Unasked);
+                return;
+            }
+        };
+        state.ledger.gone(victim, now);
+        let left = state.lane(victim).and_then(|lane| {
+            lane.gone = true;
+            lane.left
+        });
+        let member = state.joins(left);
+        state.churn = Churn::Coming(member);
+        let Some(group) = self.me.upgrade() else { return };
+        let birth = Birth { group, member, left, rng };
+        self.world.births.lock().unwrap_or_else(PoisonError::into_inner).push(birth);
+        self.world.born.notify_one();
     }
 
     fn reflect_acked(&self, state: &mut State, member: Member, ack: ReflectAck, now: Duration) {
@@ -341,17 +621,17 @@ impl Group {
         }
         if let Some(took) = state.ledger.acked(member, ack.reflect_id.0 as usize, ack.timestamp_ms, now) {
             self.world.totals.acked.fetch_add(1, Ordering::Relaxed);
-            self.world.totals.record(|latencies| &mut latencies.to_ack, took);
+            self.world.totals.record(Which::Ack, took);
         }
         if let (Some(lane), Some(unit)) = (state.lane(member), unit) {
-            lane.settle(unit);
+            lane.open.remove(&unit);
         }
     }
 
     /// Whoever holds the lock is another device of this group, and its scope is what our devices say.
     fn held_by_another(&self, state: &mut State, member: Member, holder: &TransactionHolder) {
         let ours = self.key.open_scope(&holder.encrypted_scope).is_ok_and(|scope| scope == SCOPE);
-        let another = (0..self.world.devices).any(|other| other != member && device_id(other) == holder.device_id);
+        let another = (0..state.lanes.len()).any(|other| other != member && device_id(other) == holder.device_id);
         if !(ours && another) {
             state.ledger.tally.fault(Fault::Foreign);
         }
@@ -359,109 +639,149 @@ impl Group {
 
     fn reflected(&self, state: &mut State, receiver: Member, connection: u32, reflected: &Reflected, now: Duration) {
         let plain = self.key.open_envelope(reflected.envelope()).ok();
-        let Some((sender, entry)) = plain.as_deref().and_then(|plain| read_body(plain, self.world.size)) else {
+        let Some((sender, entry)) = plain.as_deref().and_then(read_body) else {
             state.ledger.tally.fault(Fault::Foreign);
             return;
         };
+        let ephemeral = reflected.flags().ephemeral;
         let seen = Seen {
             receiver,
             connection,
             sender,
             entry,
             reflected_id: reflected.id().0,
-            ephemeral: reflected.flags().ephemeral,
+            ephemeral,
             timestamp_ms: reflected.timestamp_ms(),
         };
         let before = state.ledger.tally.arrivals();
         if let Some(took) = state.ledger.arrived(seen, now) {
-            self.world.totals.record(|latencies| &mut latencies.to_last_delivery, took);
+            self.world.totals.record(Which::LastDelivery, took);
         }
         // What arrives again is no progress.
         self.world.totals.delivered.fetch_add(state.ledger.tally.arrivals() - before, Ordering::Relaxed);
         if let Some(lane) = state.lane(receiver) {
-            lane.to_ack.push_back(reflected.id());
+            lane.to_ack.push_back((reflected.id(), (!ephemeral).then_some((sender, entry))));
         }
     }
 
     /// Acknowledges everything, ephemeral messages too, as real clients do.
     async fn acknowledge(&self, member: Member, sender: &Sender) -> Result<(), Ended> {
         loop {
-            let id = self.until(|state| state.lane(member)?.to_ack.pop_front()).await;
-            sender.ack(id).await?;
+            let id = self.until(|state| state.lane(member).filter(|lane| !lane.mute)?.to_ack.pop_front()).await;
+            sender.ack(id.0).await?;
             self.changed.notify_waiters();
         }
     }
 
-    async fn speak(
-        &self,
-        member: Member,
-        sender: &Sender,
-        units: &[Unit],
-        rng: &mut fastrand::Rng,
-    ) -> Result<(), Ended> {
-        // What is said before a device has a slot is not for that device.
-        self.until(|state| state.lanes.iter().all(|lane| lane.admitted).then_some(())).await;
-        for (at, unit) in units.iter().enumerate() {
-            if self.with_lane(member, |lane| lane.is_done(at)) == Some(true) {
-                continue;
-            }
-            match unit {
-                Unit::Single | Unit::Ephemeral => {
-                    self.until(|state| (state.lane(member)?.awaiting.len() < WINDOW).then_some(())).await;
-                    let kind = if matches!(unit, Unit::Single) { Kind::Single } else { Kind::Ephemeral };
-                    self.say(member, sender, kind, at, 0).await?;
-                }
-                Unit::Transaction(messages) => self.transact(member, sender, *messages, at, rng).await?,
-            }
-            if !self.world.pause.is_zero() {
-                tokio::time::sleep(self.world.pause).await;
-            }
+    async fn speak(&self, member: Member, sender: &Sender, script: &mut Script) -> Result<(), Ended> {
+        // So that it is known to whom everything is owed.
+        let devices = self.world.scenario.devices.get();
+        self.until(|state| state.lanes.iter().take(devices).all(|lane| lane.admitted).then_some(())).await;
+        // What a broken connection left.
+        // Nobody waits for any of this, so nobody is woken.
+        let is_open = |unit: &Unit| self.lock().lane(member).is_some_and(|lane| lane.open.contains_key(&unit.number));
+        script.begun.retain(is_open);
+        for unit in script.begun.clone() {
+            self.say_unit(member, sender, &unit).await?;
         }
-        self.until(|state| state.lane(member)?.awaiting.is_empty().then_some(())).await;
+        let ending = &self.world.ending;
+        while !ending.is_cancelled() {
+            let Some(due_at) = script.next(self.now()) else { break };
+            if let Some(due_at) = due_at {
+                tokio::select! {
+                    () = self.world.rest_until(due_at) => {}
+                    () = ending.cancelled() => break,
+                }
+            }
+            let Some(unit) = script.begin(self.now()) else { break };
+            if let Some(lane) = self.lock().lane(member) {
+                lane.left = script.left();
+                lane.open.insert(unit.number, 0);
+            }
+            script.put_off(self.say_unit(member, sender, &unit).await?);
+            script.begun.retain(is_open);
+        }
+        self.until(|state| state.lane(member)?.open.is_empty().then_some(())).await;
+        if self.world.scenario.duration.is_some() {
+            ending.cancelled().await;
+        }
         Ok(())
+    }
+
+    /// Returns how long it waited for what is not the mediator's to hasten.
+    async fn say_unit(&self, member: Member, sender: &Sender, unit: &Unit) -> Result<Duration, Ended> {
+        let window = if self.world.scenario.is_open() { WINDOW_BY_SCHEDULE } else { WINDOW };
+        let due_at = unit.due_at.unwrap_or_default();
+        let (kind, size) = match &unit.what {
+            What::Single(size) => (Kind::Single, *size),
+            What::Ephemeral(size) => (Kind::Ephemeral, *size),
+            What::Transaction { sizes, hold, waits } => {
+                return self.transact(member, sender, unit.number, sizes, *hold, *waits).await;
+            }
+        };
+        self.until(|state| (state.lane(member)?.awaiting.len() < window).then_some(())).await;
+        self.say(member, sender, Said { kind, unit: unit.number, part: 0, size, due_at }).await?;
+        Ok(Duration::ZERO)
     }
 
     async fn transact(
         &self,
         member: Member,
         sender: &Sender,
-        messages: usize,
         unit: usize,
-        rng: &mut fastrand::Rng,
-    ) -> Result<(), Ended> {
+        sizes: &[usize],
+        hold: Duration,
+        waits: bool,
+    ) -> Result<Duration, Ended> {
         let acknowledged = |state: &mut State| state.lane(member)?.awaiting.is_empty().then_some(());
         self.until(acknowledged).await;
+        let mut waited = hold;
         loop {
-            self.with_lane(member, |lane| lane.lock = Lock::Asked);
-            sender.begin(&self.key.seal_scope(SCOPE), 0).await?;
+            self.with_lane(member, |lane| (lane.lock, lane.transacting) = (Lock::Asked, Some(unit)));
+            sender.begin(&self.key.seal_scope(SCOPE), self.world.scenario.transactions.ttl_s()).await?;
             let answer = self.until(|state| Some(state.lane(member)?.lock).filter(|lock| *lock != Lock::Asked)).await;
             if answer == Lock::Held {
                 break;
             }
+            let since = self.now();
             // The lock's end comes behind the rejection, never before it.
             self.until(|state| (state.lane(member)?.lock == Lock::Free).then_some(())).await;
+            waited += self.now().saturating_sub(since);
         }
         let transaction = self.lock().ledger.begin(member);
-        for part in 0..messages {
-            self.say(member, sender, Kind::Staged(transaction), unit, part).await?;
+        for (part, size) in sizes.iter().enumerate() {
+            let said = Said { kind: Kind::Staged(transaction), unit, part, size: *size, due_at: self.now() };
+            self.say(member, sender, said).await?;
         }
-        // Some clients wait for the acknowledgements before they commit, some do not.
-        if rng.bool() {
+        if waits {
             self.until(acknowledged).await;
         }
-        self.lock().committing(member, transaction, unit);
+        if !hold.is_zero() {
+            self.world.rest_until(self.now() + hold).await;
+        }
+        let now = self.now();
+        self.lock().committing(member, transaction, unit, now);
         sender.commit().await?;
-        self.until(|state| state.lane(member)?.is_done(unit).then_some(())).await;
-        Ok(())
+        self.until(|state| (!state.lane(member)?.open.contains_key(&unit)).then_some(())).await;
+        Ok(waited)
     }
 
     /// Books a message and puts it into the socket.
-    async fn say(&self, member: Member, sender: &Sender, kind: Kind, unit: usize, part: usize) -> Result<(), Ended> {
-        let entry = self.lock().say(member, kind, unit, part, self.world.clock.now().monotonic);
+    async fn say(&self, member: Member, sender: &Sender, said: Said) -> Result<(), Ended> {
+        let entry = self.lock().say(member, &said, self.now());
         self.world.totals.sent.fetch_add(1, Ordering::Relaxed);
         let reflect_id = ReflectId(u32::try_from(entry).unwrap_or(u32::MAX));
-        let envelope = self.key.seal_envelope(&body(member, reflect_id.0, self.world.size));
-        sender.reflect_as(reflect_id, &envelope, ReflectFlags { ephemeral: kind == Kind::Ephemeral }).await
+        let envelope = self.key.seal_envelope(&body(member, reflect_id.0, said.size));
+        sender.reflect_as(reflect_id, &envelope, ReflectFlags { ephemeral: said.kind == Kind::Ephemeral }).await
+    }
+
+    /// Whether this group is through.
+    fn is_over(&self) -> bool {
+        self.lock().is_over() && self.world.chat.as_ref().is_none_or(Chat::is_over)
+    }
+
+    fn now(&self) -> Duration {
+        self.world.clock.now().monotonic
     }
 
     async fn until<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T>) -> T {
@@ -488,31 +808,80 @@ impl Group {
     }
 }
 
+/// Which connection of which device.
+#[derive(Debug, Clone, Copy)]
+struct Talk<'a> {
+    member: Member,
+    connection: u32,
+    config: &'a DeviceConfig,
+}
+
+/// One message that goes into a socket.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    kind: Kind,
+    unit: usize,
+    /// Which message of the unit.
+    part: usize,
+    size: usize,
+    due_at: Duration,
+}
+
 async fn last_words(hear: impl Future<Output = Ended>) -> Ended {
     let silence = |_| Ended::Lost("no close frame".to_owned());
     tokio::time::timeout(LAST_WORDS, hear).await.unwrap_or_else(silence)
 }
 
+fn given_up() -> Ended {
+    Ended::Lost("given up".to_owned())
+}
+
+impl World {
+    /// Sleeps because that is the plan: whoever looks for devices that are stuck must not count it.
+    async fn rest_until(&self, at: Duration) {
+        let _resting = self.totals.rest();
+        self.clock.sleep_until(Some(at)).await;
+    }
+}
+
 impl State {
+    fn joins(&mut self, left: Option<usize>) -> Member {
+        self.lanes.push(Lane { left, ..Lane::default() });
+        self.ledger.joins()
+    }
+
     fn lane(&mut self, member: Member) -> Option<&mut Lane> {
         self.lanes.get_mut(member)
     }
 
-    /// Books one message of a unit that goes into the socket; says under which number.
-    fn say(&mut self, member: Member, kind: Kind, unit: usize, part: usize, now: Duration) -> usize {
-        let said = self.lanes.get_mut(member).and_then(|lane| lane.said.get_mut(unit));
+    /// Chooses a device for another one to drop, if that may be now.
+    fn drops(&mut self, dropper: Member, agenda: &mut Agenda, now: Duration) -> Option<Member> {
+        if !matches!(self.churn, Churn::None) || self.ledger.is_dropped(dropper) {
+            return None;
+        }
+        let with_slot = |(member, lane): &(Member, &Lane)| *member != dropper && lane.admitted && !lane.gone;
+        let others: Vec<Member> = self.lanes.iter().enumerate().filter(with_slot).map(|(member, _)| member).collect();
+        let (victim, rng) = agenda.choose(&others)?;
+        self.ledger.leaving(victim, now);
+        self.churn = Churn::Dropping { dropper, victim, rng };
+        Some(victim)
+    }
+
+    /// Books one message that goes into the socket; says under which number.
+    fn say(&mut self, member: Member, message: &Said, now: Duration) -> usize {
+        let said = self.lanes.get_mut(member).and_then(|lane| lane.open.get_mut(&message.unit));
         let again = said.is_some_and(|said| {
-            let again = part < *said;
-            *said = (*said).max(part + 1);
+            let again = message.part < *said;
+            *said = (*said).max(message.part + 1);
             again
         });
-        let entry = self.ledger.say(member, kind, again, now);
+        let entry = self.ledger.say(member, message.kind, again, message.due_at, now);
         if let Some(lane) = self.lane(member) {
-            match kind {
-                Kind::Single => lane.awaiting.push_back((entry, Some(unit))),
+            match message.kind {
+                Kind::Single => lane.awaiting.push_back((entry, Some(message.unit))),
                 Kind::Staged(_) => lane.awaiting.push_back((entry, None)),
                 // Nobody acknowledges it.
-                Kind::Ephemeral => lane.settle(unit),
+                Kind::Ephemeral => drop(lane.open.remove(&message.unit)),
             }
         }
         entry
@@ -528,70 +897,52 @@ impl State {
     }
 
     /// The commit is about to go into the socket.
-    fn committing(&mut self, member: Member, transaction: usize, unit: usize) {
+    fn committing(&mut self, member: Member, transaction: usize, unit: usize, now: Duration) {
         self.ledger.commit_sent(member, transaction);
         if let Some(lane) = self.lane(member) {
-            lane.lock = Lock::Committing { transaction, unit };
+            let held = now.saturating_sub(lane.granted_at);
+            lane.lock = Lock::Committing { transaction, unit, held };
         }
     }
 
-    /// A lock that was held too long was taken back before the commit arrived.
+    /// A lock that was held too long was taken back before the commit arrived. The device does without that transaction.
     fn ended(&mut self, member: Member, ended: &Ended) {
-        if let Some(Lock::Committing { transaction, .. }) = self.lane(member).map(|lane| lane.lock)
-            && ended.close_code() == Some(CloseCode::TransactionTtlReached)
-        {
+        if ended.close_code() != Some(CloseCode::TransactionTtlReached) {
+            return;
+        }
+        let Some(lane) = self.lanes.get_mut(member) else { return };
+        if let Some(unit) = lane.transacting.take() {
+            lane.open.remove(&unit);
+        }
+        if let Lock::Committing { transaction, .. } = lane.lock {
             self.ledger.expired(member, transaction);
         }
     }
 
     /// From here on everybody is owed what was staged.
-    fn commit_acked(&mut self, member: Member) {
+    fn commit_acked(&mut self, member: Member, ttl_s: u32, now: Duration) {
         let Some(lane) = self.lanes.get_mut(member) else { return };
-        let Lock::Committing { transaction, unit } = lane.lock else {
+        let Lock::Committing { transaction, unit, held } = lane.lock else {
             self.ledger.tally.fault(Fault::Unasked);
             return;
         };
         lane.lock = Lock::Idle;
-        lane.settle(unit);
-        self.ledger.committed(member, transaction);
+        lane.transacting = None;
+        lane.open.remove(&unit);
+        if ttl_s > 0 && held > Duration::from_secs(ttl_s.into()) + TTL_SLACK {
+            self.ledger.tally.fault(Fault::Overheld);
+        }
+        self.ledger.committed(member, transaction, now);
+    }
+
+    /// Whether everybody has said everything.
+    fn all_finished(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.finished || lane.gone)
     }
 
     /// Whether everybody has said everything, and everything due has arrived.
     fn is_over(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.finished) && self.ledger.is_settled()
-    }
-}
-
-impl Lane {
-    fn settle(&mut self, unit: usize) {
-        self.done.get_mut(unit).into_iter().for_each(|done| *done = true);
-    }
-
-    fn is_done(&self, unit: usize) -> bool {
-        self.done.get(unit).is_some_and(|done| *done)
-    }
-}
-
-impl Totals {
-    pub(super) fn new() -> Result<Self, hdrhistogram::CreationError> {
-        let histogram = || Histogram::new_with_bounds(1, 600_000_000, 3);
-        Ok(Self {
-            sent: AtomicU64::new(0),
-            acked: AtomicU64::new(0),
-            delivered: AtomicU64::new(0),
-            reconnects: AtomicU64::new(0),
-            trouble: Mutex::default(),
-            latencies: Mutex::new(Latencies { to_ack: histogram()?, to_last_delivery: histogram()? }),
-        })
-    }
-
-    fn note(&self, trouble: String) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
-    }
-
-    fn record(&self, which: impl FnOnce(&mut Latencies) -> &mut Histogram<u64>, took: Duration) {
-        let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
-        which(&mut latencies).saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+        self.all_finished() && matches!(self.churn, Churn::None) && self.ledger.is_settled()
     }
 }
 
@@ -600,20 +951,22 @@ const fn device_id(member: Member) -> DeviceId {
 }
 
 fn body(sender: Member, entry: u32, size: usize) -> Vec<u8> {
-    let mut body = Vec::with_capacity(size.max(BODY_MIN));
+    let size = size.max(BODY_MIN);
+    let mut body = Vec::with_capacity(size);
     body.extend_from_slice(MARK);
     body.extend_from_slice(&u16::try_from(sender).unwrap_or(u16::MAX).to_le_bytes());
     body.extend_from_slice(&entry.to_le_bytes());
-    body.resize(size.max(BODY_MIN), 0xa5);
+    body.extend_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_le_bytes());
+    body.resize(size, 0xa5);
     body
 }
 
 /// Sender and entry; nothing when the message is not one of ours, or not whole.
-fn read_body(body: &[u8], size: usize) -> Option<(Member, usize)> {
+fn read_body(body: &[u8]) -> Option<(Member, usize)> {
     let mut r = crate::wire::bytes::Reader::new(body);
     let mark: [u8; 4] = r.array().ok()?;
-    let (sender, entry) = (r.u16().ok()?, r.u32().ok()?);
-    (mark == *MARK && body.len() == size.max(BODY_MIN)).then_some((sender.into(), entry as usize))
+    let (sender, entry, size) = (r.u16().ok()?, r.u32().ok()?, r.u32().ok()?);
+    (mark == *MARK && u32::try_from(body.len()) == Ok(size)).then_some((sender.into(), entry as usize))
 }
 
 #[cfg(test)]
@@ -622,22 +975,29 @@ mod tests {
     use crate::client::Trust;
     use crate::wire::d2m::Envelope;
 
+    const T: Duration = Duration::ZERO;
+
     /// Two devices, the first of which has one transaction of two messages to say.
     fn group() -> Arc<Group> {
+        let text = "devices = 2\nmessages = 2\nephemeral = 0.0\n[transactions]\nshare = 1.0";
         let world = World {
             clock: Clock::system(),
             mediator: Mediator::new("ws://mediator.invalid", &Trust::System).unwrap(),
-            devices: 2,
-            messages: 2,
-            size: BODY_MIN,
-            transactions: 1.0,
-            ephemeral: 0.0,
-            pause: Duration::ZERO,
+            scenario: Scenario::parse("test", text).unwrap(),
             chat: None,
             totals: Totals::new().unwrap(),
+            ending: CancellationToken::new(),
+            handshakes: Semaphore::new(1),
+            births: Mutex::default(),
+            born: Notify::new(),
         };
         let group = Group::new(&Arc::new(world), 0, ServerGroup::new("a0").unwrap());
-        group.with_lane(0, |lane| (lane.said, lane.done) = (vec![0], vec![false]));
+        for member in 0..2 {
+            let mut state = group.lock();
+            let asked = state.ledger.asks(member);
+            state.ledger.admitted(member, asked, 0);
+        }
+        group.with_lane(0, |lane| lane.open.insert(0, 0));
         group
     }
 
@@ -651,11 +1011,16 @@ mod tests {
         hears(group, 0, &ToDevice::BeginTransactionAck);
         let transaction = group.lock().ledger.begin(0);
         for part in 0..2 {
-            let entry = group.lock().say(0, Kind::Staged(transaction), 0, part, Duration::ZERO);
+            let entry = say(group, transaction, part);
             let reflect_id = ReflectId(u32::try_from(entry).unwrap());
             hears(group, 0, &ToDevice::ReflectAck(ReflectAck { reflect_id, timestamp_ms: 9 }));
         }
         transaction
+    }
+
+    fn say(group: &Group, transaction: usize, part: usize) -> usize {
+        let kind = Kind::Staged(transaction);
+        group.lock().say(0, &Said { kind, unit: 0, part, size: BODY_MIN, due_at: T }, T)
     }
 
     fn arrives(group: &Group, entry: u32) {
@@ -671,12 +1036,12 @@ mod tests {
     fn a_commit_is_booked_when_its_acknowledgement_is_heard() {
         let group = group();
         let transaction = stages(&group);
-        group.lock().committing(0, transaction, 0);
+        group.lock().committing(0, transaction, 0, T);
         assert!(group.lock().ledger.is_settled());
         hears(&group, 0, &ToDevice::CommitTransactionAck);
         // Nobody who waits for it was woken yet, and the connection may be gone already.
         assert!(!group.lock().ledger.is_settled());
-        assert_eq!(group.with_lane(0, |lane| lane.is_done(0)), Some(true), "it is not said again");
+        assert_eq!(group.with_lane(0, |lane| lane.open.len()), Some(0), "it is not said again");
         arrives(&group, 0);
         let tally = group.tally();
         assert_eq!((tally.committed, tally.lost), (2, 1));
@@ -702,11 +1067,11 @@ mod tests {
     fn what_a_broken_connection_left_of_a_transaction_is_said_again_and_counted_so() {
         let group = group();
         let transaction = group.lock().ledger.begin(0);
-        group.lock().say(0, Kind::Staged(transaction), 0, 0, Duration::ZERO);
+        say(&group, transaction, 0);
         // Begun again on the next connection: one message was said before, one is new.
         let again = group.lock().ledger.begin(0);
         for part in 0..2 {
-            group.lock().say(0, Kind::Staged(again), 0, part, Duration::ZERO);
+            say(&group, again, part);
         }
         let tally = group.tally();
         assert_eq!((tally.sent, tally.resent, tally.lost), (3, 1, 0));

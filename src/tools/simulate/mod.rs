@@ -2,41 +2,70 @@
 //!
 //! The judgement is the simulation's own (`ledger.rs`): it believes acknowledgements and arrivals, nothing else. A server
 //! may be killed and started again underneath; what it acknowledged before has to arrive all the same.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `scenario.rs` | what is to happen, as a file says it |
+//! | `script.rs` | what one device says and what becomes of it, drawn from the seed |
+//! | `group.rs` | devices that do it |
+//! | `line.rs` | sockets that are read slowly or not at all |
+//! | `ledger.rs` | the judgement |
+//! | `chat.rs` | what the groups' identities say to each other through the proxy |
+//! | `totals.rs`, `screen.rs`, `report.rs` | what is counted, while it runs and in the end |
 
 mod chat;
 mod group;
 mod ledger;
+mod line;
+mod report;
+mod scenario;
+mod screen;
+mod script;
+pub(super) mod totals;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use chat::{Chat, ChatTally};
-use group::{BODY_MIN, CONNECT_PATIENCE, Group, Totals, World};
+use group::{CONNECT_PATIENCE, Group, HANDSHAKES, World};
 use ledger::Tally;
+use scenario::{Bytes, Count, Delay, Scenario, ServerChaos, Share, Size, Time};
+use screen::{Progress, Sight};
+use script::Event;
+use totals::Totals;
 
 use super::{TrustArgs, begin_capture, finish_capture, not_connected, trust_of};
 use crate::client::{GroupKey, Mediator};
 use crate::time::Clock;
-use crate::wire::d2m::{ClientUrlInfo, CloseCode, ENVELOPE_MAX, ServerGroup};
+use crate::wire::d2m::{ClientUrlInfo, CloseCode, ServerGroup};
+
+/// How often it is looked whether anything moves, and shown.
+const TICK: Duration = Duration::from_millis(200);
+/// How long whoever ends it waits for what is still due.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Let many groups of devices reflect, and judge what reached whom
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   heliostat simulate --groups 20 --devices 3 --messages 50
+  heliostat simulate --scenario churn --duration 10m --json report.json
+  heliostat simulate --scenario storm --print-scenario > mine.toml
   heliostat simulate --pause 100ms --messages 600     (and kill the server in the middle)
   heliostat simulate --url wss://mediator.example/ --pin 3q2+7w...=
 
-Connections that break are made again, so the server may be restarted underneath. Exit status 0: everything \
-                        that was acknowledged reached every other device, in order. 1: something did not, or nothing moved for too long.")]
+Connections that break are made again, so the server may be restarted underneath. Ctrl-C, or q on the screen, ends it early \
+                        with a report. Exit status 0: everything that was acknowledged reached every device it was owed to, in order. \
+                        1: something did not, or nothing moved for too long.")]
 pub struct Args {
     /// The mediator's base URL
     #[arg(long, default_value = "wss://localhost:8443", value_name = "URL")]
@@ -46,33 +75,45 @@ pub struct Args {
     /// The server's data directory: its development CA is trusted, and the chat identities of simulations are kept there
     #[arg(long, default_value = "heliostat-data", value_name = "DIR")]
     data: PathBuf,
+    /// What happens: a TOML file, or the name of one that comes with the program; the flags below change it
+    #[arg(long, default_value = "default", value_name = "FILE|NAME")]
+    scenario: String,
+    /// List the scenarios that come with the program, and end
+    #[arg(long)]
+    list: bool,
+    /// Print the scenario with all its keys, as changed by the flags, and end
+    #[arg(long)]
+    print_scenario: bool,
     /// How many device groups
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
-    groups: u16,
+    #[arg(long, value_parser = count)]
+    groups: Option<Count>,
     /// How many devices in each
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
-    devices: u16,
+    #[arg(long, value_parser = count)]
+    devices: Option<Count>,
     /// How many messages each device reflects
-    #[arg(long, default_value_t = 50)]
-    messages: u32,
+    #[arg(long, conflicts_with = "duration")]
+    messages: Option<u32>,
+    /// How long the devices speak
+    #[arg(long)]
+    duration: Option<Time>,
     /// Bytes of a message, before it is sealed
-    #[arg(long, default_value_t = 200, value_name = "BYTES")]
-    size: u16,
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    size: Option<Bytes>,
     /// Share of the messages that are reflected in transactions, 0 to 1
-    #[arg(long, default_value_t = 0.1, value_name = "RATIO", value_parser = ratio)]
-    transactions: f64,
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    transactions: Option<Share>,
     /// Share of the other messages that are ephemeral, 0 to 1
-    #[arg(long, default_value_t = 0.1, value_name = "RATIO", value_parser = ratio)]
-    ephemeral: f64,
-    /// How long a device pauses between two messages
-    #[arg(long, default_value = "0s", value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pause: Duration,
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    ephemeral: Option<Share>,
+    /// How long a device pauses between two messages; 0s: it speaks as fast as it is acknowledged
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pause: Option<Duration>,
     /// Give up when nothing moved for this long
     #[arg(long, default_value = "60s", value_name = "DURATION", value_parser = humantime::parse_duration)]
     patience: Duration,
     /// What the devices choose follows from this number
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[arg(long)]
+    seed: Option<u64>,
     /// Do not send chat messages, even where identities can be made
     #[arg(long)]
     no_csp: bool,
@@ -82,11 +123,52 @@ pub struct Args {
     /// Names the chat server in the devices' URLs
     #[arg(long, default_value = "a0", value_name = "NAME")]
     server_group: String,
+    /// Lines instead of a screen, also on a terminal
+    #[arg(long)]
+    plain: bool,
+    /// Write the report as JSON there, too; with `-` to standard output instead of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
-fn ratio(text: &str) -> Result<f64, String> {
-    let ratio: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if (0.0..=1.0).contains(&ratio) { Ok(ratio) } else { Err("not between 0 and 1".to_owned()) }
+fn count(text: &str) -> Result<Count, String> {
+    let number: u16 = text.parse().map_err(|_| "not a number from 1 to 65535".to_owned())?;
+    Count::try_from(number).map_err(str::to_owned)
+}
+
+fn bytes(text: &str) -> Result<Bytes, String> {
+    Bytes::try_from(text.parse::<u16>().map_err(|_| "not a number of bytes".to_owned())?)
+}
+
+fn ratio(text: &str) -> Result<Share, String> {
+    Share::try_from(text.parse::<f64>().map_err(|_| "not a number".to_owned())?).map_err(str::to_owned)
+}
+
+impl Args {
+    /// The scenario, as the flags change it.
+    fn scenario(&self) -> Result<Scenario> {
+        let mut scenario = Scenario::find(&self.scenario)?;
+        fn set<T: Copy>(key: &mut T, flag: Option<T>) {
+            *key = flag.unwrap_or(*key);
+        }
+        set(&mut scenario.groups, self.groups);
+        set(&mut scenario.devices, self.devices);
+        set(&mut scenario.seed, self.seed);
+        set(&mut scenario.transactions.share, self.transactions);
+        set(&mut scenario.ephemeral, self.ephemeral);
+        if let Some(size) = self.size {
+            scenario.size = Size::Fixed(size);
+        }
+        if let Some(pause) = self.pause {
+            scenario.think = Time::new(pause).map_or(Delay::None, Delay::Fixed);
+        }
+        // One of them, and the flag is the stronger one.
+        if self.messages.is_some() || self.duration.is_some() {
+            (scenario.messages, scenario.duration) = (self.messages, self.duration);
+        }
+        scenario.check()?;
+        Ok(scenario)
+    }
 }
 
 /// What a simulation found.
@@ -96,7 +178,14 @@ struct Outcome {
     chat: Option<ChatTally>,
     /// Why it ended early.
     gave_up: Option<String>,
+    interrupted: bool,
     elapsed: Duration,
+}
+
+impl Outcome {
+    fn is_good(&self) -> bool {
+        self.gave_up.is_none() && self.tally.is_clean() && self.chat.as_ref().is_none_or(ChatTally::is_clean)
+    }
 }
 
 /// Runs a simulation and prints its closing table.
@@ -104,47 +193,67 @@ struct Outcome {
 /// # Errors
 /// When it cannot begin.
 pub async fn run(args: Args) -> Result<ExitCode> {
+    if args.list {
+        return print(&Scenario::list()?);
+    }
+    let scenario = args.scenario()?;
+    if args.print_scenario {
+        return print(&scenario.print().into_diagnostic()?);
+    }
     let server_group = ServerGroup::new(&args.server_group)
         .ok_or_else(|| miette!("{} is not a server group: 1 to 32 digits and letters", args.server_group))?;
     let trust = trust_of(&args.trust, &args.data)?;
     let mediator = Mediator::new(&args.url, &trust).into_diagnostic()?;
-    let size = usize::from(args.size).max(BODY_MIN);
-    if size + 40 > ENVELOPE_MAX {
-        return Err(miette!("a message of {size} bytes does not fit an envelope: {} is the most", ENVELOPE_MAX - 40));
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tell(&format!("the limit on open files cannot be raised: {error}"));
     }
-    let messages = usize::try_from(args.messages).into_diagnostic()?;
     // Patience is for a server that is started again, not for one that was never there.
     reach(&mediator, &server_group).await?;
     let mut mediator = mediator;
     let capture = args.capture.as_deref().map(|path| begin_capture(path, &mut mediator)).transpose()?;
-    let chat = if args.no_csp || args.groups < 2 {
+    let groups = scenario.groups.get();
+    let chats = usize::try_from(scenario.chat.or(scenario.messages).unwrap_or(0)).into_diagnostic()?;
+    let chat = if args.no_csp || groups < 2 || chats == 0 {
         None
     } else if !chat::is_reachable(&args.data) {
         tell(&format!("no chat messages: {} is not the data directory of a chat server", args.data.display()));
         None
     } else {
-        Some(Chat::prepare(&args.data, usize::from(args.groups), messages, &server_group).await?)
+        Some(Chat::prepare(&args.data, groups, chats, &server_group).await?)
     };
     let world = Arc::new(World {
         clock: Clock::system(),
         mediator,
-        devices: usize::from(args.devices),
-        messages,
-        size,
-        transactions: args.transactions,
-        ephemeral: args.ephemeral,
-        pause: args.pause,
+        scenario,
         chat,
         totals: Totals::new().into_diagnostic().wrap_err("no histogram")?,
+        ending: CancellationToken::new(),
+        handshakes: Semaphore::new(HANDSHAKES),
+        births: Mutex::default(),
+        born: Notify::new(),
     });
-    let outcome = simulate(&args, &world, &server_group).await;
+    let outcome = simulate(&args, &world, &server_group).await?;
     let captured = finish_capture(capture).await;
-    let mut out = std::io::stdout().lock();
-    out.write_all(table(&outcome, &world.totals).as_bytes()).into_diagnostic()?;
+    let (table, json) = (report::table(&outcome, &world.totals), report::json(&outcome, &world));
+    match args.json {
+        Some(path) if path.as_os_str() == "-" => {
+            print(&format!("{json:#}\n"))?;
+            tell(table.trim_end());
+        }
+        Some(path) => {
+            print(&table)?;
+            let written = std::fs::write(&path, format!("{json:#}\n"));
+            written.into_diagnostic().wrap_err_with(|| format!("cannot write the report to {}", path.display()))?;
+        }
+        None => drop(print(&table)?),
+    }
     captured?;
-    let good =
-        outcome.gave_up.is_none() && outcome.tally.is_clean() && outcome.chat.as_ref().is_none_or(ChatTally::is_clean);
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(text: &str) -> Result<ExitCode> {
+    std::io::stdout().lock().write_all(text.as_bytes()).into_diagnostic()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Whether there is a mediator at all, and whether it can be trusted.
@@ -159,135 +268,124 @@ async fn reach(mediator: &Mediator, server_group: &ServerGroup) -> Result<()> {
     Ok(())
 }
 
-async fn simulate(args: &Args, world: &Arc<World>, server_group: &ServerGroup) -> Outcome {
-    let mut rng = fastrand::Rng::with_seed(args.seed);
-    let groups: Vec<_> =
-        (0..args.groups).map(|number| Group::new(world, number.into(), server_group.clone())).collect();
+async fn simulate(args: &Args, world: &Arc<World>, server_group: &ServerGroup) -> Result<Outcome> {
+    let scenario = &world.scenario;
+    let mut rng = fastrand::Rng::with_seed(scenario.seed);
+    let count = scenario.groups.get();
+    let arrivals = scenario.arrival.times(count, &mut rng.fork());
+    let groups: Vec<_> = (0..count).map(|number| Group::new(world, number, server_group.clone())).collect();
+    let left = scenario.messages.map(usize::try_from).transpose().into_diagnostic()?;
+    let started = world.clock.now().monotonic;
     let mut lives = JoinSet::new();
-    for group in &groups {
-        for member in 0..world.devices {
-            lives.spawn(Arc::clone(group).live(member, rng.fork()));
+    for (group, arrival) in groups.iter().zip(arrivals) {
+        for member in 0..scenario.devices.get() {
+            lives.spawn(Arc::clone(group).live(member, started + arrival, left, rng.fork()));
         }
     }
-    let mut progress = Progress::new(args);
-    let started = world.clock.now().monotonic;
-    let (mut moved, mut moved_at) = (0, started);
-    let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    if let Some(chaos) = &scenario.chaos.server {
+        tokio::spawn(disturb_server(Arc::clone(world), chaos.clone()));
+    }
+    let mut progress = Progress::new(args.plain);
+    let mut interrupts = signal(SignalKind::interrupt()).into_diagnostic()?;
+    let ends_at = scenario.duration.map(|duration| started + duration.get());
+    let (mut moved, mut moved_at, mut interrupted) = (0, started, false);
+    let mut ticks = tokio::time::interval(TICK);
     let gave_up = loop {
-        tokio::select! {
-            life = lives.join_next() => match life {
-                None => break None,
-                Some(Ok(Ok(()))) => {}
-                Some(Ok(Err(why))) => break Some(why),
-                Some(Err(panicked)) => break Some(panicked.to_string()),
-            },
+        let asked_to_end = tokio::select! {
+            life = lives.join_next() => {
+                match life {
+                    None => break None,
+                    Some(Ok(Ok(()))) => {}
+                    Some(Ok(Err(why))) => break Some(why),
+                    Some(Err(panicked)) => break Some(panicked.to_string()),
+                }
+                false
+            }
+            () = world.born.notified() => {
+                let births = std::mem::take(&mut *world.births.lock().unwrap_or_else(PoisonError::into_inner));
+                for birth in births {
+                    lives.spawn(birth.group.live(birth.member, Duration::ZERO, birth.left, birth.rng));
+                }
+                false
+            }
+            () = world.clock.sleep_until(ends_at), if !world.ending.is_cancelled() => {
+                end(world);
+                false
+            }
+            _ = interrupts.recv() => true,
             _ = ticks.tick() => {
                 let now = world.clock.now().monotonic;
-                let chatted = world.chat.as_ref().map_or(0, Chat::moved);
-                let counted = chatted + progress.show(&world.totals, now.saturating_sub(started));
-                if counted != moved {
+                let faults = groups.iter().map(|group| group.faults()).sum();
+                let asked = progress.show(&Sight { world, faults, elapsed: now.saturating_sub(started), ends_at: ends_at.map(|at| at.saturating_sub(started)) });
+                let counted = progress_of(world);
+                let patience = if interrupted { args.patience.min(LEAVE_PATIENCE) } else { args.patience };
+                // Who rests by plan will move again.
+                if counted != moved || world.totals.devices_resting() > 0 {
                     (moved, moved_at) = (counted, now);
-                } else if now.saturating_sub(moved_at) > args.patience {
-                    let trouble = world.totals.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-                    let last = if trouble.is_empty() { String::new() } else { format!("; last: {trouble}") };
-                    break Some(format!("nothing moved for {}{last}", humantime::format_duration(args.patience)));
+                } else if now.saturating_sub(moved_at) > patience {
+                    let trouble = world.totals.troubles(1).pop().map(|last| format!("; last: {last}")).unwrap_or_default();
+                    break Some(format!("nothing moved for {}{trouble}", humantime::format_duration(patience)));
                 }
+                asked
             }
+        };
+        if asked_to_end {
+            if std::mem::replace(&mut interrupted, true) {
+                break Some("ended before everything due had arrived".to_owned());
+            }
+            end(world);
         }
     };
-    progress.clear();
+    // Whatever disturbs the server ends with this, too.
+    world.ending.cancel();
+    drop(progress);
     lives.shutdown().await;
     let mut tally = Tally::default();
     for group in groups {
         tally.add(&group.tally());
     }
-    Outcome {
+    Ok(Outcome {
         tally,
         chat: world.chat.as_ref().map(Chat::tally),
         gave_up,
+        interrupted,
         elapsed: world.clock.now().monotonic.saturating_sub(started),
+    })
+}
+
+/// From here on nobody begins anything.
+fn end(world: &World) {
+    world.ending.cancel();
+    if let Some(chat) = &world.chat {
+        chat.stop();
     }
 }
 
-/// A bar on a terminal, a line every few seconds elsewhere.
-struct Progress {
-    bar: ProgressBar,
-    next_line: Option<Duration>,
+/// A number that grows as long as something moves.
+fn progress_of(world: &World) -> u64 {
+    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    read(&world.totals.acked) + read(&world.totals.delivered) + world.chat.as_ref().map_or(0, Chat::moved)
 }
 
-impl Progress {
-    const LINE_EVERY: Duration = Duration::from_secs(5);
-
-    fn new(args: &Args) -> Self {
-        let (groups, devices) = (u64::from(args.groups), u64::from(args.devices));
-        let bar = ProgressBar::with_draw_target(
-            Some(groups * devices * u64::from(args.messages) * (devices - 1)),
-            ProgressDrawTarget::stderr(),
-        );
-        if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {pos}/{len} delivered  {msg}") {
-            bar.set_style(style);
+/// Runs the scenario's command now and then.
+async fn disturb_server(world: Arc<World>, chaos: ServerChaos) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(chaos.every.get()) => {}
+            () = world.ending.cancelled() => return,
         }
-        Self { bar, next_line: (!std::io::stderr().is_terminal()).then_some(Self::LINE_EVERY) }
-    }
-
-    /// Returns a number that grows as long as something moves.
-    fn show(&mut self, totals: &Totals, elapsed: Duration) -> u64 {
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let (sent, acked, delivered) = (read(&totals.sent), read(&totals.acked), read(&totals.delivered));
-        let text = format!("sent {sent}, acked {acked}, reconnects {}", read(&totals.reconnects));
-        self.bar.set_position(delivered);
-        self.bar.set_message(text.clone());
-        if let Some(at) = self.next_line.filter(|at| elapsed >= *at) {
-            self.next_line = Some(at + Self::LINE_EVERY);
-            tell(&format!("{:6.1} s  {text}, delivered {delivered}", elapsed.as_secs_f64()));
+        world.totals.happened(Event::Server);
+        let mut command = tokio::process::Command::new("sh");
+        command.arg("-c").arg(&chaos.command).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+        match command.stderr(std::process::Stdio::null()).status().await {
+            Ok(status) if status.success() => {}
+            Ok(status) => world.totals.note(format!("the server's command: {status}")),
+            Err(error) => world.totals.note(format!("the server's command: {error}")),
         }
-        acked + delivered
-    }
-
-    fn clear(&self) {
-        self.bar.finish_and_clear();
     }
 }
 
 /// A line for whoever watches. Nobody watching is no reason to stop.
 fn tell(line: &str) {
     writeln!(std::io::stderr(), "{line}").unwrap_or_default();
-}
-
-fn table(outcome: &Outcome, totals: &Totals) -> String {
-    let tally = &outcome.tally;
-    let latencies = totals.latencies.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut rows = vec![
-        ("sent", format!("{}  ({} ephemeral)", tally.sent, tally.ephemeral)),
-        ("acked", format!("{}  ({} of them in committed transactions)", tally.acked, tally.committed)),
-        ("delivered", format!("{}  and {} ephemeral", tally.delivered, tally.ephemeral_delivered)),
-        ("duplicates", format!("{} sent again, {} redelivered", tally.resent, tally.redelivered)),
-        ("lost", tally.lost.to_string()),
-        ("misordered", tally.faults.values().sum::<u64>().to_string()),
-        ("reconnects", totals.reconnects.load(Ordering::Relaxed).to_string()),
-        ("reflect to ack", quantiles(&latencies.to_ack)),
-        ("reflect to last delivery", quantiles(&latencies.to_last_delivery)),
-        ("elapsed", format!("{:.2} s", outcome.elapsed.as_secs_f64())),
-    ];
-    if let Some(chat) = &outcome.chat {
-        rows.push(("chat messages sent", chat.sent.to_string()));
-        rows.push(("  acked", chat.acked.to_string()));
-        rows.push(("  delivered", chat.delivered.to_string()));
-        rows.push(("  duplicates", chat.duplicates.to_string()));
-        rows.push(("  lost", chat.lost.to_string()));
-        rows.push(("  misordered", chat.misordered.to_string()));
-        if chat.foreign > 0 {
-            rows.push(("  fault", format!("{} messages or acknowledgements of what nobody sent", chat.foreign)));
-        }
-    }
-    rows.extend(tally.faults.iter().map(|(fault, count)| ("  fault", format!("{count} {}", fault.text()))));
-    rows.extend(outcome.gave_up.iter().map(|why| ("gave up", why.clone())));
-    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
-}
-
-fn quantiles(histogram: &Histogram<u64>) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
-    let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-    format!("p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms", ms(0.5), ms(0.99), ms(1.0))
 }

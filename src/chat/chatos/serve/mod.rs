@@ -1,0 +1,208 @@
+//! The room's doors: a listener, one task per connection, and the task that decides.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `actor` | decide, then speak |
+//! | `connection` | one client's socket |
+//! | `outbox` | what waits to be written to it |
+//! | `pipe` | a private connection's two sockets |
+
+mod actor;
+mod connection;
+mod outbox;
+mod pipe;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::state::{ConnId, Limits, State};
+use super::wire::{MESSAGE_OCTETS_MAX, NAME_FIELD_MAX};
+use crate::crypto::random;
+use crate::net::listen::{self, Bounds, Door, Stream};
+use crate::net::rate::Rate;
+use crate::net::tasks::Tasks;
+use crate::net::tls::Tls;
+use crate::time::Clock;
+use crate::wire::chatos::Caps;
+use actor::Actor;
+use connection::Shared;
+
+pub use outbox::{OCTETS_MAX as OUTBOX_OCTETS_MAX, PACKETS_MAX as OUTBOX_PACKETS_MAX};
+pub use pipe::BUFFER_MAX as PIPE_BUFFER_MAX;
+
+/// Sockets more than connections are allowed: those that are being told so, or do not get through TLS.
+const SPARE: usize = 64;
+/// How long a stop waits for connections to close: what a farewell may take, and a little.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the room needs to know to be opened.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen; port 0 for any.
+    pub listen: SocketAddr,
+    /// Who may do what for how long.
+    pub limits: Limits,
+    /// Longest message, in octets.
+    pub message_octets_max: usize,
+    /// How long nothing may be taken by a client's socket.
+    pub write_stall: Duration,
+    /// Packets of one client; one that sends more is read more slowly.
+    pub packets: Option<Rate>,
+    /// How it is encrypted.
+    pub tls: Option<Tls>,
+}
+
+impl Config {
+    /// The defaults of the specification, unencrypted.
+    #[must_use]
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            limits: Limits::default(),
+            message_octets_max: MESSAGE_OCTETS_MAX,
+            write_stall: Duration::from_secs(30),
+            packets: None,
+            tls: None,
+        }
+    }
+}
+
+/// Why the room could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, #[source] io::Error),
+}
+
+/// The room is open. It closes when the token it was started with is cancelled.
+#[derive(Debug)]
+pub struct Running {
+    local_addr: SocketAddr,
+    /// Cancelled when one of the two tasks is over, however it came to that.
+    over: CancellationToken,
+    room: JoinHandle<()>,
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Waits until the room is not served whole any more. Before it was asked to close, that is a fault.
+    pub async fn over(&self) {
+        self.over.cancelled().await;
+    }
+
+    /// Waits until every connection is closed.
+    pub async fn wait(self) {
+        if let Err(error) = self.room.await {
+            error!(%error, "a task of the ChatOs server failed");
+        }
+    }
+}
+
+/// Opens the room.
+///
+/// # Errors
+/// [`StartError`] says why not.
+pub async fn start(config: Config, clock: Clock, shutdown: CancellationToken) -> Result<Running, StartError> {
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen(config.listen, error))?;
+    start_on(listener, config, clock, shutdown)
+}
+
+/// Opens the room on a listener that is already bound; `config.listen` does not count.
+///
+/// # Errors
+/// [`StartError`] says why not.
+pub fn start_on(
+    listener: TcpListener,
+    config: Config,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> Result<Running, StartError> {
+    let local_addr = listener.local_addr().map_err(|error| StartError::Listen(config.listen, error))?;
+    let Config { limits, message_octets_max, write_stall, packets, tls, .. } = config;
+    let places =
+        Places(Arc::new(Semaphore::new(limits.connections_max.saturating_add(SPARE).min(Semaphore::MAX_PERMITS))));
+    let caps = Caps { name: NAME_FIELD_MAX, text: message_octets_max.min(MESSAGE_OCTETS_MAX) };
+    let shared = Arc::new(Shared { clock, caps, write_stall, packets });
+    // Ours to cancel, without ending whatever else hangs on it.
+    let shutdown = shutdown.child_token();
+    let over = CancellationToken::new();
+    let (tasks, told_over) = (Tasks::new(), over.clone());
+
+    let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
+    let deciding =
+        tokio::spawn(Actor::new(State::new(limits, Box::new(random::u64)), clock).run(mail, shutdown.clone()));
+    let next_conn = Arc::new(AtomicU64::new(1));
+    let handler = move |socket: Stream<TcpStream>, from: SocketAddr| {
+        let (shared, mailbox) = (Arc::clone(&shared), mailbox.clone());
+        let conn = ConnId(next_conn.fetch_add(1, Ordering::Relaxed));
+        async move {
+            keep_alive(&socket);
+            connection::run(&shared, mailbox, conn, socket, from).await;
+        }
+    };
+    let accepting = tasks.spawn(listen::serve_within(places, listener, Door::from(tls), tasks.clone(), handler));
+    let room = tokio::spawn(async move {
+        let mut deciding = std::pin::pin!(deciding);
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            _ended = accepting => {}
+            _ended = &mut deciding => return told_over.cancel(),
+        }
+        // No connection is left without being told, also when nobody asked for the end.
+        shutdown.cancel();
+        told_over.cancel();
+        if let Err(unfinished) = tasks.finish(STOP_WITHIN).await {
+            return warn!(%unfinished, "connections of the ChatOs server were left behind");
+        }
+        if let Err(error) = deciding.await {
+            error!(%error, "the task of the ChatOs server that decides failed");
+        }
+    });
+    Ok(Running { local_addr, over, room })
+}
+
+/// Sockets, all of them.
+#[derive(Debug, Clone)]
+struct Places(Arc<Semaphore>);
+
+impl Bounds for Places {
+    type Place = OwnedSemaphorePermit;
+
+    fn accepted(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_owned().ok()
+    }
+
+    fn comes_from(&self, _: IpAddr) -> Option<OwnedSemaphorePermit> {
+        // Counted already; this one counts for nothing.
+        Arc::clone(&self.0).try_acquire_many_owned(0).ok()
+    }
+}
+
+/// Finds peers that are gone without a word (spec 10.4).
+fn keep_alive(socket: &Stream<TcpStream>) {
+    let tcp = match socket {
+        Stream::Plain(tcp) => tcp,
+        Stream::Tls(tls) => tls.get_ref().0,
+    };
+    let probes =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
+    if let Err(error) = SockRef::from(tcp).set_tcp_keepalive(&probes) {
+        warn!(%error, "a connection without keepalive");
+    }
+}

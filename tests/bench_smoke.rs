@@ -1,0 +1,119 @@
+//! `bench` measures: with tiny numbers, against servers of its own and against one that runs. What the numbers are says nothing
+//! here; that they are there, and what they are of.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Server, Setup};
+use serde_json::Value;
+
+/// A measurement is made of several rounds with several servers.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+fn bench(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command.arg("bench").args(args).args(["--rounds", "2", "--time", "300ms", "--warm-up", "100ms", "--json", "-"]);
+    command.arg("--dir").arg(dir).stdin(Stdio::null());
+    command
+}
+
+async fn report(mut command: Command) -> Value {
+    let output = tokio::task::spawn_blocking(move || command.output());
+    let output = tokio::time::timeout(PATIENCE, output).await.expect("a measurement ends").unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Measures; the directory is as empty as before, and every result has its rounds.
+async fn measures(args: &[&str]) -> Value {
+    let dir = tempfile::tempdir().unwrap();
+    let report = report(bench(dir.path(), args)).await;
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+    let machine = &report["machine"];
+    assert!(machine["cores"].as_u64().unwrap() > 0 && machine["program"].as_str().unwrap().contains("sha256"));
+    assert_eq!(report["parameters"]["durability"], "fsync");
+    for result in report["measurements"][0]["results"].as_array().unwrap() {
+        assert_eq!(result["rounds"].as_array().unwrap().len(), 2, "{result}");
+    }
+    report
+}
+
+fn median(report: &Value, name: &str) -> f64 {
+    let results = report["measurements"][0]["results"].as_array().unwrap();
+    let result =
+        results.iter().find(|result| result["name"] == name).unwrap_or_else(|| panic!("no {name}: {report:#}"));
+    result["median"].as_f64().unwrap()
+}
+
+const SMALL: [&str; 4] = ["--groups", "2", "--size", "300"];
+
+#[tokio::test]
+async fn reflects_are_measured() {
+    let report = measures(&[&["reflect"], &SMALL[..]].concat()).await;
+    assert!(median(&report, "reflects") > 1.0);
+    assert!(median(&report, "deliveries") > median(&report, "reflects"), "each reaches two devices");
+    assert!(median(&report, "reflect to ack, p50") <= median(&report, "reflect to ack, p99"));
+    assert!(median(&report, "server CPU per reflect") >= 0.0);
+    assert_eq!(report["measurements"][0]["parameters"]["shape"]["bytes"], 300);
+}
+
+#[tokio::test]
+async fn a_schedule_is_kept() {
+    let report = measures(&[&["reflect", "--rate", "60", "--tls"], &SMALL[..]].concat()).await;
+    assert!((20.0..300.0).contains(&median(&report, "reflects")), "{report:#}");
+}
+
+#[tokio::test]
+async fn a_server_that_runs_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), Setup::default()).await;
+    let url = format!("ws://{}", server.address);
+    let scratch = tempfile::tempdir().unwrap();
+    for what in ["reflect", "handshakes"] {
+        let own = std::process::id().to_string();
+        let report = report(bench(scratch.path(), &[what, "--url", &url, "--pid", &own])).await;
+        assert_eq!(report["parameters"]["durability"], "the server's");
+        assert!(report["measurements"][0]["results"][0]["median"].as_f64().unwrap() > 0.0, "{report:#}");
+        assert_eq!(heliostat::store::Store::census(&*server.store, None, 1).await.unwrap().groups, 0, "{what}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn idle_devices_and_handshakes_are_measured() {
+    let idle = measures(&["idle", "--idle-devices", "30"]).await;
+    assert!(median(&idle, "memory of an idle device, TLS") >= 0.0);
+    assert!(median(&idle, "memory of an idle device, plain") >= 0.0);
+    let handshakes = measures(&["handshakes", "--at-once", "2"]).await;
+    assert!(median(&handshakes, "handshakes, TLS and D2M") > 0.0);
+    assert!(median(&handshakes, "handshakes, D2M without TLS") > 0.0);
+}
+
+#[tokio::test]
+async fn the_proxy_is_measured_in_both_directions() {
+    let report = measures(&["proxy", "--connections", "2", "--frame", "1000"]).await;
+    for name in ["proxy, down", "proxy, up", "the same without a mediator, down", "the same without a mediator, up"] {
+        assert!(median(&report, name) > 0.0, "{name}: {report:#}");
+    }
+    assert!(median(&report, "round trip, p50, proxied") > 0.0);
+}
+
+#[tokio::test]
+async fn a_start_with_a_full_store_and_reflects_beside_one_are_measured() {
+    let start = measures(&["start", "--stored-groups", "50", "--stored-messages", "200"]).await;
+    assert!(median(&start, "from start to ready") > 0.0);
+    let size = measures(&[&["size", "--stored", "10,20", "--queued", "0,100"], &SMALL[..]].concat()).await;
+    for suffix in ["10 groups stored", "20 groups stored", "0 messages queued", "100 messages queued"] {
+        assert!(median(&size, &format!("reflects, {suffix}")) > 1.0, "{size:#}");
+    }
+}
