@@ -75,6 +75,7 @@ stories! {
     what_is_too_old_is_forgotten
     who_does_not_acknowledge_is_woken_once_until_it_comes
     who_is_strict_takes_sealed_messages_with_their_keys_only
+    who_finds_no_place_is_dropped_and_comes_again
     tls_is_the_projects
 }
 

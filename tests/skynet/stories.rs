@@ -876,6 +876,18 @@ pub async fn who_does_not_acknowledge_is_woken_once_until_it_comes(mut ground: G
     world.stop().await;
 }
 
+pub async fn who_finds_no_place_is_dropped_and_comes_again(mut ground: Ground) {
+    ground.connections_max = 2;
+    let world = World::start(&ground).await;
+    let (mut first, second) = (world.greeted().await, world.greeted().await);
+    assert!(world.connect().await.is_closed().await);
+    assert_eq!(first.login(A, A).await, CreateSessionStatus::INVALID_CREDENTIALS, "others are not disturbed");
+    drop(second);
+    // When the server has noticed that the place is free.
+    while soon(world.is_full()).await {}
+    world.stop().await;
+}
+
 pub async fn tls_is_the_projects(mut ground: Ground) {
     let made = development(&ground.dir, Clock::system().now().wall_ms).unwrap();
     ground.door = Door::from(Some(Tls::presenting(Certificate::load(&made.files).unwrap()).unwrap()));

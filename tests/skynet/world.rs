@@ -77,12 +77,20 @@ pub struct Ground {
     pub door: Door,
     /// How far ahead of the real one the server's clock is.
     pub later: Duration,
+    pub connections_max: usize,
 }
 
 impl Ground {
     pub fn new(dir: &Path, place: Place) -> Self {
         let settings = Settings { forward_profiles: true, ..Settings::default() };
-        Self { dir: dir.to_owned(), place, settings, door: Door::default(), later: Duration::ZERO }
+        Self {
+            dir: dir.to_owned(),
+            place,
+            settings,
+            door: Door::default(),
+            later: Duration::ZERO,
+            connections_max: 100,
+        }
     }
 }
 
@@ -102,6 +110,7 @@ impl World {
             push: Arc::new(Waker(waker)),
             place: ground.place.clone(),
             settings: ground.settings.clone(),
+            connections_max: ground.connections_max,
             mail: Arc::<Mailbox>::clone(&mail),
             ..Config::new(ground.dir.clone())
         };
@@ -120,6 +129,16 @@ impl World {
     pub async fn connect(&self) -> Client {
         let tcp = TcpStream::connect(self.running.local_addr()).await.unwrap();
         Client::over(tcp)
+    }
+
+    /// Whether a connection is dropped at once.
+    pub async fn is_full(&self) -> bool {
+        let mut client = self.connect().await;
+        let application = PLATFORM.to_owned();
+        let hello = FromClient::ConnectionHandshake { protocol_version: 3, application, version_code: 60 };
+        // Who is dropped may not even get this out.
+        let _gone = client.io.write_all(&hello.encode().unwrap()).await;
+        client.read().await.is_none()
     }
 
     /// A client that was greeted.

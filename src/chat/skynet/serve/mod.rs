@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -33,7 +33,7 @@ use tracing::{error, info};
 use super::state::ConnId;
 use super::store::{Place, Store, StoreError};
 use super::wire::SessionId;
-use crate::net::listen::{self, Door};
+use crate::net::listen::{self, Bounds, Door};
 use crate::net::tasks::Tasks;
 use crate::time::Clock;
 use actor::{Actor, Mail};
@@ -94,6 +94,8 @@ pub struct Config {
     pub place: Place,
     /// How it behaves.
     pub settings: Settings,
+    /// Connections at a time, at most; further ones are dropped without a word.
+    pub connections_max: usize,
     /// How often something may be tried.
     pub rates: Rates,
     /// Addresses that are not held responsible for single clients, because many stand behind them: the mediator's.
@@ -112,6 +114,7 @@ impl Config {
             data_dir,
             place: Place::Sqlite,
             settings: Settings::default(),
+            connections_max: 10_000,
             rates: Rates::default(),
             exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             mail: Arc::new(LogMail),
@@ -197,11 +200,11 @@ pub async fn start_on(
     let weak = mailbox.downgrade();
     let over = CancellationToken::new();
     let gate = Arc::new(Gate::new(config.rates, config.exempt.clone(), clock));
-    let settings = config.settings.clone();
+    let (settings, places) = (config.settings.clone(), Places(Arc::new(Semaphore::new(config.connections_max))));
     let actor = Actor::new(config, store.clone(), clock, Arc::clone(&gate)).run(mail);
     let actor = tokio::spawn(telling(over.clone(), actor));
     let shared = Arc::new(Shared { settings, store, gate, stop: shutdown.clone() });
-    let listener = tokio::spawn(telling(over.clone(), serve(listener, door, shared, mailbox, shutdown)));
+    let listener = tokio::spawn(telling(over.clone(), serve(listener, door, places, shared, mailbox, shutdown)));
     Ok(Running { local_addr, mailbox: weak, over, listener, actor })
 }
 
@@ -211,10 +214,27 @@ async fn telling(over: CancellationToken, task: impl Future<Output = ()>) {
     task.await;
 }
 
+/// How many may be connected, wherever they come from: behind a mediator they all come from one address.
+#[derive(Debug, Clone)]
+struct Places(Arc<Semaphore>);
+
+impl Bounds for Places {
+    type Place = Option<OwnedSemaphorePermit>;
+
+    fn accepted(&self) -> Option<Self::Place> {
+        Arc::clone(&self.0).try_acquire_owned().ok().map(Some)
+    }
+
+    fn comes_from(&self, _address: IpAddr) -> Option<Self::Place> {
+        Some(None)
+    }
+}
+
 /// Accepts until told to stop, then waits for every connection to end.
 async fn serve(
     listener: TcpListener,
     door: Door,
+    places: Places,
     shared: Arc<Shared>,
     mailbox: mpsc::Sender<Mail>,
     shutdown: CancellationToken,
@@ -225,7 +245,7 @@ async fn serve(
         let conn = ConnId(next_conn.fetch_add(1, Ordering::Relaxed));
         connection::run(Arc::clone(&shared), mailbox.clone(), conn, origin.ip(), stream)
     };
-    let accepting = tokio::spawn(listen::serve(listener, door, tasks.clone(), handler));
+    let accepting = tokio::spawn(listen::serve_within(places, listener, door, tasks.clone(), handler));
     shutdown.cancelled().await;
     tasks.stop();
     tasks.tracker().close();
