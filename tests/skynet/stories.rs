@@ -41,11 +41,16 @@ pub async fn registering_confirming_and_logging_in(ground: Ground) {
     assert_eq!(world.mail.reasons(A), 2);
     assert_eq!(client.login(A, "other").await, CreateSessionStatus::INVALID_CREDENTIALS);
     assert_eq!(client.login(A, "pw").await, CreateSessionStatus::UNCONFIRMED_ACCOUNT);
-    assert_eq!(soon(world.running.confirm("0123456789abcdef")).await, Some(Confirmed::Invalid));
+    for token in ["abcdefghijklmnop", "0123456789abcdef", "abcdefghijklmno\0", "", "ä"] {
+        assert_eq!(soon(world.running.confirm(token)).await, Some(Confirmed::Invalid), "{token:?}");
+    }
     assert_eq!(world.confirm(A).await, Confirmed::Done { address: A.into() });
     assert_eq!(world.confirm(A).await, Confirmed::Already { address: A.into() });
     assert_eq!(client.register(A, "pw").await, CreateAccountStatus::ACCOUNT_NAME_TAKEN);
     assert_eq!(client.login("nobody@example.com", "pw").await, CreateSessionStatus::INVALID_CREDENTIALS);
+    client.push_token = "to\0ken".into();
+    assert_eq!(client.login(A, "pw").await, CreateSessionStatus::INVALID_FCM_REGISTRATION_TOKEN);
+    client.push_token = "token".into();
     // The same connection may try again, and it is the address that counts, however it is written.
     assert_eq!(client.login("ALICE@example.com", "pw").await, CreateSessionStatus::SUCCESS);
     let sync = client.first_sync().await;

@@ -73,7 +73,10 @@ impl Scene<'_> {
 
     /// Somebody shows the token out of a mail.
     pub(super) async fn confirm(&mut self, token: &str) -> Result<Confirmed, StoreError> {
-        let Some(named) = self.work.name_by_token(token).await? else { return Ok(Confirmed::Invalid) };
+        // Whatever stands in a URL comes here; only what can be a token is looked for.
+        let can_be = token.len() == MAIL_TOKEN && token.bytes().all(|byte| ALPHABET.contains(&byte));
+        let named = if can_be { self.work.name_by_token(token).await? } else { None };
+        let Some(named) = named else { return Ok(Confirmed::Invalid) };
         if self.is_late(&named) {
             return Ok(Confirmed::Invalid);
         }
@@ -139,6 +142,10 @@ impl Scene<'_> {
         let password_hash = hash(key_hash.expose());
         let named = named.filter(|named| equal(&named.password_hash, &password_hash));
         let status = match &named {
+            // No push service has such a token, and PostgreSQL keeps no such text.
+            Some(named) if named.confirmed_ms != 0 && push_token.contains('\0') => {
+                CreateSessionStatus::INVALID_FCM_REGISTRATION_TOKEN
+            }
             Some(named) if named.confirmed_ms != 0 => CreateSessionStatus::SUCCESS,
             Some(named) if named.role == Role::Initial => CreateSessionStatus::UNCONFIRMED_ACCOUNT,
             _ => CreateSessionStatus::INVALID_CREDENTIALS,
@@ -365,9 +372,12 @@ pub(super) fn mail_token() -> String {
     base32(&random::bytes::<10>())
 }
 
+/// Length of such a token.
+const MAIL_TOKEN: usize = 16;
+const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
 /// RFC 4648, in lower case; whole groups of five bytes only, so there is no padding.
 fn base32(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut text = String::with_capacity(bytes.len() * 8 / 5);
     for group in bytes.chunks(5) {
         let bits = group.iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
@@ -386,6 +396,6 @@ mod tests {
     #[test]
     fn tokens_are_base32() {
         assert_eq!(base32(b"foobarfoob"), "mzxw6ytbojtg633c");
-        assert_eq!((base32(&[0; 30]).len(), mail_token().len()), (48, 16));
+        assert_eq!((base32(&[0; 30]).len(), mail_token().len()), (48, MAIL_TOKEN));
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`line`] | what a connection may say at which point |
+//! | [`mod@line`] | what a connection may say at which point |
 //! | [`names`] | mail addresses |
 //! | [`presence`] | who is connected, and what they are doing |
 //! | [`rules`] | who may say what where, and who is in a group |
