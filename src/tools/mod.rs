@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`admin`] | operating a server that runs |
 //! | [`chatos`] | a line client for ChatOs, also as one of many devices |
-//! | [`bench`] | how fast a running server is, and what it costs |
+//! | [`mod@bench`] | how fast a running server is, and what it costs |
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code, a capture |
 //! | [`device`] | an interactive device |
