@@ -330,9 +330,7 @@ async fn devices_and_the_operator_record_the_same() {
     };
     let mut operator = Command::new(env!("CARGO_BIN_EXE_heliostat"));
     let operator = operator.args(args(&theirs)).stdout(Stdio::piped()).spawn().unwrap();
-    while std::fs::metadata(&theirs).map_or(0, |it| it.len()) < 21 {
-        tokio::task::yield_now().await;
-    }
+    begins(&theirs).await;
     let second = args(&dir.path().join("second.d2mcap"));
     let second = heliostat(&second.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(refusal(&second).contains("is being recorded already"));
@@ -372,6 +370,19 @@ async fn devices_and_the_operator_record_the_same() {
     fresh.stop().await;
 }
 
+/// How often a test looks at what other processes do.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Waits until a capture has its header.
+async fn begins(capture: &Path) {
+    let begun = async {
+        while std::fs::metadata(capture).map_or(0, |it| it.len()) < 21 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    soon(begun).await;
+}
+
 #[test]
 fn nothing_is_recorded_where_it_is_not_configured() {
     let dir = tempfile::tempdir().unwrap();
@@ -392,14 +403,12 @@ async fn a_connection_that_was_there_is_recorded_from_its_next_frame_until_the_t
     let id = hex::encode(family.key.device_group_id().as_bytes());
     let out = dir.path().join("out.d2mcap");
     let mut operator = Command::new(env!("CARGO_BIN_EXE_heliostat"));
-    operator.args(["admin", "capture", &id, "--for", "2s", "--admin", server.admin(), "--out", path(&out)]);
+    operator.args(["admin", "capture", &id, "--for", "5s", "--admin", server.admin(), "--out", path(&out)]);
     let mut operator = operator.stdout(Stdio::piped()).spawn().unwrap();
-    while std::fs::metadata(&out).map_or(0, |it| it.len()) < 21 {
-        tokio::task::yield_now().await;
-    }
+    begins(&out).await;
     soon(phone.devices_info()).await.unwrap();
     while operator.try_wait().unwrap().is_none() {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
     let (_, entries, tail) = file(&out);
     assert_eq!(tail, Tail::Ended(End::TimeOver));

@@ -247,7 +247,7 @@ async fn whether_a_client_comes_back_is_told() {
 async fn other_devices_are_served_meanwhile_and_are_not_the_client_that_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     let (config, key) = family(dir.path());
-    let listening = ["--listen", "127.0.0.1:0", "--after", "1s", "--watch", "1s"];
+    let listening = ["--listen", "127.0.0.1:0", "--after", "1s", "--watch", "5s"];
     let mut provoke = Provoke::start(&[&["4113", "--key", &key], &listening[..]].concat());
     let base = provoke.tells("waiting for your client on ").await;
     let mediator = Mediator::new(&base, &Trust::System).unwrap();
