@@ -214,6 +214,25 @@ async fn a_mediator_of_others_closes_with_every_code_that_can_be_had_from_outsid
 #[tokio::test]
 async fn a_real_chat_server_ends_the_connection_of_who_speaks_nonsense() {
     let dir = tempfile::tempdir().unwrap();
+#[tokio::test]
+async fn no_queue_is_filled_where_other_devices_would_lose_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = mediator(&dir.path().join("data"), None).await;
+    let (config, key) = family(dir.path());
+    let bystander = DeviceConfig { device_id: DeviceId(8), ..config.clone() };
+    soon(heliostat::client::Device::connect(&server.url(), &bystander)).await.unwrap().close(CloseCode::Normal).await;
+    let url = format!("ws://{}", server.address);
+    let mut provoke = Provoke::start(&[&["4114", "--key", &key, "--url", &url], &LISTENING[..]].concat());
+    let base = provoke.tells("waiting for your client on ").await;
+    let through = Mediator::new(&base, &Trust::System).unwrap();
+    let client = soon(heliostat::client::Device::connect(&through, &config)).await.unwrap();
+    assert!(!provoke.ends().await.1, "it is refused");
+    drop(client);
+    let back = soon(heliostat::client::Device::connect(&server.url(), &bystander.existing())).await.unwrap();
+    assert_eq!(back.server_info().reflection_queue_length, 0, "nothing was said to it");
+    server.stop().await;
+}
+
     let stop = CancellationToken::new();
     let config = csp::Config::new(([127, 0, 0, 1], 0).into(), dir.path().join("chat"));
     let chat = csp::start(config, Clock::system(), stop.clone()).await.unwrap();
