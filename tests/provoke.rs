@@ -128,8 +128,11 @@ const LISTENING: [&str; 6] = ["--listen", "127.0.0.1:0", "--after", "0s", "--wat
 #[tokio::test]
 async fn a_client_of_another_make_is_closed_with_every_code() {
     let dir = tempfile::tempdir().unwrap();
-    let runs = CloseCode::ALL.map(|code| {
+    // One that was never anywhere, and one that ran before, elsewhere.
+    let newcomers = CloseCode::ALL.into_iter().map(|code| (code, false));
+    let runs = newcomers.chain(CloseCode::ALL.into_iter().map(|code| (code, true))).map(|(code, ran_before)| {
         let (config, key) = family(dir.path());
+        let config = if ran_before { config.existing() } else { config };
         async move {
             let number = code.code().to_string();
             let mut provoke = Provoke::start(&[&[&*number, "--key", &key], &LISTENING[..]].concat());
@@ -212,9 +215,6 @@ async fn a_mediator_of_others_closes_with_every_code_that_can_be_had_from_outsid
 }
 
 #[tokio::test]
-async fn a_real_chat_server_ends_the_connection_of_who_speaks_nonsense() {
-    let dir = tempfile::tempdir().unwrap();
-#[tokio::test]
 async fn no_queue_is_filled_where_other_devices_would_lose_theirs() {
     let dir = tempfile::tempdir().unwrap();
     let server = mediator(&dir.path().join("data"), None).await;
@@ -233,6 +233,9 @@ async fn no_queue_is_filled_where_other_devices_would_lose_theirs() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_real_chat_server_ends_the_connection_of_who_speaks_nonsense() {
+    let dir = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
     let config = csp::Config::new(([127, 0, 0, 1], 0).into(), dir.path().join("chat"));
     let chat = csp::start(config, Clock::system(), stop.clone()).await.unwrap();

@@ -78,7 +78,8 @@ pub struct Args {
     /// The close code, or `list`
     #[arg(value_parser = wanted, value_name = "CODE")]
     what: What,
-    /// The mediator's base URL [default: one is started for the purpose, and forgets everything]
+    /// The mediator's base URL [default: one is started for the purpose; it knows nobody, so all are
+    /// introduced to it as new, and it forgets everything]
     #[arg(long)]
     url: Option<String>,
     #[command(flatten)]
@@ -261,7 +262,8 @@ impl Scene {
         };
         let (door, scheme) = if args.tls { (tls(&args.data)?, "wss") } else { (Door::default(), "ws") };
         let address = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        let relay = Relay::before(mediator.clone(), address, door, Arc::clone(&story)).await;
+        let met = own.is_some().then(Arc::default);
+        let relay = Relay::before(mediator.clone(), address, door, Arc::clone(&story), met).await;
         let (relay, visits) = relay.into_diagnostic().wrap_err_with(|| format!("cannot listen on {address}"))?;
         let host = if args.tls { format!("localhost:{}", relay.address.port()) } else { relay.address.to_string() };
         let usual = match (code, own.is_some()) {
@@ -572,8 +574,6 @@ impl Scene {
         self.other_device(&client.url).await?;
         let Some((ours, other)) = self.crowd.last_mut() else { return Err(miette!("another device did not stay")) };
         for _ in 0..MESSAGES_MAX / MESSAGES_AT_ONCE {
-            let mut last = None;
-            for _ in 0..MESSAGES_AT_ONCE {
             // Asked again each time: a device may join meanwhile.
             if others_group && other.devices_info().await.into_diagnostic()?.0.keys().any(|it| *it != id && it != ours)
             {
@@ -583,6 +583,8 @@ impl Scene {
                 ));
             }
             client.order(Order::HoldAcks).await;
+            let mut last = None;
+            for _ in 0..MESSAGES_AT_ONCE {
                 last = Some(other.reflect(&envelope, ReflectFlags::default()).await.into_diagnostic()?);
             }
             if let Some(last) = last {
