@@ -619,6 +619,47 @@ async fn the_picture_of_a_story_is_well_formed_and_has_its_arrows() {
     assert_eq!((tablet.iter().max(), tablet.last()), (Some(&1), Some(&0)), "{tablet:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_device_is_counted_also_when_its_sender_is_not_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (capture, out) = (dir.path().join("one.d2mcap"), dir.path().join("trace.json"));
+    let server = Server::start(&dir.path().join("data"), Setup::default()).await;
+    let recorded = Recorded::begin(server.url(), &capture);
+    let family = Family { key: recorded.family.key.clone(), url: server.url() };
+    let mut phone = family.joins(1).await;
+    let sealed = family.key.seal_envelope(b"text");
+    let tablet = recorded.family.joins(2).await;
+    soon(tablet.close(CloseCode::Normal)).await;
+    soon(phone.reflect_and_wait(&sealed, ReflectFlags::default())).await.unwrap();
+    let mut tablet = soon(Device::connect(&recorded.family.url, &family.config(2).existing())).await.unwrap();
+    gets(&mut tablet).await;
+    soon(tablet.wait_dry()).await.unwrap();
+    for ephemeral in [false, true, false] {
+        soon(phone.reflect(&sealed, ReflectFlags { ephemeral })).await.unwrap();
+        gets(&mut tablet).await;
+    }
+    soon(tablet.close(CloseCode::Normal)).await;
+    recorded.finish().await;
+    server.stop().await;
+
+    let output = heliostat(&["trace", path(&capture), "-o", path(&out)]);
+    assert!(output.status.success(), "{output:?}");
+    let trace: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    let counters = trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "C");
+    let counted: Vec<i64> = counters.map(|event| event["args"]["messages"].as_i64().unwrap()).collect();
+    assert_eq!(counted, [0, 1, 0, 1, 0, 1, 0]);
+}
+
+#[test]
+fn a_capture_is_not_written_over_with_its_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let (capture, _) = by_hand(dir.path());
+    let before = std::fs::read(&capture).unwrap();
+    let output = heliostat(&["trace", path(&capture), "-o", path(&dir.path().join("./hand.d2mcap"))]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(std::fs::read(&capture).unwrap(), before);
+}
+
 // ---- reading it
 
 /// A capture made by hand of the vectors' frames.
