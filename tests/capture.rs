@@ -522,6 +522,53 @@ async fn whoever_steps_sees_what_comes_next() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ending_that_nothing_in_the_capture_brings_about_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), Setup::default()).await;
+    let one = dir.path().join("one.d2mcap");
+    let recorded = Recorded::begin(server.url(), &one);
+    let family = Family { key: recorded.family.key.clone(), url: server.url() };
+    let mut tablet = recorded.family.joins(2).await;
+    soon(family.joins(1).await.drop_device(DeviceId(2))).await.unwrap();
+    assert_eq!(soon(tablet.wait_ended()).await.code(), Some(4113));
+    recorded.finish().await;
+    let (header, entries, _) = file(&one);
+    for ending in [4113, 1011, 4013] {
+        let entries = entries.iter().cloned().map(|mut entry| {
+            if let Event::Close { code, .. } = &mut entry.event {
+                *code = Some(ending);
+            }
+            entry
+        });
+        let capture = dir.path().join(format!("{ending}.d2mcap"));
+        std::fs::write(&capture, [header.encode(), bytes_of(&entries.collect::<Vec<_>>())[21..].to_vec()].concat())
+            .unwrap();
+        let output = replay(&capture, server.address, &[]);
+        assert!(text(&output).contains("otherwise  0\n"), "{ending}: {}", text(&output));
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_expired_is_waited_for_at_any_speed() {
+    let dir = tempfile::tempdir().unwrap();
+    let capture = dir.path().join("lock.d2mcap");
+    let server = Server::start(&dir.path().join("data"), Setup::default()).await;
+    let recorded = Recorded::begin(server.url(), &capture);
+    let mut phone = recorded.family.joins(1).await;
+    let mut tablet = recorded.family.joins(2).await;
+    let scope = recorded.family.key.seal_scope(b"scope");
+    assert_eq!(soon(phone.begin(&scope, 7)).await.unwrap(), Begun::Granted);
+    // Somebody speaks just before the end.
+    tokio::time::timeout(Duration::from_millis(6_500), tablet.next_event()).await.unwrap_err();
+    soon(tablet.devices_info()).await.unwrap();
+    assert_eq!(soon(phone.wait_ended()).await.code(), Some(4011));
+    recorded.finish().await;
+    is_matched(&capture, server.address, &[]);
+    server.stop().await;
+}
+
 // ---- drawing it
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -35,7 +35,7 @@ use crate::client::{DeviceConfig, Ended, GroupKey, Mediator, RawConnection};
 use crate::time::Clock;
 use crate::wire::d2m::{
     CONTAINER_MAX, ClientHello, CloseCode, DeviceId, FromDevice, PayloadType, ReflectedId, ServerGroup, ServerHello,
-    SlotState, ToDevice,
+    SlotState, SlotsExhausted, ToDevice,
 };
 
 /// How long an answer may take longer than it took in the capture.
@@ -51,9 +51,16 @@ const TO_SAY: usize = 64;
 /// Fields that a mediator chooses.
 const ASIDE: [&str; 6] =
     ["ephemeral server key", "challenge", "time", "reflected-id", "connected since", "disconnected at"];
-/// Endings that nothing in a capture brings about: chat servers do, and operators.
-const FROM_ELSEWHERE: [CloseCode; 4] =
-    [CloseCode::ShuttingDown, CloseCode::ChatServerClosed, CloseCode::ChatServerUnreachable, CloseCode::ChatProxyError];
+/// Endings that nothing in a capture brings about: chat servers do, operators, a store that fails, and a network that is gone
+/// (whoever is played answers pings).
+const FROM_ELSEWHERE: [CloseCode; 6] = [
+    CloseCode::ShuttingDown,
+    CloseCode::InternalError,
+    CloseCode::ChatServerClosed,
+    CloseCode::ChatServerUnreachable,
+    CloseCode::ChatProxyError,
+    CloseCode::ClientIdleTimeout,
+];
 
 /// Drive the device side of a capture against a mediator, and say where it answers otherwise
 #[derive(Debug, clap::Args)]
@@ -130,6 +137,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         envelopes: HashSet::new(),
         began: Duration::ZERO,
         acted_at: Duration::ZERO,
+        asked_for_lock: HashMap::new(),
         tally: Tally::default(),
     };
     replay.began = replay.clock.now().monotonic;
@@ -153,6 +161,10 @@ struct Fates {
     devices: Devices,
     admitted: HashSet<Track>,
     closes: HashMap<Track, (ClosedBy, Option<u16>)>,
+    /// Whom a recorded device dropped.
+    dropped: HashSet<DeviceId>,
+    /// Somebody asked for the place of whoever was away longest.
+    drops_anyone: bool,
 }
 
 impl Fates {
@@ -164,8 +176,24 @@ impl Fates {
             {
                 self.admitted.insert(*track);
             }
+            Event::Frame { direction: Direction::FromDevice, frame, .. } => match captured::from_device(frame) {
+                Some(FromDevice::DropDevice(device)) => drop(self.dropped.insert(device)),
+                Some(FromDevice::ClientHello(hello)) => {
+                    self.drops_anyone |= hello.slots_exhausted == SlotsExhausted::DropLeastRecent;
+                }
+                _ => {}
+            },
             Event::Close { track, by, code, .. } => drop(self.closes.insert(*track, (*by, *code))),
             Event::Connect { .. } | Event::Frame { .. } | Event::End(_) => {}
+        }
+    }
+
+    /// Whether nothing in the capture brings about this ending.
+    fn is_from_elsewhere(&self, track: Track, ending: CloseCode) -> bool {
+        let dropped = |device| self.drops_anyone || self.dropped.contains(&device);
+        match ending {
+            CloseCode::Dropped => !self.devices.of(track).is_some_and(dropped),
+            _ => FROM_ELSEWHERE.contains(&ending),
         }
     }
 
@@ -225,6 +253,9 @@ struct Replay {
     began: Duration,
     /// When a device did something last, in the capture's time.
     acted_at: Duration,
+    /// When a device asked for the lock last, in the capture's time and in ours: however fast the rest is played, a lock
+    /// expires after the time that was asked for.
+    asked_for_lock: HashMap<Track, (Duration, Duration)>,
     tally: Tally,
 }
 
@@ -417,6 +448,15 @@ impl Replay {
         entry.at.saturating_sub(self.acted_at).saturating_add(patience)
     }
 
+    /// As long as a lock may still be held that was asked for on one of these connections, or else as any answer.
+    fn time_for_lock(&self, entry: &Entry, patience: Duration, on: Option<Track>) -> Duration {
+        let now = self.clock.now().monotonic;
+        let asked = self.asked_for_lock.iter().filter(|(track, _)| on.is_none_or(|on| on == **track));
+        let over = asked.map(|(_, (captured, ours))| ours.saturating_add(entry.at.saturating_sub(*captured)));
+        let left = over.max().map_or(Duration::ZERO, |over| over.saturating_sub(now));
+        self.time_for(entry, patience).max(left.saturating_add(patience))
+    }
+
     fn otherwise(&mut self, entry: &Entry, what: &str) {
         self.tally.otherwise += 1;
         println!("{} {what}", label(entry, &self.fates.devices));
@@ -494,8 +534,15 @@ impl Replay {
             },
             said => {
                 // Of what was too long to be kept, the length is what matters.
-                if let Some(FromDevice::Reflect(reflect)) = said {
-                    self.envelopes.insert(Bytes::copy_from_slice(reflect.envelope.as_bytes()));
+                match said {
+                    Some(FromDevice::Reflect(reflect)) => {
+                        self.envelopes.insert(Bytes::copy_from_slice(reflect.envelope.as_bytes()));
+                    }
+                    Some(FromDevice::BeginTransaction(_)) => {
+                        self.asked_for_lock.insert(track, (entry.at, self.clock.now().monotonic));
+                    }
+                    Some(FromDevice::CommitTransaction) => drop(self.asked_for_lock.remove(&track)),
+                    _ => {}
                 }
                 let mut bytes = frame.kept.to_vec();
                 let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
@@ -569,7 +616,10 @@ impl Replay {
             self.tally.left_out += 1;
             return;
         }
-        let within = self.time_for(entry, patience);
+        let within = match &due.payload {
+            Some(ToDevice::TransactionEnded(_)) => self.time_for_lock(entry, patience, None),
+            _ => self.time_for(entry, patience),
+        };
         let Some(live) = self.live.get_mut(&track) else { return };
         let Some(found) = live.find(&due.key, within).await else {
             let ended = live.ended.clone();
@@ -611,9 +661,13 @@ impl Replay {
             self.tally.left_out += 1;
             return;
         };
-        let within = self.time_for(entry, patience);
-        let Some(mut live) = self.live.remove(&track) else { return };
         let due = code.and_then(CloseCode::from_code);
+        let within = match due {
+            Some(CloseCode::TransactionTtlReached) => self.time_for_lock(entry, patience, Some(track)),
+            _ => self.time_for(entry, patience),
+        };
+        let Some(mut live) = self.live.remove(&track) else { return };
+        self.asked_for_lock.remove(&track);
         match by {
             // Dropped with its socket.
             ClosedBy::Nobody => self.answered(entry, "gone"),
@@ -625,7 +679,7 @@ impl Replay {
                     None => self.otherwise(entry, "a close was not answered"),
                 }
             }
-            ClosedBy::Mediator if due.is_some_and(|due| FROM_ELSEWHERE.contains(&due)) => {
+            ClosedBy::Mediator if due.is_some_and(|due| self.fates.is_from_elsewhere(track, due)) => {
                 self.tally.left_out += 1;
             }
             ClosedBy::Mediator => {
