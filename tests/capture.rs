@@ -551,6 +551,32 @@ async fn an_ending_that_nothing_in_the_capture_brings_about_is_not_waited_for() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_that_are_not_recorded_are_not_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let capture = dir.path().join("part.d2mcap");
+    let limits = heliostat::group::Limits { max_device_slots: 2, ..heliostat::group::Limits::default() };
+    let server = Server::start(&dir.path().join("data"), Setup { limits, ..Setup::default() }).await;
+    let recorded = Recorded::begin(server.url(), &capture);
+    let family = Family { key: recorded.family.key.clone(), url: server.url() };
+    let mut phone = family.joins(1).await;
+    soon(phone.wait_leader()).await.unwrap();
+    let mut tablet = recorded.family.joins(2).await;
+    assert_eq!(soon(tablet.devices_info()).await.unwrap().0.len(), 2);
+    let scope = family.key.seal_scope(b"scope");
+    assert_eq!(soon(phone.begin(&scope, 60)).await.unwrap(), Begun::Granted);
+    assert!(matches!(soon(tablet.begin(&scope, 60)).await.unwrap(), Begun::Rejected(_)));
+    soon(phone.commit()).await.unwrap();
+    hears(&mut tablet, |it| matches!(it, ToDevice::TransactionEnded(_))).await;
+    assert_eq!(soon(tablet.begin(&scope, 60)).await.unwrap(), Begun::Granted);
+    soon(tablet.commit()).await.unwrap();
+    soon(Device::connect(&recorded.family.url, &family.config(3))).await.unwrap_err();
+    soon(tablet.close(CloseCode::Normal)).await;
+    recorded.finish().await;
+    is_matched(&capture, server.address, &[]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_that_expired_is_waited_for_at_any_speed() {
     let dir = tempfile::tempdir().unwrap();
     let capture = dir.path().join("lock.d2mcap");
