@@ -771,7 +771,7 @@ impl Replay {
         let told_its_past = due.key.0 == PayloadType::SERVER_INFO && another_past;
         let without = if self.introduced_before.is_empty() { "" } else { "device info" };
         let playing = self.playing(due.payload.as_ref()).zip(self.playing(found.payload.as_ref()));
-        let (due_fields, found_fields) = playing.unwrap_or((due.fields, found.fields.clone()));
+        let (due_fields, found_fields) = playing.unwrap_or_else(|| (due.fields.clone(), found.fields.clone()));
         let differences = differences(&due_fields, &found_fields, without);
         if !differences.is_empty() && !told_its_past {
             return self.otherwise(entry, &format!("{}: {differences}", found.name()));
