@@ -489,6 +489,57 @@ async fn chatos_18_8_who_does_not_read_is_cut_off_and_nobody_else_notices() {
     room.closes().await;
 }
 
+/// One client says more at once than any queue holds: everybody who reads hears all of it, in order (10.2, D-35).
+async fn much_at_once(by_name: bool) {
+    const MESSAGES: usize = 5_000;
+    const READERS: usize = 6;
+    let room = Room::open().await;
+    let mut speaker = room.logs_in("speaker").await;
+    let mut readers = Vec::new();
+    for n in 0..if by_name { 1 } else { READERS } {
+        readers.push(room.logs_in(&format!("reader{n}")).await);
+    }
+    let (from, to) = (speaker.name.clone(), readers[0].name.clone());
+    let packet = |n: usize| {
+        let (from, to, text) = (from.clone(), to.clone(), Text(n.to_string()));
+        if by_name { FromClient::Private { from, to, text } } else { FromClient::Public { from, text } }
+    };
+    let octets: Vec<u8> = (0..MESSAGES).flat_map(|n| packet(n).encode()).collect();
+    let hear = |mut reader: Peer| {
+        tokio::spawn(async move {
+            for n in 0..MESSAGES {
+                let (ToClient::Public { text, .. } | ToClient::Private { text, .. }) = reader.hears().await else {
+                    panic!("not a message")
+                };
+                assert_eq!(text.0, n.to_string(), "{}", reader.name);
+            }
+        })
+    };
+    let mut hearing: Vec<_> = readers.into_iter().map(hear).collect();
+    soon(speaker.tcp.write_all(&octets)).await.unwrap();
+    if by_name {
+        assert_eq!(speaker.fence().await, []);
+    } else {
+        hearing.push(hear(speaker));
+    }
+    for hears in hearing {
+        soon(hears).await.unwrap();
+    }
+    room.closes().await;
+}
+
+#[tokio::test]
+async fn chatos_18_8_much_at_once_cuts_nobody_who_reads_on_one_thread() {
+    much_at_once(false).await;
+    much_at_once(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chatos_18_8_much_at_once_cuts_nobody_who_reads_on_two_threads() {
+    much_at_once(false).await;
+    much_at_once(true).await;
+}
+
 #[tokio::test]
 async fn chatos_18_9_a_partner_that_does_not_read_stops_the_sender_and_loses_nothing() {
     let room = Room::open().await;
