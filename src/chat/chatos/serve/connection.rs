@@ -128,8 +128,9 @@ pub(super) async fn run(
             if let Ok(other) = other.await {
                 let leg = Leg { reading, writing, early: received, ended, _alive: None };
                 pipe::run(leg, other, &orders, &mailbox, shared.clock).await;
+            } else {
+                let _stopped = mailbox.send(Mail::Input(Input::PipeOver(orders.id))).await;
             }
-            let _stopped = mailbox.send(Mail::Input(Input::PipeOver(orders.id))).await;
         }
         None => debug!(%from, "closed without what was to be said"),
     }
