@@ -146,7 +146,7 @@ async fn read<R: AsyncRead + Unpin>(
     ended: &mut bool,
 ) -> Ending {
     let bucket = shared.packets.map(|rate| Bucket::new(rate, Measure::Times, shared.clock));
-    let mut accepts = NEW;
+    let (mut accepts, mut partial) = (NEW, false);
     loop {
         let (mut packets, mut fault, mut is_leg) = (Vec::new(), None, false);
         while packets.len() < HEARD_MAX && !is_leg && fault.is_none() {
@@ -156,6 +156,17 @@ async fn read<R: AsyncRead + Unpin>(
                     Ok(packet) => {
                         accepts = ONLINE;
                         is_leg = matches!(packet, FromClient::Join(_));
+                        while let Some(Err(too_much)) = bucket.as_ref().map(|bucket| bucket.take(1)) {
+                            // What came before does not wait with it, and half a packet is not stalled that is not read (10.5).
+                            let packets = std::mem::take(&mut packets);
+                            if (partial || !packets.is_empty())
+                                && !handled(mailbox, Input::Heard { conn, packets, partial: false }).await
+                            {
+                                return Ending::ShuttingDown;
+                            }
+                            partial = false;
+                            tokio::time::sleep(too_much.wait).await;
+                        }
                         packets.push(packet);
                     }
                     Err(why) => fault = Some(why),
@@ -163,10 +174,9 @@ async fn read<R: AsyncRead + Unpin>(
                 Err(why) => fault = Some(why.into()),
             }
         }
-        let count = packets.len() as u64;
         let more = packets.len() == HEARD_MAX;
-        let partial = !is_leg && !more && !received.is_empty();
-        if (count > 0 || partial) && !handled(mailbox, Input::Heard { conn, packets, partial }).await {
+        partial = !is_leg && !more && !received.is_empty();
+        if (partial || !packets.is_empty()) && !handled(mailbox, Input::Heard { conn, packets, partial }).await {
             return Ending::ShuttingDown;
         }
         if let Some(why) = fault {
@@ -178,13 +188,6 @@ async fn read<R: AsyncRead + Unpin>(
         }
         if is_leg {
             return wait_as_leg(socket, received, ended).await;
-        }
-        if let Some(bucket) = &bucket {
-            while count > 0
-                && let Err(too_much) = bucket.take(count)
-            {
-                tokio::time::sleep(too_much.wait).await;
-            }
         }
         if more {
             continue;
