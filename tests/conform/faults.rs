@@ -73,7 +73,7 @@ struct Group {
     slots: BTreeSet<DeviceId>,
     leader: Option<DeviceId>,
     holder: Option<DeviceId>,
-    committing: bool,
+    commits: u64,
     issued: BTreeMap<DeviceId, BTreeSet<u32>>,
     ephemeral: BTreeMap<DeviceId, Vec<Vec<u8>>>,
 }
@@ -87,6 +87,8 @@ struct Connection {
     existing: bool,
     holds: bool,
     joined_in_transaction: bool,
+    /// Of the group's commits, those of which this connection saw the end: others may have seen it before.
+    ended: u64,
     dry: bool,
     held: Vec<Said>,
     ephemeral_ids: BTreeSet<u32>,
@@ -223,7 +225,10 @@ impl Wrong for Faulty {
             {
                 return refuse(4010);
             }
-            (FromDevice::CommitTransaction, _) => group.committing = it.holds,
+            (FromDevice::CommitTransaction, _) if it.holds => {
+                group.commits += 1;
+                it.ended = group.commits;
+            }
             (FromDevice::DropDevice(_), Fault::HoldsDropsInTransactions) if group.holder.is_some() => {
                 return Instead::nothing();
             }
@@ -257,6 +262,7 @@ impl Wrong for Faulty {
             ToDevice::ServerInfo(mut info) => {
                 it.admitted = true;
                 group.slots.insert(device);
+                it.ended = group.commits;
                 it.joined_in_transaction = group.holder.is_some() && info.slot_state == SlotState::New;
                 match self.fault {
                     Fault::MiscountsTheQueue => info.reflection_queue_length += 1,
@@ -337,7 +343,7 @@ impl Wrong for Faulty {
             }
             ToDevice::TransactionEnded(_) => {
                 group.holder = None;
-                group.committing = false;
+                it.ended = group.commits;
                 it.joined_in_transaction = false;
                 if self.fault == Fault::SaysEndedBeforeMessages {
                     let held = std::mem::take(&mut it.held);
@@ -407,7 +413,7 @@ impl Faulty {
         }
         it.unacked += 1;
         match self.fault {
-            Fault::ForgetsWhoJoinedInTheTransaction if it.joined_in_transaction && group.committing => {
+            Fault::ForgetsWhoJoinedInTheTransaction if it.joined_in_transaction && it.ended < group.commits => {
                 Instead::nothing()
             }
             Fault::PassesFlagsOn => {
@@ -416,7 +422,7 @@ impl Faulty {
                 bytes[7] = 0xff;
                 Instead::down(Said::Binary(bytes))
             }
-            Fault::SaysEndedBeforeMessages if group.committing && it.dry && it.device != group.holder => {
+            Fault::SaysEndedBeforeMessages if it.ended < group.commits && it.dry && it.device != group.holder => {
                 it.held.push(said);
                 Instead::nothing()
             }
