@@ -80,6 +80,26 @@ async fn a_schedule_is_kept() {
 }
 
 #[tokio::test]
+async fn what_is_ended_by_a_signal_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = bench(dir.path(), &["idle", "--idle-devices", "30"]).stderr(Stdio::null()).spawn().unwrap();
+    let has_a_server = || {
+        let mut entries = std::fs::read_dir(dir.path()).unwrap().flatten();
+        entries.any(|entry| entry.path().join("data").exists())
+    };
+    let begun = async {
+        while !has_a_server() {
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, begun).await.expect("a server is started");
+    assert!(Command::new("kill").args(["-s", "TERM", &bench.id().to_string()]).status().unwrap().success());
+    let ended = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(move || bench.wait())).await;
+    assert_eq!(ended.expect("it ends").unwrap().unwrap().code(), Some(1));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[tokio::test]
 async fn a_server_that_runs_is_measured() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), Setup::default()).await;

@@ -75,7 +75,7 @@ struct Common {
     #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     rounds: u16,
     /// How long a round lasts, where it is not over by itself
-    #[arg(long, global = true, default_value = "5s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, default_value = "5s", value_name = "DURATION", value_parser = some_time)]
     time: Duration,
     /// How long the load runs before the first round
     #[arg(long, global = true, default_value = "2s", value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -235,6 +235,14 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Rates are counted by it.
+fn some_time(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("has to be longer than nothing".to_owned()),
+        parsed => parsed.map_err(|error| error.to_string()),
+    }
+}
+
 fn common_parameters(common: &Common) -> Value {
     json!({
         "rounds": common.rounds,
@@ -354,14 +362,15 @@ impl Bench {
         Ok(())
     }
 
-    /// Resident bytes, once they stay the same.
+    /// Resident bytes, once they stay the same three times.
     async fn settled(&self, usage: &Usage) -> Result<u64> {
         let began = self.clock.now().monotonic;
-        let mut last = usage.resident_bytes()?;
+        let (mut last, mut same) = (usage.resident_bytes()?, 0);
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = usage.resident_bytes()?;
-            if now.abs_diff(last) * 200 <= last || self.clock.now().monotonic.saturating_sub(began) > SETTLING {
+            same = if now.abs_diff(last) * 200 <= last { same + 1 } else { 0 };
+            if same >= 2 || self.clock.now().monotonic.saturating_sub(began) > SETTLING {
                 return Ok(now);
             }
             last = now;
@@ -443,6 +452,9 @@ impl Bench {
         let server = Server::start(scratch.path(), Door::Plain, Some(chat.address())).await?;
         let (mediator, usage) = (server.mediator()?, server.usage());
         for (direction, name) in [(proxy::Direction::Down, "down"), (proxy::Direction::Up, "up")] {
+            let warm_up = self.common.warm_up;
+            let way = proxy::Way::Proxied(mediator.clone());
+            proxy::pour(&way, &chat, direction, args.connections, warm_up, self.clock).await?;
             let [mut through, mut direct, mut costs] = [Vec::new(), Vec::new(), Vec::new()];
             for number in 1..=self.common.rounds {
                 let before = usage.cpu()?;

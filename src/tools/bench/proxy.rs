@@ -5,8 +5,8 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -44,12 +44,15 @@ pub(super) enum Way {
     Direct,
 }
 
+/// Counts for the measurement that runs: what is left of the one before counts for that one still.
+type Swallowed = Arc<Mutex<Arc<AtomicU64>>>;
+
 /// The chat server. Gone when this is dropped.
 #[derive(Debug)]
 pub(super) struct ChatServer {
     address: SocketAddr,
     frame: Arc<[u8]>,
-    swallowed: Arc<AtomicU64>,
+    swallowed: Swallowed,
     task: AbortHandle,
 }
 
@@ -66,14 +69,14 @@ impl ChatServer {
         let address = listener.local_addr().into_diagnostic()?;
         let mut frame = frame_bytes.to_le_bytes().to_vec();
         frame.resize(frame.len() + usize::from(frame_bytes), 0x5a);
-        let (frame, swallowed): (Arc<[u8]>, _) = (frame.into(), Arc::new(AtomicU64::new(0)));
+        let (frame, swallowed): (Arc<[u8]>, Swallowed) = (frame.into(), Arc::default());
         let (served, counter) = (Arc::clone(&frame), Arc::clone(&swallowed));
         let accept = async move {
             // Who is still served when nobody listens any more goes with the listener.
             let mut serving = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 while serving.try_join_next().is_some() {}
-                serving.spawn(serve(stream, Arc::clone(&served), Arc::clone(&counter)));
+                serving.spawn(serve(stream, Arc::clone(&served), current(&counter)));
             }
         };
         Ok(Self { address, frame, swallowed, task: tokio::spawn(accept).abort_handle() })
@@ -82,6 +85,10 @@ impl ChatServer {
     pub(super) const fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+fn current(swallowed: &Swallowed) -> Arc<AtomicU64> {
+    Arc::clone(&swallowed.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 async fn serve(mut stream: TcpStream, frame: Arc<[u8]>, swallowed: Arc<AtomicU64>) -> std::io::Result<()> {
@@ -143,6 +150,9 @@ pub(super) async fn pour(
     clock: Clock,
 ) -> Result<Poured> {
     let received = Arc::new(AtomicU64::new(0));
+    let swallowed = Arc::new(AtomicU64::new(0));
+    // Before anybody connects for this one.
+    *chat.swallowed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&swallowed);
     let mut pouring = JoinSet::new();
     for _ in 0..connections {
         let wish = if direction == Direction::Down { POUR } else { SWALLOW };
@@ -162,7 +172,7 @@ pub(super) async fn pour(
             }
         });
     }
-    let counter = if direction == Direction::Down { &*received } else { &*chat.swallowed };
+    let counter = if direction == Direction::Down { &*received } else { &*swallowed };
     let (before, began) = (counter.load(Ordering::Relaxed), clock.now().monotonic);
     tokio::select! {
         () = tokio::time::sleep(time) => {}

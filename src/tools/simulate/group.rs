@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use futures_util::future::OptionFuture;
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,9 @@ pub(super) const HANDSHAKES: usize = 256;
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 /// How long the last words of a broken connection are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often that is waited for the end of a connection that a second login replaces, as long as it still says something: this
+/// process may be late in reading.
+const DUPLICATE_PATIENCE: u32 = 12;
 /// How long a device that is to die waits for something it can leave unacknowledged.
 const DEATH_PATIENCE: Duration = Duration::from_secs(5);
 /// How much longer than asked for a lock may be held until that is noticed: timers are not exact.
@@ -115,6 +119,8 @@ struct Lane {
     /// It has no slot any more and will not come back.
     gone: bool,
     leader: bool,
+    /// Counts what the mediator said.
+    heard: u64,
     /// Messages that were not drawn yet.
     left: Option<usize>,
     /// Since when it wants to be connected and up to date.
@@ -133,6 +139,10 @@ struct Lane {
     granted_at: Duration,
     /// The unit it asked for the lock for.
     transacting: Option<usize>,
+    /// For how long it holds the lock by plan.
+    hold: Duration,
+    /// Who has it instead.
+    behind: Option<Member>,
 }
 
 /// What a device knows of the transaction lock.
@@ -151,6 +161,7 @@ enum Lock {
         transaction: usize,
         unit: usize,
         held: Duration,
+        since: Duration,
     },
 }
 
@@ -249,8 +260,11 @@ impl Group {
                         After::Over => return Ok(()),
                         After::Lost => {}
                         After::Away(lasts) => {
-                            script.pause();
+                            let since = self.now();
+                            // It does not want to be there any more.
+                            self.with_lane(member, |lane| lane.wants = None);
                             self.stays_away(lasts).await;
+                            script.was_away(self.now().saturating_sub(since));
                             continue;
                         }
                         After::Ended(ended) => {
@@ -395,6 +409,8 @@ impl Group {
                 sender.send(&FromDevice::DropDevice(device_id(victim))).await?;
             }
             self.speak(member, &sender, script).await?;
+            // What nobody is known to be owed may wait there, too.
+            self.until(|state| state.ledger.is_dry(member).then_some(())).await;
             self.with_lane(member, |lane| lane.finished = true);
             // The acknowledgements go out before the close frame: both wait in the same queue.
             self.until(|state| (state.is_over() && state.lanes.get(member)?.to_ack.is_empty()).then_some(())).await;
@@ -514,18 +530,30 @@ impl Group {
                 Event::Duplicate => {
                     world.totals.happened(event);
                     let (group, config) = (Arc::clone(self), config.clone());
-                    let admitted = Arc::new(Notify::new());
-                    let told = Arc::clone(&admitted);
+                    let (told, admitted) = oneshot::channel();
                     *rival = Some(tokio::spawn(async move {
                         let admission = group.connect(member, &config).await;
                         if admission.is_ok() {
-                            told.notify_one();
+                            told.send(()).unwrap_or_default();
                         }
                         admission
                     }));
-                    admitted.notified().await;
-                    // That should be the end of this connection.
-                    tokio::time::sleep(LAST_WORDS).await;
+                    if admitted.await.is_err() {
+                        // It was not let in, so this connection goes on.
+                        if let Some(Ok(Err(error))) = OptionFuture::from(rival.take()).await {
+                            world.totals.note(format!("second login: {error}"));
+                        }
+                        continue;
+                    }
+                    // That should be the end of this connection, behind what it had to say before.
+                    let said = || self.lock().lane(member).map(|lane| lane.heard);
+                    for _ in 0..DUPLICATE_PATIENCE {
+                        let before = said();
+                        tokio::time::sleep(LAST_WORDS).await;
+                        if said() == before {
+                            break;
+                        }
+                    }
                     self.lock().ledger.tally.fault(Fault::NotReplaced);
                     return After::Lost;
                 }
@@ -547,6 +575,9 @@ impl Group {
     fn heard(&self, member: Member, connection: u32, payload: &ToDevice) {
         let now = self.now();
         let mut state = self.lock();
+        if let Some(lane) = state.lane(member) {
+            lane.heard += 1;
+        }
         match payload {
             ToDevice::Reflected(reflected) => self.reflected(&mut state, member, connection, reflected, now),
             ToDevice::ReflectAck(ack) => self.reflect_acked(&mut state, member, *ack, now),
@@ -565,7 +596,12 @@ impl Group {
                 self.held_by_another(&mut state, member, holder);
                 state.answered(member, |lock| Some(if lock == Lock::Rejected { Lock::Free } else { lock }));
             }
-            ToDevice::CommitTransactionAck => state.commit_acked(member, self.world.scenario.transactions.ttl_s(), now),
+            ToDevice::CommitTransactionAck => {
+                let since = state.commit_acked(member, self.world.scenario.transactions.ttl_s(), now);
+                if let Some(since) = since {
+                    self.world.totals.record(Which::Commit, now.saturating_sub(since));
+                }
+            }
             ToDevice::RolePromotedToLeader => {
                 state.ledger.leads(member);
                 if let Some(lane) = state.lane(member) {
@@ -634,9 +670,12 @@ impl Group {
     /// Whoever holds the lock is another device of this group, and its scope is what our devices say.
     fn held_by_another(&self, state: &mut State, member: Member, holder: &TransactionHolder) {
         let ours = self.key.open_scope(&holder.encrypted_scope).is_ok_and(|scope| scope == SCOPE);
-        let another = (0..state.lanes.len()).any(|other| other != member && device_id(other) == holder.device_id);
-        if !(ours && another) {
+        let another = (0..state.lanes.len()).find(|other| *other != member && device_id(*other) == holder.device_id);
+        if !ours || another.is_none() {
             state.ledger.tally.fault(Fault::Foreign);
+        }
+        if let Some(lane) = state.lane(member) {
+            lane.behind = another;
         }
     }
 
@@ -686,7 +725,7 @@ impl Group {
         let is_open = |unit: &Unit| self.lock().lane(member).is_some_and(|lane| lane.open.contains_key(&unit.number));
         script.begun.retain(is_open);
         for unit in script.begun.clone() {
-            self.say_unit(member, sender, &unit).await?;
+            script.put_off(self.say_unit(member, sender, &unit).await?);
         }
         let ending = &self.world.ending;
         while !ending.is_cancelled() {
@@ -719,7 +758,7 @@ impl Group {
             What::Single(size) => (Kind::Single, *size),
             What::Ephemeral(size) => (Kind::Ephemeral, *size),
             What::Transaction { sizes, hold, waits } => {
-                return self.transact(member, sender, unit.number, sizes, *hold, *waits).await;
+                return self.transact(member, sender, unit, sizes, *hold, *waits).await;
             }
         };
         self.until(|state| (state.lane(member)?.awaiting.len() < window).then_some(())).await;
@@ -731,29 +770,36 @@ impl Group {
         &self,
         member: Member,
         sender: &Sender,
-        unit: usize,
+        unit: &Unit,
         sizes: &[usize],
         hold: Duration,
         waits: bool,
     ) -> Result<Duration, Ended> {
+        let by_schedule = unit.due_at.filter(|_| self.world.scenario.is_open());
+        let unit = unit.number;
         let acknowledged = |state: &mut State| state.lane(member)?.awaiting.is_empty().then_some(());
         self.until(acknowledged).await;
-        let mut waited = hold;
+        // Only what others hold the lock for by plan. What the mediator takes for their transactions is its own latency.
+        let mut waited = Duration::ZERO;
         loop {
-            self.with_lane(member, |lane| (lane.lock, lane.transacting) = (Lock::Asked, Some(unit)));
+            self.with_lane(member, |lane| {
+                (lane.lock, lane.transacting, lane.hold) = (Lock::Asked, Some(unit), hold);
+            });
             sender.begin(&self.key.seal_scope(SCOPE), self.world.scenario.transactions.ttl_s()).await?;
             let answer = self.until(|state| Some(state.lane(member)?.lock).filter(|lock| *lock != Lock::Asked)).await;
             if answer == Lock::Held {
                 break;
             }
             let since = self.now();
+            let by_plan = self.lock().hold_before(member);
             // The lock's end comes behind the rejection, never before it.
             self.until(|state| (state.lane(member)?.lock == Lock::Free).then_some(())).await;
-            waited += self.now().saturating_sub(since);
+            waited += self.now().saturating_sub(since).min(by_plan);
         }
         let transaction = self.lock().ledger.begin(member);
         for (part, size) in sizes.iter().enumerate() {
-            let said = Said { kind: Kind::Staged(transaction), unit, part, size: *size, due_at: self.now() };
+            let due_at = by_schedule.map_or_else(|| self.now(), |due_at| due_at + waited);
+            let said = Said { kind: Kind::Staged(transaction), unit, part, size: *size, due_at };
             self.say(member, sender, said).await?;
         }
         if waits {
@@ -766,7 +812,7 @@ impl Group {
         self.lock().committing(member, transaction, unit, now);
         sender.commit().await?;
         self.until(|state| (!state.lane(member)?.open.contains_key(&unit)).then_some(())).await;
-        Ok(waited)
+        Ok(waited + hold)
     }
 
     /// Books a message and puts it into the socket.
@@ -896,6 +942,12 @@ impl State {
         entry
     }
 
+    /// For how long the device that holds the lock keeps it by plan.
+    fn hold_before(&self, member: Member) -> Duration {
+        let holder = self.lanes.get(member).and_then(|lane| lane.behind).and_then(|holder| self.lanes.get(holder));
+        holder.map_or(Duration::ZERO, |lane| lane.hold)
+    }
+
     /// What the mediator says about the lock changes it, or nobody asked for it.
     fn answered(&mut self, member: Member, change: impl FnOnce(Lock) -> Option<Lock>) {
         let Some(lane) = self.lanes.get_mut(member) else { return };
@@ -910,7 +962,7 @@ impl State {
         self.ledger.commit_sent(member, transaction);
         if let Some(lane) = self.lane(member) {
             let held = now.saturating_sub(lane.granted_at);
-            lane.lock = Lock::Committing { transaction, unit, held };
+            lane.lock = Lock::Committing { transaction, unit, held, since: now };
         }
     }
 
@@ -928,12 +980,12 @@ impl State {
         }
     }
 
-    /// From here on everybody is owed what was staged.
-    fn commit_acked(&mut self, member: Member, ttl_s: u32, now: Duration) {
-        let Some(lane) = self.lanes.get_mut(member) else { return };
-        let Lock::Committing { transaction, unit, held } = lane.lock else {
+    /// From here on everybody is owed what was staged. Says when the commit was sent.
+    fn commit_acked(&mut self, member: Member, ttl_s: u32, now: Duration) -> Option<Duration> {
+        let lane = self.lanes.get_mut(member)?;
+        let Lock::Committing { transaction, unit, held, since } = lane.lock else {
             self.ledger.tally.fault(Fault::Unasked);
-            return;
+            return None;
         };
         lane.lock = Lock::Idle;
         lane.transacting = None;
@@ -942,6 +994,7 @@ impl State {
             self.ledger.tally.fault(Fault::Overheld);
         }
         self.ledger.committed(member, transaction, now);
+        Some(since)
     }
 
     /// Whether everybody has said everything.
@@ -1054,6 +1107,30 @@ mod tests {
         arrives(&group, 0);
         let tally = group.tally();
         assert_eq!((tally.committed, tally.lost), (2, 1));
+    }
+
+    #[test]
+    fn only_what_the_holder_of_the_lock_keeps_it_for_by_plan_is_put_off() {
+        let group = group();
+        let hold = Duration::from_millis(30);
+        group.with_lane(1, |lane| lane.hold = hold);
+        group.with_lane(0, |lane| lane.lock = Lock::Asked);
+        assert_eq!(group.lock().hold_before(0), T, "nobody is known to hold it");
+        let holder = TransactionHolder { device_id: device_id(1), encrypted_scope: group.key.seal_scope(SCOPE) };
+        hears(&group, 0, &ToDevice::TransactionRejected(holder));
+        assert_eq!(group.lock().hold_before(0), hold);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_rests_is_woken_by_the_end_and_who_need_not_rest_goes_on() {
+        let world = Arc::clone(&group().world);
+        let now = world.clock.now().monotonic;
+        let hour = Duration::from_secs(3_600);
+        assert!(world.rest_until(now + hour).await);
+        world.ending.cancel();
+        assert!(!world.rest_until(now + 9 * hour).await);
+        assert!(world.rest_until(Duration::ZERO).await, "a device that is born late");
+        assert_eq!(world.totals.devices_resting(), 0);
     }
 
     #[test]

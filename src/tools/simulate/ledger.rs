@@ -12,7 +12,8 @@
 //! * what arrives again keeps its reflected-id, and is no ephemeral; no two entries have the same at one receiver;
 //! * everybody, the sender included, is shown the same time for an entry;
 //! * nothing of a transaction arrives before its commit was sent, and nothing at all when it ended without one; one whose
-//!   commit was never answered arrives everywhere whole or nowhere;
+//!   commit was never answered arrives everywhere whole or nowhere. It is missing only where that is certain: something later
+//!   of its sender came there, or the queue of a connection that was begun after its arrival elsewhere was called dry;
 //! * what the receiver had not acknowledged when its connection broke comes again, before that connection's end of the queue;
 //! * a queue is not called dry before everything came that was owed when the connection was begun, and is not announced
 //!   longer than it is.
@@ -83,6 +84,8 @@ pub(super) enum Kind {
 struct Transaction {
     state: Progress,
     entries: Vec<usize>,
+    /// When something of it arrived first, anywhere.
+    seen: Option<Tick>,
 }
 
 /// How far a transaction got.
@@ -112,6 +115,8 @@ struct Book {
     /// When it first asked for a slot.
     asked: Option<Tick>,
     connection: Option<Connection>,
+    /// What the mediator had by then has arrived here: a connection that was asked for then was called dry.
+    complete_until: Tick,
     entries: HashMap<usize, Entry>,
     next_entry: usize,
     transactions: Vec<Transaction>,
@@ -292,6 +297,7 @@ impl Ledger {
             slot: Slot::Unknown,
             asked: None,
             connection: None,
+            complete_until: 0,
             entries: HashMap::new(),
             next_entry: 0,
             transactions: Vec::new(),
@@ -328,8 +334,14 @@ impl Ledger {
         let missing = book.owed.values().filter(|since| **since < began).count() as u64;
         self.tally.faults_of(Fault::DryTooEarly, missing);
         let Some(connection) = &mut book.connection else { return };
+        book.complete_until = connection.began;
         self.tally.faults_of(Fault::ShortQueue, u64::from(connection.announced > 0));
         self.tally.faults_of(Fault::Role, u64::from(std::mem::replace(&mut connection.dry, true)));
+    }
+
+    /// Whether the queue of the device's connection was called dry.
+    pub(super) fn is_dry(&self, member: Member) -> bool {
+        self.books.get(member).and_then(|book| book.connection).is_some_and(|connection| connection.dry)
     }
 
     /// The device leads, the mediator says.
@@ -426,7 +438,7 @@ impl Ledger {
     /// A transaction is about to be granted; says under which number.
     pub(super) fn begin(&mut self, sender: Member) -> usize {
         let Some(book) = self.books.get_mut(sender) else { return 0 };
-        book.transactions.push(Transaction { state: Progress::Begun, entries: Vec::new() });
+        book.transactions.push(Transaction { state: Progress::Begun, entries: Vec::new(), seen: None });
         book.transactions.len() - 1
     }
 
@@ -610,10 +622,13 @@ impl Ledger {
         for fault in faults {
             self.tally.fault(fault);
         }
-        if let Kind::Staged(transaction) = kind
-            && self.state(sender, transaction) == Some(Progress::Begun)
-        {
-            self.tally.fault(Fault::Leaked);
+        if let Kind::Staged(transaction) = kind {
+            let tick = self.tick();
+            let transaction = self.books.get_mut(sender).and_then(|book| book.transactions.get_mut(transaction));
+            if let Some(transaction) = transaction {
+                transaction.seen.get_or_insert(tick);
+                self.tally.faults_of(Fault::Leaked, u64::from(transaction.state == Progress::Begun));
+            }
         }
         if was_owed {
             self.one_less(id, now);
@@ -679,20 +694,19 @@ impl Ledger {
         for (sender, book) in self.books.iter().enumerate() {
             self.tally.lost += book.owed.len() as u64;
             for transaction in &book.transactions {
-                let Progress::CommitSent(sent) = transaction.state else { continue };
-                let had_slot = |other: &(Member, &Book)| {
-                    other.0 != sender && matches!(other.1.slot, Slot::Since(since) if since < sent)
+                let (Progress::CommitSent(sent), Some(seen)) = (transaction.state, transaction.seen) else { continue };
+                let Some(last) = transaction.entries.last() else { continue };
+                let has_everything = |receiver: Member| {
+                    let mut entries = transaction.entries.iter().filter_map(|entry| book.entries.get(entry));
+                    entries.all(|entry| entry.arrivals.iter().any(|it| it.receiver == receiver))
                 };
-                let others: Vec<Member> =
-                    self.books.iter().enumerate().filter(had_slot).map(|(member, _)| member).collect();
-                let (mut here, mut gone) = (0, 0);
-                for entry in transaction.entries.iter().filter_map(|entry| book.entries.get(entry)) {
-                    let arrived =
-                        others.iter().filter(|other| entry.arrivals.iter().any(|it| it.receiver == **other)).count();
-                    here += arrived;
-                    gone += others.len() - arrived;
-                }
-                torn += u64::from(here > 0 && gone > 0);
+                // Somebody has got something of it, so it was committed. Elsewhere it may still be on its way.
+                let misses = |(receiver, other): (Member, &Book)| {
+                    let had_slot = receiver != sender && matches!(other.slot, Slot::Since(since) if since < sent);
+                    let is_past = other.last.get(&sender).is_some_and(|(_, _, highest)| highest > last);
+                    had_slot && (is_past || other.complete_until > seen) && !has_everything(receiver)
+                };
+                torn += u64::from(self.books.iter().enumerate().any(misses));
             }
         }
         self.tally.faults_of(Fault::Torn, torn);
@@ -846,7 +860,27 @@ mod tests {
                 ledger.arrived(seen(1, 0, entry), T);
             }
             assert!(ledger.is_settled());
+            // The rest has to be in the queue.
+            ledger.disconnected(1, []);
+            let asked = ledger.asks(1);
+            ledger.admitted(1, asked, 0);
+            ledger.dry(1);
             assert_eq!(faults(&ledger.close()).contains(&(Fault::Torn, 1)), torn, "{arrive} arrived");
+        }
+        // Somewhere whole, elsewhere on its way: nobody can say yet. Once something later has come there, it is missing.
+        for later in [false, true] {
+            let mut ledger = connected(3);
+            let transaction = staged(&mut ledger);
+            ledger.commit_sent(0, transaction);
+            ledger.dry(2);
+            for entry in 0..2 {
+                ledger.arrived(seen(1, 0, entry), T);
+            }
+            if later {
+                let entry = say(&mut ledger, 0, Kind::Single);
+                ledger.arrived(seen(2, 0, entry), T);
+            }
+            assert_eq!(faults(&ledger.close()).contains(&(Fault::Torn, 1)), later);
         }
         // Not committed: nothing, neither before the commit nor when there never is one.
         let mut ledger = connected(2);

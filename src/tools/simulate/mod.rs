@@ -53,6 +53,8 @@ use crate::wire::d2m::{ClientUrlInfo, CloseCode, ServerGroup};
 const TICK: Duration = Duration::from_millis(200);
 /// How long whoever ends it waits for what is still due.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+/// Chat messages of all groups: each is remembered until the end.
+const CHATS_MAX: usize = 10_000_000;
 
 /// Let many groups of devices reflect, and judge what reached whom
 #[derive(Debug, clap::Args)]
@@ -213,6 +215,11 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let capture = args.capture.as_deref().map(|path| begin_capture(path, &mut mediator)).transpose()?;
     let groups = scenario.groups.get();
     let chats = usize::try_from(scenario.chat.or(scenario.messages).unwrap_or(0)).into_diagnostic()?;
+    if groups.saturating_mul(chats) > CHATS_MAX && !args.no_csp {
+        return Err(miette!(
+            "{groups} groups with {chats} chat messages each are too many: set `chat` in the scenario to less, or --no-csp"
+        ));
+    }
     let chat = if args.no_csp || groups < 2 || chats == 0 {
         None
     } else if !chat::is_reachable(&args.data) {

@@ -372,9 +372,12 @@ impl Count {
 }
 
 impl Time {
-    /// Nothing when it is no time at all.
+    /// More is as good as never, and what is added to it must not overflow.
+    const MOST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+    /// Nothing when it is no time at all; ten years at most.
     pub(super) fn new(time: Duration) -> Option<Self> {
-        (!time.is_zero()).then_some(Self(time))
+        (!time.is_zero()).then_some(Self(time.min(Self::MOST)))
     }
 
     pub(super) const fn get(self) -> Duration {
@@ -422,6 +425,7 @@ impl std::str::FromStr for Time {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match humantime::parse_duration(text) {
             Ok(Duration::ZERO) => Err("has to be longer than nothing".to_owned()),
+            Ok(time) if time > Self::MOST => Err("has to be ten years at most".to_owned()),
             Ok(time) => Ok(Self(time)),
             Err(error) => Err(format!("expected a time with its unit, such as \"90 s\" or \"10 min\": {error}")),
         }
@@ -589,6 +593,7 @@ mod tests {
     fn the_same_seed_makes_the_same_choices() {
         let draw = |seed| {
             let mut rng = fastrand::Rng::with_seed(seed);
+            assert!("10000 years".parse::<Time>().is_err() && "1 s".parse::<Time>().is_ok());
             let mean = Time(Duration::from_secs(1));
             let size = Size::Uniform(Bytes(100), Bytes(900));
             let choices: Vec<_> = (0..50).map(|_| (mean.around(&mut rng), size.draw(0, &mut rng))).collect();

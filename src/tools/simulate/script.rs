@@ -101,9 +101,12 @@ impl Script {
         self.last_due = self.last_due.map(|due| due + by);
     }
 
-    /// The device was away: it goes on from when it comes back.
-    pub(super) const fn pause(&mut self) {
+    /// The device was away for so long, by plan: it goes on from when it comes back, also with what it had begun.
+    pub(super) fn was_away(&mut self, by: Duration) {
         self.last_due = None;
+        for unit in &mut self.begun {
+            unit.due_at = unit.due_at.map(|due| due + by);
+        }
     }
 
     fn draw(&mut self) -> Option<What> {
@@ -251,7 +254,10 @@ mod tests {
         assert_eq!(script.begin(first + 5 * S).unwrap().due_at, Some(first + S));
         script.put_off(S);
         assert_eq!(script.next(first + 5 * S).unwrap(), Some(first + 3 * S));
-        script.pause();
+        let begun: Vec<_> = script.begun.iter().map(|unit| unit.due_at).collect();
+        script.was_away(7 * S);
+        let later: Vec<_> = begun.iter().map(|due| due.map(|due| due + 7 * S)).collect();
+        assert_eq!(script.begun.iter().map(|unit| unit.due_at).collect::<Vec<_>>(), later);
         assert_eq!(script.next(first + 60 * S).unwrap(), Some(first + 61 * S), "it was away");
     }
 

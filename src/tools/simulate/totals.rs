@@ -43,17 +43,20 @@ pub(super) enum Which {
     Ack,
     /// At the last of the other devices, when all of them were connected.
     LastDelivery,
+    /// From sending a commit to its acknowledgement.
+    Commit,
     /// From wanting to connect to having everything that waited.
     Dry,
 }
 
 impl Which {
-    pub(super) const ALL: [Self; 3] = [Self::Ack, Self::LastDelivery, Self::Dry];
+    pub(super) const ALL: [Self; 4] = [Self::Ack, Self::LastDelivery, Self::Commit, Self::Dry];
 
     pub(super) const fn text(self) -> &'static str {
         match self {
             Self::Ack => "reflect to ack",
             Self::LastDelivery => "reflect to last delivery",
+            Self::Commit => "commit to ack",
             Self::Dry => "connect to dry",
         }
     }
@@ -63,6 +66,7 @@ impl Which {
         match self {
             Self::Ack => "reflect_to_ack_us",
             Self::LastDelivery => "reflect_to_last_delivery_us",
+            Self::Commit => "commit_to_ack_us",
             Self::Dry => "connect_to_dry_us",
         }
     }
