@@ -94,10 +94,15 @@ pub(super) async fn run(args: &Args) -> Result<ExitCode> {
         refusals: 0,
         no_more_lines: false,
     };
+    let interrupted = group.terminal.interrupted();
     let mut wait = FIRST_WAIT;
     loop {
         group.failures += 1;
-        let why = match Device::connect(&mediator, &config).await {
+        let connected = tokio::select! {
+            connected = Device::connect(&mediator, &config) => connected,
+            () = interrupted.cancelled() => return Err(miette!("given up before there was a connection")),
+        };
+        let why = match connected {
             Ok(device) => {
                 remembered.note(&args.address, id, true)?;
                 config.expected_slot_state = SlotState::Existing;
@@ -122,7 +127,10 @@ pub(super) async fn run(args: &Args) -> Result<ExitCode> {
         if group.failures == 0 && group.refusals == 0 {
             wait = FIRST_WAIT;
         }
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = interrupted.cancelled() => {}
+        }
         wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
@@ -199,7 +207,8 @@ impl Group<'_> {
         let mut keep_alive = tokio::time::interval(KEEP_ALIVE);
         let patience = tokio::time::sleep(PATIENCE);
         tokio::pin!(patience);
-        let mut last_words = None;
+        let (mut last_words, mut given_up) = (None, None);
+        let interrupted = self.terminal.interrupted();
         loop {
             if leads && dry && lead.is_none() {
                 let Some(stream) = seat.device.proxy_stream() else {
@@ -297,6 +306,13 @@ impl Group<'_> {
                     self.refusals += 1;
                     drop(lead);
                     return Err(End::Connection(seat.ended().await));
+                }
+                () = interrupted.cancelled(), if given_up.is_none() => {
+                    self.no_more_lines = true;
+                    given_up = Some(Box::pin(tokio::time::sleep(LAST_WORDS)));
+                }
+                () = time_of(&mut given_up) => {
+                    return Err(End::Failed(miette!("what was typed was not said in time")));
                 }
                 () = time_of(&mut last_words) => {
                     return Err(End::Failed(miette!("the ChatOs server did not handle everything in time")));
