@@ -21,7 +21,7 @@ use heliostat::hub::Challenge;
 use heliostat::session::handshake::{AwaitClientHello, EARLY_PROXY_MAX, Progress};
 use heliostat::store::{MemoryStore, Store as _};
 use heliostat::time::Now;
-use heliostat::upstream::framer::{CHATOS_CAPS, CSP_FRAME_MAX, Framer, Framing};
+use heliostat::upstream::framer::{CSP_FRAME_MAX, Framer, Framing};
 use heliostat::wire::csp::ServerStream;
 use heliostat::wire::d2m::url::SEGMENT_MAX;
 use heliostat::wire::d2m::{
@@ -244,7 +244,7 @@ pub fn cutters(data: &[u8]) {
     let (pieces, stream) = rest.split_at(rest.len().min(pieces.into()));
     cut(|| ServerStream::new(CSP_FRAME_MAX), pieces, stream);
     cut(Frames::default, pieces, stream);
-    cut(|| heliostat::wire::chatos::ServerStream::new(CHATOS_CAPS, 1), pieces, stream);
+    cut(|| heliostat::wire::chatos::ServerStream::new(chatos::CLIENT_CAPS, 1), pieces, stream);
     for framing in [Framing::Csp, Framing::ChatOs, Framing::Raw] {
         let mut framer = Framer::new(framing);
         let mut proxied = Vec::new();

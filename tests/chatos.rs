@@ -96,6 +96,13 @@ impl Peer {
         self.tcp.write_all(&packet.encode()).await.unwrap();
     }
 
+    async fn says_in_steps(&mut self, octets: &[u8], step: usize) {
+        for piece in octets.chunks(step) {
+            self.tcp.write_all(piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn shouts(&mut self, text: &str) {
         let packet = FromClient::Public { from: self.name.clone(), text: Text(text.to_owned()) };
         self.says(&packet).await;
@@ -244,7 +251,7 @@ async fn chatos_18_1_and_18_11_every_negative_vector_ends_its_connection_and_dis
 async fn chatos_14_what_is_not_fatal_is_answered_and_goes_on() {
     let room = Room::open().await;
     let mut alice = room.logs_in("alice").await;
-    for (name, octets, answer) in [
+    let vectors = [
         ("N11", "05 00000005 616c696365 00000006 6e6f626f6479 00000002 6869", "06 00000005 616c696365"),
         ("N12", "03 00000005 616c696365 00000005 616c696365", "06 00000005 616c696365"),
         ("V4c", "04 00000005 616c696365 00000000", "04 00000005 616c696365 00000000"),
@@ -253,18 +260,21 @@ async fn chatos_14_what_is_not_fatal_is_answered_and_goes_on() {
             "05 00000005 616c696365 00000005 616c696365 00000001 6b",
             "05 00000005 616c696365 00000005 616c696365 00000001 6b",
         ),
-    ] {
-        alice.tcp.write_all(&hex(octets)).await.unwrap();
-        let expected = hex(answer);
-        let mut heard = vec![0; expected.len()];
-        soon(alice.tcp.read_exact(&mut heard)).await.unwrap();
-        assert_eq!(heard, expected, "{name}");
+    ];
+    for step in [usize::MAX, 1] {
+        for (name, octets, answer) in vectors {
+            alice.says_in_steps(&hex(octets), step).await;
+            let expected = hex(answer);
+            let mut heard = vec![0; expected.len()];
+            soon(alice.tcp.read_exact(&mut heard)).await.unwrap();
+            assert_eq!(heard, expected, "{name} by {step}");
+        }
+        // N21: the first alice is not disturbed.
+        let mut second = room.connects().await;
+        second.says_in_steps(&hex("00 00000005 616c696365"), step).await;
+        second.ends_with(Some(ToClient::Refused("alice".into()))).await;
+        assert_eq!(alice.fence().await, []);
     }
-    // N21: the first alice is not disturbed.
-    let mut second = room.connects().await;
-    second.tcp.write_all(&hex("00 00000005 616c696365")).await.unwrap();
-    second.ends_with(Some(ToClient::Refused("alice".into()))).await;
-    assert_eq!(alice.fence().await, []);
     room.closes().await;
 }
 
@@ -275,10 +285,7 @@ async fn chatos_14_streams_are_read_whatever_their_segments() {
     for step in [stream.len(), 1] {
         let mut peer = loop {
             let mut peer = room.connects().await;
-            for piece in stream.chunks(step) {
-                peer.tcp.write_all(piece).await.unwrap();
-                tokio::task::yield_now().await;
-            }
+            peer.says_in_steps(&stream, step).await;
             // The one before may not be gone yet.
             if peer.hears().await == ToClient::Welcome("alice".into()) {
                 break peer;

@@ -203,10 +203,10 @@ fn a_script_says_everything_before_it_ends() {
     assert_eq!(output.status.code(), Some(1), "nobody can be called that");
 }
 
-/// The lines of a mebibyte, each of 512 characters.
+/// The lines of a mebibyte, so short that their command fits before them.
 fn mebibyte(seed: u64) -> Vec<String> {
     let mut random = fastrand::Rng::with_seed(seed);
-    (0..2_048).map(|_| (0..512).map(|_| random.alphanumeric()).collect()).collect()
+    (0..2_115).map(|_| (0..496).map(|_| random.alphanumeric()).collect()).collect()
 }
 
 fn digest<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<u8> {
@@ -407,4 +407,55 @@ fn one_nickname_on_three_devices_whose_leader_leaves() {
     alice.hears("carol: the last one");
     assert!(tablet.ends().success());
     assert!(alice.ends().success());
+}
+
+/// The leader is lost while many lines are on their way through it: each is said, by it or by the next one.
+#[test]
+fn lines_on_their_way_through_a_leader_that_is_lost_are_said_by_the_next() {
+    const LINES: usize = 200;
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(&data.path().join("server"));
+    let key = data.path().join("carol.key");
+    let key = key.to_str().unwrap();
+    let mut alice = Client::online("alice", &server.chatos);
+    let args = ["carol", &server.mediator, "--group-key", key, "--device-id", "a1", "--peer-quirks", "reference"];
+    // Slow enough to be lost in the middle of it.
+    let mut phone = Client::start(&args);
+    phone.hears("-- you are carol");
+    let mut laptop = device(&server, key, "b2");
+    laptop.types("first");
+    alice.hears("carol: first");
+    for n in 0..LINES {
+        laptop.types(&format!("line {n}"));
+    }
+    alice.hears("carol: line 5");
+    phone.child.kill().unwrap();
+    phone.child.wait().unwrap();
+    alice.hears(&format!("carol: line {}", LINES - 1));
+    for n in 0..LINES {
+        let line = format!("carol: line {n}");
+        assert!(alice.heard.contains(&line), "{line} was never said");
+    }
+    assert!(laptop.ends().success());
+    assert!(alice.ends().success());
+}
+
+/// The end of a private connection that was closed before the end of the input is no surprise behind it.
+#[test]
+fn a_private_connection_may_end_while_its_client_does() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path());
+    let mut bob = Client::online("bob", &server.chatos);
+    // Its packets go at a distance, so that the end of everything takes longer than that of the private connection.
+    let mut alice = Client::start(&["alice", &server.chatos, "--peer-quirks", "reference"]);
+    alice.hears("-- you are alice");
+    alice.types("/bob");
+    bob.hears("-- alice wants a private connection: `\\yes alice` or `\\no alice`");
+    bob.types("\\yes alice");
+    alice.hears_some(|line| line.contains("is open"), "the private connection");
+    bob.hears_some(|line| line.contains("is open"), "the private connection");
+    alice.types(&["x"; 30].join("\n"));
+    alice.types("/bob");
+    assert!(alice.ends().success());
+    bob.hears("-- the private connection with alice is over: the other side closed it");
 }

@@ -10,12 +10,8 @@ use crate::wire::delimit::{BadUnit, Cut, Cutter, Delimiter};
 /// Longest body of a CSP frame that can be proxied, in bytes: with its prefix it has to fit a container.
 pub const CSP_FRAME_MAX: usize = PAYLOAD_MAX - csp::FRAME_PREFIX;
 
-/// What is let through of a ChatOs server: as much as ChatOs clients have to accept (its spec 12.3), so that the packet of
-/// a server with wider limits than ours is for the device to judge.
-pub const CHATOS_CAPS: chatos::Caps = chatos::Caps { name: 1_024, text: 4_096 };
-
 const _: () = assert!(
-    1 + 2 * (chatos::INT + CHATOS_CAPS.name) + chatos::INT + CHATOS_CAPS.text <= PAYLOAD_MAX,
+    1 + 2 * (chatos::INT + chatos::CLIENT_CAPS.name) + chatos::INT + chatos::CLIENT_CAPS.text <= PAYLOAD_MAX,
     "the longest packet, a private message, fits a container"
 );
 const _: () = assert!(CSP_FRAME_MAX == 65_530, "the number D2M spec 9.2 names");
@@ -63,7 +59,8 @@ impl Framer {
     pub fn new(framing: Framing) -> Self {
         let seams = match framing {
             Framing::Csp => Seams::Csp(csp::ServerStream::new(CSP_FRAME_MAX)),
-            Framing::ChatOs => Seams::ChatOs(chatos::ServerStream::new(CHATOS_CAPS, PAYLOAD_MAX)),
+            // As much as clients have to accept, so that the packet of a server with wider limits than ours is for the device to judge.
+            Framing::ChatOs => Seams::ChatOs(chatos::ServerStream::new(chatos::CLIENT_CAPS, PAYLOAD_MAX)),
             Framing::Raw => Seams::Raw,
         };
         Self { cutter: Cutter::new(seams) }

@@ -78,6 +78,11 @@ pub struct Caps {
     pub text: usize,
 }
 
+/// Longest nickname field that is read at all, in octets (D-13).
+pub const NAME_FIELD_MAX: usize = 1_024;
+/// What a client has to accept (spec 12.3).
+pub const CLIENT_CAPS: Caps = Caps { name: NAME_FIELD_MAX, text: 4_096 };
+
 /// Why the front of a stream can never become a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoPacket {

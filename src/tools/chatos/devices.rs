@@ -15,10 +15,11 @@
 //! {"entry":"done","device":"00000000000000a1","number":1763717400000}
 //! ```
 //!
-//! `shown` is what the leader saw or said. `typed` is a line for the leader to carry out; `done`, that it was. Until then every device
-//! keeps the line, so that whoever leads next carries it out. A leader that is lost between saying a line and reflecting `done` makes
-//! the next one say it again: once too often rather than never. What is said on the server while nobody of the group is there is lost,
-//! as for every client of ChatOs.
+//! `shown` is what the leader saw or said. `typed` is a line for the leader to carry out, its own lines included; `done`, that the
+//! server has handled it, which the leader knows by a fence behind it (spec 12.4). Until then every device keeps the line, so that
+//! whoever leads next carries it out. A leader that is lost between saying a line and reflecting `done` makes the next one say it
+//! again: once too often rather than never. What is said on the server while nobody of the group is there is lost, as for every client
+//! of ChatOs; nobody is there, too, from the silent loss of a leader until the mediator notices it.
 //!
 //! *Rejected*: reflecting packets as they come, which would make every device understand all versions of a protocol; one
 //! connection per device under numbered nicknames, which is many people and not one.
@@ -31,7 +32,7 @@ use miette::{IntoDiagnostic as _, Result, miette};
 use serde::{Deserialize, Serialize};
 
 use super::line::Public;
-use super::talk::{Act, Shown, Talk};
+use super::talk::{Act, Shown, Talk, Typed};
 use super::{Args, KEEP_ALIVE, LAST_WORDS, PATIENCE, show};
 use crate::chat::chatos::wire::ToClient;
 use crate::client::{ConnectError, Device, DeviceConfig, Ended, Mediator};
@@ -60,9 +61,6 @@ enum Entry {
     Typed { device: String, number: u64, line: String },
     Done { device: String, number: u64 },
 }
-
-/// Names a line that was typed on some device: that device, and a number that grows.
-type Typed = (u64, String);
 
 pub(super) async fn run(args: &Args) -> Result<ExitCode> {
     let mediator = Mediator::new(&args.address, &trust_of(&args.trust, &args.data)?).into_diagnostic()?;
@@ -93,11 +91,18 @@ pub(super) async fn run(args: &Args) -> Result<ExitCode> {
         done: BTreeSet::new(),
         own: 0,
         failures: 0,
+        refusals: 0,
         no_more_lines: false,
     };
+    let interrupted = group.terminal.interrupted();
     let mut wait = FIRST_WAIT;
     loop {
-        let why = match Device::connect(&mediator, &config).await {
+        group.failures += 1;
+        let connected = tokio::select! {
+            connected = Device::connect(&mediator, &config) => connected,
+            () = interrupted.cancelled() => return Err(miette!("given up before there was a connection")),
+        };
+        let why = match connected {
             Ok(device) => {
                 remembered.note(&args.address, id, true)?;
                 config.expected_slot_state = SlotState::Existing;
@@ -109,22 +114,23 @@ pub(super) async fn run(args: &Args) -> Result<ExitCode> {
                     Some(ended) => ConnectError::NotAdmitted(ended),
                 }
             }
-            Err(error) => {
-                group.failures += 1;
-                error
-            }
+            Err(error) => error,
         };
-        if why.reconnect() == Reconnect::UserInteraction || group.failures >= ATTEMPTS {
+        let given_up = group.failures >= ATTEMPTS || group.refusals >= ATTEMPTS;
+        if why.reconnect() == Reconnect::UserInteraction || given_up {
             group.terminal.close();
             if matches!(&why, ConnectError::NotAdmitted(ended) if ended.close_code() == Some(CloseCode::Dropped)) {
                 remembered.note(&args.address, id, false)?;
             }
             return Err(not_connected(&why, &mediator));
         }
-        if group.failures == 0 {
+        if group.failures == 0 && group.refusals == 0 {
             wait = FIRST_WAIT;
         }
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = interrupted.cancelled() => {}
+        }
         wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
@@ -141,8 +147,10 @@ struct Group<'a> {
     done: BTreeSet<Typed>,
     /// How many of those were typed here.
     own: usize,
-    /// Attempts in a row that came to nothing.
+    /// Connections in a row on which the mediator did not hand over what waited.
     failures: u32,
+    /// Logins in a row that came to nothing.
+    refusals: u32,
     no_more_lines: bool,
 }
 
@@ -155,6 +163,13 @@ struct Seat<'a> {
 }
 
 impl Seat<'_> {
+    /// How it ended, or that we end it: of a ChatOs connection that is over, nothing more can come. Nobody may hold that any more,
+    /// since what is in it unread would keep the end from us.
+    async fn ended(&mut self) -> Ended {
+        let ended = tokio::time::timeout(LAST_WORDS, self.device.wait_ended()).await;
+        ended.unwrap_or_else(|_| Ended::Lost("the ChatOs server is not what it should be".to_owned()))
+    }
+
     async fn reflect(&mut self, entry: &Entry) -> std::result::Result<(), Ended> {
         // Made of text and numbers: it can always be written.
         let plain = serde_json::to_vec(entry).unwrap_or_default();
@@ -168,6 +183,8 @@ impl Seat<'_> {
 struct Lead {
     public: Public,
     talk: Talk,
+    /// What was typed and is on its way.
+    saying: BTreeSet<Typed>,
 }
 
 impl Group<'_> {
@@ -190,7 +207,8 @@ impl Group<'_> {
         let mut keep_alive = tokio::time::interval(KEEP_ALIVE);
         let patience = tokio::time::sleep(PATIENCE);
         tokio::pin!(patience);
-        let mut last_words = None;
+        let (mut last_words, mut given_up) = (None, None);
+        let interrupted = self.terminal.interrupted();
         loop {
             if leads && dry && lead.is_none() {
                 let Some(stream) = seat.device.proxy_stream() else {
@@ -199,12 +217,16 @@ impl Group<'_> {
                 let talk = Talk::new(&self.args.nick, self.args.octets_max(), false);
                 let mut public = Public::new(Box::new(stream), self.args.manners());
                 public.say(&talk.login());
-                lead = Some(Lead { public, talk });
+                lead = Some(Lead { public, talk, saying: BTreeSet::new() });
                 patience.set(tokio::time::sleep(PATIENCE));
             }
-            let speaks = lead.as_ref().map(|lead| lead.talk.is_online() && lead.public.has_room());
-            // Nobody leads yet, or this device does not yet: what is typed is known to the others in any case.
-            let takes_lines = dry && !self.no_more_lines && speaks != Some(false) && self.own < TYPED_MAX;
+            if let Some(lead) = &mut lead
+                && last_words.is_none()
+            {
+                self.carry_out(seat, lead).await?;
+            }
+            // Whoever leads, and whether somebody does: what is typed is known to the others in any case.
+            let takes_lines = dry && !self.no_more_lines && self.own < TYPED_MAX;
             if self.no_more_lines && self.own == 0 && dry {
                 match &mut lead {
                     Some(lead) if last_words.is_none() && lead.talk.is_online() => {
@@ -220,12 +242,13 @@ impl Group<'_> {
             tokio::select! {
                 heard = seat.device.next_event() => match heard? {
                     ToDevice::Reflected(message) => {
-                        self.reflected(seat, &mut lead, &message).await?;
+                        self.reflected(seat, &message)?;
                         seat.device.ack(message.id()).await?;
                     }
                     ToDevice::ReflectAck(ack) => drop(seat.reflecting.remove(&ack.reflect_id)),
                     ToDevice::ReflectionQueueDry => {
                         dry = true;
+                        self.failures = 0;
                         self.repeat_typed(seat).await?;
                     }
                     ToDevice::RolePromotedToLeader => leads = true,
@@ -236,52 +259,60 @@ impl Group<'_> {
                         Ok(Some(packet)) => packet,
                         // The mediator closes when it has handed on everything, and says why.
                         Ok(None) | Err(_) => {
-                            self.failures += 1;
-                            return Err(End::Connection(seat.device.wait_ended().await));
+                            self.refusals += 1;
+                            drop(lead);
+                            return Err(End::Connection(seat.ended().await));
                         }
                     };
                     let Some(leading) = &mut lead else { continue };
                     let was_online = leading.talk.is_online();
                     let acts = leading.talk.heard(packet);
-                    if matches!(acts[..], [Act::Fail(_)]) && self.failures + 1 < ATTEMPTS {
+                    if let [Act::Fail(why)] = &acts[..]
+                        && self.refusals + 1 < ATTEMPTS
+                    {
                         // The nickname may not be free yet: the server may not have noticed that the leader before is gone.
-                        self.failures += 1;
-                        return Err(End::Connection(seat.device.wait_ended().await));
+                        self.refusals += 1;
+                        if self.refusals == 1 {
+                            let text = format!("{why}; it is tried again for a while");
+                            show(&mut self.terminal, &Shown::problem(text)).map_err(End::Failed)?;
+                        }
+                        drop(lead);
+                        return Err(End::Connection(seat.ended().await));
                     }
                     if self.perform(seat, &mut Some(leading), acts).await? {
                         return self.last_acks(seat).await;
                     }
                     if !was_online && leading.talk.is_online() {
-                        self.failures = 0;
-                        for (number, device) in self.typed.keys().cloned().collect::<Vec<_>>() {
-                            self.carry_out(seat, leading, (number, device)).await?;
-                        }
+                        self.refusals = 0;
                     }
                 }
                 line = self.terminal.line(), if takes_lines => match line.map_err(End::Failed)? {
                     None => self.no_more_lines = true,
                     Some(line) if line == "\\quit" => self.no_more_lines = true,
-                    Some(line) => match &mut lead {
-                        Some(lead) => {
-                            let acts = lead.talk.line(&line);
-                            self.perform(seat, &mut Some(lead), acts).await?;
-                        }
-                        None if line.trim().is_empty() => {}
-                        None => {
-                            let (device, number) = (self.device.to_string(), self.next_number);
-                            self.next_number += 1;
-                            self.own += 1;
-                            self.typed.insert((number, device.clone()), line.clone());
-                            seat.reflect(&Entry::Typed { device, number, line }).await?;
-                        }
-                    },
+                    Some(line) if line.trim().is_empty() => {}
+                    Some(line) => {
+                        let (device, number) = (self.device.to_string(), self.next_number);
+                        self.next_number += 1;
+                        self.own += 1;
+                        self.typed.insert((number, device.clone()), line.clone());
+                        seat.reflect(&Entry::Typed { device, number, line }).await?;
+                    }
                 },
                 _ = keep_alive.tick() => if let Some(lead) = &mut lead {
                     let acts = lead.talk.keep_alive();
                     self.perform(seat, &mut Some(lead), acts).await?;
                 },
                 () = &mut patience, if lead.as_ref().is_some_and(|lead| !lead.talk.is_online()) => {
-                    return Err(End::Failed(miette!("the ChatOs server does not answer the login")));
+                    self.refusals += 1;
+                    drop(lead);
+                    return Err(End::Connection(seat.ended().await));
+                }
+                () = interrupted.cancelled(), if given_up.is_none() => {
+                    self.no_more_lines = true;
+                    given_up = Some(Box::pin(tokio::time::sleep(LAST_WORDS)));
+                }
+                () = time_of(&mut given_up) => {
+                    return Err(End::Failed(miette!("what was typed was not said in time")));
                 }
                 () = time_of(&mut last_words) => {
                     return Err(End::Failed(miette!("the ChatOs server did not handle everything in time")));
@@ -301,12 +332,7 @@ impl Group<'_> {
         Ok(())
     }
 
-    async fn reflected(
-        &mut self,
-        seat: &mut Seat<'_>,
-        lead: &mut Option<Lead>,
-        message: &Reflected,
-    ) -> std::result::Result<(), End> {
+    fn reflected(&mut self, seat: &Seat<'_>, message: &Reflected) -> std::result::Result<(), End> {
         let plain = seat.config.key.open_envelope(message.envelope()).ok();
         let Some(entry) = plain.and_then(|plain| serde_json::from_slice::<Entry>(&plain).ok()) else {
             // Of another program of this group, or of a later version of this one.
@@ -321,35 +347,36 @@ impl Group<'_> {
             Entry::Done { device, number } => {
                 let typed = (number, device);
                 self.forget(&typed);
-                self.done.insert(typed);
-                // A device says a line again only after it lost its connection, so few need be known.
-                while self.done.len() > 4 * TYPED_MAX {
-                    self.done.pop_first();
-                }
+                self.note_done(typed);
             }
             Entry::Typed { device, number, line } => {
                 let typed = (number, device);
-                if !self.done.contains(&typed)
-                    && self.typed.insert(typed.clone(), line).is_none()
-                    && let Some(lead) = lead.as_mut().filter(|lead| lead.talk.is_online())
-                {
-                    self.carry_out(seat, lead, typed).await?;
+                if !self.done.contains(&typed) {
+                    self.typed.insert(typed, line);
                 }
             }
         }
         Ok(())
     }
 
-    /// Says what was typed on some device, this one included, before it led.
-    async fn carry_out(&mut self, seat: &mut Seat<'_>, lead: &mut Lead, typed: Typed) -> std::result::Result<(), End> {
-        let Some(line) = self.typed.get(&typed).cloned() else { return Ok(()) };
-        let acts = lead.talk.line(&line);
-        self.perform(seat, &mut Some(lead), acts).await?;
-        self.forget(&typed);
-        self.done.insert(typed.clone());
-        let (number, device) = typed;
-        seat.reflect(&Entry::Done { device, number }).await?;
+    /// Says what was typed on some device, this one included, as far as there is room.
+    async fn carry_out(&mut self, seat: &mut Seat<'_>, lead: &mut Lead) -> std::result::Result<(), End> {
+        while lead.talk.is_online() && lead.public.has_room() {
+            let next = self.typed.iter().find(|(typed, _)| !lead.saying.contains(*typed));
+            let Some((typed, line)) = next else { break };
+            lead.saying.insert(typed.clone());
+            let acts = lead.talk.typed(typed.clone(), line);
+            self.perform(seat, &mut Some(&mut *lead), acts).await?;
+        }
         Ok(())
+    }
+
+    fn note_done(&mut self, typed: Typed) {
+        self.done.insert(typed);
+        // A device says a line again only after it lost its connection, so few need be known.
+        while self.done.len() > 4 * TYPED_MAX {
+            self.done.pop_first();
+        }
     }
 
     fn forget(&mut self, typed: &Typed) {
@@ -375,6 +402,15 @@ impl Group<'_> {
                 Act::Show(shown) => {
                     show(&mut self.terminal, &shown).map_err(End::Failed)?;
                     seat.reflect(&Entry::Shown { shown }).await?;
+                }
+                Act::Done(typed) => {
+                    if let Some(lead) = lead {
+                        lead.saying.remove(&typed);
+                    }
+                    self.forget(&typed);
+                    self.note_done(typed.clone());
+                    let (number, device) = typed;
+                    seat.reflect(&Entry::Done { device, number }).await?;
                 }
                 Act::Quit => return Ok(true),
                 Act::Fail(why) => return Err(End::Failed(miette!("{why}"))),

@@ -191,9 +191,13 @@ impl Link {
                 }
             }
         };
-        tokio::time::timeout(LINK_WITHIN, established)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        tokio::select! {
+            done = tokio::time::timeout(LINK_WITHIN, established) => {
+                done.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            }
+            // Nothing is said before it is open, so this is that it is not wanted any more.
+            _none = lines.recv() => return Ok("you closed it".to_owned()),
+        }
         let tell = |event| async { events.send((self.link, event)).await.map_err(|_| io::ErrorKind::BrokenPipe) };
         tell(LinkEvent::Opened).await?;
 

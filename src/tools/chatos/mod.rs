@@ -11,7 +11,7 @@ mod devices;
 mod line;
 mod talk;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +23,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_rustls::TlsConnector;
 
 use self::line::{LINK_LINES_MAX, Link, Manners, Public, Stream};
@@ -150,6 +151,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         raw: args.private_payload == PrivatePayload::Raw,
         manners: args.manners(),
         links: HashMap::new(),
+        running: HashSet::new(),
+        quitting: false,
+        held: None,
         events,
     };
     let done = client.run(happened).await;
@@ -208,6 +212,12 @@ struct Client {
     manners: Manners,
     /// Lines for private connections.
     links: HashMap<LinkId, mpsc::Sender<String>>,
+    /// Private connections whose end was not yet heard of.
+    running: HashSet<LinkId>,
+    /// No private connection is opened any more.
+    quitting: bool,
+    /// A line whose private connection is full. No other is read meanwhile by a script; a person sees that it is so.
+    held: Option<(LinkId, String)>,
     events: mpsc::Sender<(LinkId, LinkEvent)>,
 }
 
@@ -218,8 +228,8 @@ impl Client {
         let mut keep_alive = tokio::time::interval(KEEP_ALIVE);
         let logging_in = tokio::time::sleep(PATIENCE);
         tokio::pin!(logging_in);
-        let mut room = false;
         loop {
+            let waits = self.held.is_some() && !self.terminal.is_interactive();
             let acts = tokio::select! {
                 heard = self.public.next() => match heard.into_diagnostic().wrap_err("the connection broke")? {
                     Some(packet) => self.talk.heard(packet),
@@ -228,15 +238,14 @@ impl Client {
                 Some((link, event)) = happened.recv() => {
                     if matches!(event, LinkEvent::Ended(_)) {
                         self.links.remove(&link);
+                        self.running.remove(&link);
                     }
                     self.talk.link(link, event)
                 },
-                () = has_room(&self.links), if !room => {
-                    room = true;
-                    continue;
+                () = has_room(&self.links, self.held.as_ref()), if self.held.is_some() => {
+                    self.held.take().map(|(link, text)| Act::Write(link, text)).into_iter().collect()
                 },
-                line = self.terminal.line(), if room && self.talk.is_online() && self.public.has_room() => {
-                    room = false;
+                line = self.terminal.line(), if !waits && self.talk.is_online() && self.public.has_room() => {
                     match line? {
                         Some(line) if line == "\\quit" => return self.quit(&mut happened).await,
                         Some(line) => self.talk.line(&line),
@@ -254,21 +263,30 @@ impl Client {
 
     /// Private connections first, then the public one, when all that was said on it has been handled (spec 11).
     async fn quit(&mut self, happened: &mut mpsc::Receiver<(LinkId, LinkEvent)>) -> Result<()> {
+        if self.held.take().is_some() {
+            show(
+                &mut self.terminal,
+                &Shown::problem("the last line for a private connection was not said: it is full"),
+            )?;
+        }
         // What waits for them goes out before they are closed.
-        let mut closing = std::mem::take(&mut self.links).len();
+        self.links.clear();
+        self.quitting = true;
         let acts = self.talk.quit();
         self.perform(acts)?;
         let last_words = tokio::time::sleep(LAST_WORDS);
         tokio::pin!(last_words);
         let mut handled = false;
-        while !(handled && closing == 0) {
+        while !(handled && self.running.is_empty()) {
             let acts = tokio::select! {
                 heard = self.public.next(), if !handled => match heard.into_diagnostic()? {
                     Some(packet) => self.talk.heard(packet),
                     None => return Err(miette!("the server closed the connection before everything was handled")),
                 },
                 Some((link, event)) = happened.recv() => {
-                    closing -= usize::from(matches!(event, LinkEvent::Ended(_)));
+                    if matches!(event, LinkEvent::Ended(_)) {
+                        self.running.remove(&link);
+                    }
                     self.talk.link(link, event)
                 }
                 () = &mut last_words => return Err(miette!("the server did not handle everything in time")),
@@ -285,7 +303,9 @@ impl Client {
             match act {
                 Act::Send(packet) => self.public.say(&packet),
                 Act::Show(shown) => show(&mut self.terminal, &shown)?,
+                Act::Open(..) if self.quitting => {}
                 Act::Open(link, id) => {
+                    self.running.insert(link);
                     let (lines, taken) = mpsc::channel(LINK_LINES_MAX);
                     self.links.insert(link, lines);
                     let (server, events) = (self.server.clone(), self.events.clone());
@@ -293,12 +313,20 @@ impl Client {
                     tokio::spawn(async move { link.run(server.reach().await, taken, events).await });
                 }
                 Act::Write(link, text) => {
-                    let taken = self.links.get(&link).map(|lines| lines.try_send(text));
-                    if !matches!(taken, Some(Ok(()))) {
-                        show(&mut self.terminal, &Shown::problem("that was not said: the connection is over"))?;
-                    }
+                    let problem = match self.links.get(&link).map(|lines| lines.try_send(text)) {
+                        Some(Ok(())) => continue,
+                        Some(Err(TrySendError::Full(text))) if self.held.is_none() => {
+                            self.held = Some((link, text));
+                            continue;
+                        }
+                        Some(Err(TrySendError::Full(_))) => "that was not said: the other side does not read",
+                        Some(Err(TrySendError::Closed(_))) | None => "that was not said: the connection is over",
+                    };
+                    show(&mut self.terminal, &Shown::problem(problem))?;
                 }
                 Act::Close(link) => drop(self.links.remove(&link)),
+                // Of devices of a group alone.
+                Act::Done(_) => {}
                 Act::Quit => return Ok(true),
                 Act::Fail(why) => return Err(miette!("{why}")),
             }
@@ -312,9 +340,9 @@ fn show(terminal: &mut Terminal, shown: &Shown) -> Result<()> {
     terminal.print(&shown.line(coloured))
 }
 
-/// Waits until every private connection can take a line.
-async fn has_room(links: &HashMap<LinkId, mpsc::Sender<String>>) {
-    for lines in links.values() {
+/// Waits until the private connection of a line that is held can take it.
+async fn has_room(links: &HashMap<LinkId, mpsc::Sender<String>>, held: Option<&(LinkId, String)>) {
+    if let Some(lines) = held.and_then(|(link, _)| links.get(link)) {
         // One that is closed needs none.
         let _room = lines.reserve().await;
     }

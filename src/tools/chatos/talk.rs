@@ -1,16 +1,20 @@
 //! What a ChatOs client decides (spec 12): what a line means, and what follows from a packet. Pure: it performs nothing.
 //!
-//! Whether a message or a request found its receiver is known by a fence (spec 12.4): behind each of them goes a message to oneself,
-//! which comes back when they were handled. An "unknown user" before that is about them.
+//! Whether a message, a request or an answer found its receiver is known by a fence (spec 12.4): behind each of them goes a message
+//! to oneself, which comes back when they were handled. An "unknown user" before that is about them. In the same way it is known that
+//! a line that was typed on another device has been said.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::chat::chatos::wire::{FromClient, PrivateId, Text, ToClient, check_text};
+use crate::chat::chatos::wire::{
+    FromClient, MESSAGE_OCTETS_REFERENCE, NAME_FIELD_MAX, NICKNAME_MAX, PrivateId, Text, ToClient, check_text,
+};
+use crate::crypto::random;
 
-/// What fences say. Nobody but their sender ever sees one.
-const FENCE: &str = "\u{1}fence";
+/// Names a line that was typed on some device of a group: a number that grows, and that device.
+pub(super) type Typed = (u64, String);
 
 /// Something for people to see. It also is what devices tell each other, so its names are part of that format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +85,8 @@ pub(super) enum Act {
     /// Say this on it.
     Write(LinkId, String),
     Close(LinkId),
+    /// What was typed there was said and handled.
+    Done(Typed),
     /// Everything was said and handled: the end.
     Quit,
     /// The server is not what it should be, or does not want us: the end.
@@ -110,6 +116,8 @@ enum Partner {
 enum Behind {
     Message(String),
     Request(String),
+    Answer(String),
+    Typed(Typed),
     Nothing,
     Everything,
 }
@@ -124,13 +132,16 @@ pub(super) struct Talk {
     links: bool,
     partners: BTreeMap<String, Partner>,
     fences: VecDeque<Behind>,
+    /// What fences say. Nobody but their sender ever sees one, so nobody can say it for us.
+    token: String,
     next_link: u64,
 }
 
 impl Talk {
     pub(super) fn new(me: &str, octets_max: usize, links: bool) -> Self {
         let (partners, fences) = (BTreeMap::new(), VecDeque::new());
-        Self { me: me.to_owned(), online: false, octets_max, links, partners, fences, next_link: 1 }
+        let token = format!("\u{1}fence {:016x}", random::u64());
+        Self { me: me.to_owned(), online: false, octets_max, links, partners, fences, token, next_link: 1 }
     }
 
     pub(super) const fn is_online(&self) -> bool {
@@ -155,7 +166,14 @@ impl Talk {
     fn fence(&mut self, behind: Behind) -> Act {
         self.fences.push_back(behind);
         let me = || self.me.clone();
-        Act::Send(FromClient::Private { from: me(), to: me(), text: FENCE.into() })
+        Act::Send(FromClient::Private { from: me(), to: me(), text: Text(self.token.clone()) })
+    }
+
+    /// A line was typed on one of many devices. [`Act::Done`] follows when it has been handled.
+    pub(super) fn typed(&mut self, typed: Typed, line: &str) -> Vec<Act> {
+        let mut acts = self.line(line);
+        acts.push(self.fence(Behind::Typed(typed)));
+        acts
     }
 
     /// A line was typed (spec 12.2).
@@ -169,6 +187,10 @@ impl Talk {
         }
         if !self.online {
             return problem("not logged in");
+        }
+        // What stands before the message counts, too.
+        if let Err(bad) = check_text(line, self.octets_max) {
+            return problem(&bad.to_string());
         }
         if let Some(command) = line.strip_prefix('\\') {
             return match command.split_once(' ') {
@@ -187,18 +209,21 @@ impl Talk {
             let (name, text) = rest.split_once(' ').unwrap_or((rest, ""));
             return self.private_connection(name, text);
         }
-        match check_text(line, self.octets_max) {
-            Err(bad) => problem(&bad.to_string()),
-            Ok(()) => vec![Act::Send(FromClient::Public { from: self.me.clone(), text: line.into() })],
-        }
+        vec![Act::Send(FromClient::Public { from: self.me.clone(), text: line.into() })]
+    }
+
+    /// Whether somebody may be called that: no server reads more, and some break when they have to.
+    fn is_name(&self, name: &str) -> bool {
+        let max = if self.octets_max <= MESSAGE_OCTETS_REFERENCE { NICKNAME_MAX } else { NAME_FIELD_MAX };
+        name.len() <= max
     }
 
     fn whisper(&mut self, to: &str, text: &str) -> Vec<Act> {
         if to == self.me {
             return vec![Act::Show(Shown::problem("that is you"))];
         }
-        if let Err(bad) = check_text(text, self.octets_max) {
-            return vec![Act::Show(Shown::problem(bad.to_string()))];
+        if !self.is_name(to) {
+            return vec![Act::Show(Shown::problem("nobody has a name that long"))];
         }
         let (from, to) = (self.me.clone(), to.to_owned());
         let said = Shown::Private { from: from.clone(), to: to.clone(), text: text.to_owned() };
@@ -213,6 +238,9 @@ impl Talk {
         }
         if !self.links {
             return show(Shown::problem("private connections are not possible through a mediator; `@NAME message` is"));
+        }
+        if !self.is_name(name) {
+            return show(Shown::problem("nobody has a name that long"));
         }
         match self.partners.get(name).copied() {
             None => {
@@ -232,13 +260,10 @@ impl Talk {
                 show(Shown::note(format!("{name} has asked you: `\\yes {name}` or `\\no {name}`")))
             }
             Some(Partner::Open(link)) if text.is_empty() => vec![Act::Close(link)],
-            Some(Partner::Open(link)) => match check_text(text, self.octets_max) {
-                Err(bad) => show(Shown::problem(bad.to_string())),
-                Ok(()) => {
-                    let said = Shown::Line { from: self.me.clone(), to: name.to_owned(), text: text.to_owned() };
-                    vec![Act::Write(link, text.to_owned()), Act::Show(said)]
-                }
-            },
+            Some(Partner::Open(link)) => {
+                let said = Shown::Line { from: self.me.clone(), to: name.to_owned(), text: text.to_owned() };
+                vec![Act::Write(link, text.to_owned()), Act::Show(said)]
+            }
         }
     }
 
@@ -247,13 +272,15 @@ impl Talk {
             return vec![Act::Show(Shown::problem(format!("{name} has not asked")))];
         }
         let (me, name) = (self.me.clone(), name.to_owned());
-        if yes {
+        let fence = self.fence(Behind::Answer(name.clone()));
+        let answer = if yes {
             self.partners.insert(name.clone(), Partner::Accepted);
-            vec![Act::Send(FromClient::Accept(me, name))]
+            FromClient::Accept(me, name)
         } else {
             self.partners.remove(&name);
-            vec![Act::Send(FromClient::Refuse(me, name))]
-        }
+            FromClient::Refuse(me, name)
+        };
+        vec![Act::Send(answer), fence]
     }
 
     /// The server said something (spec 12.3).
@@ -268,9 +295,10 @@ impl Talk {
             _ if !self.online => fail("the server does not say what it should at a login"),
             ToClient::Refused(_) => fail("the server reports an error and ends the connection"),
             ToClient::Public { from, text: Text(text) } => vec![Act::Show(Shown::Public { from, text })],
-            ToClient::Private { from, to, text } if from == self.me && to == self.me && text.0 == FENCE => {
+            ToClient::Private { from, to, text } if from == self.me && to == self.me && text.0 == self.token => {
                 match self.fences.pop_front() {
                     Some(Behind::Everything) => vec![Act::Quit],
+                    Some(Behind::Typed(typed)) => vec![Act::Done(typed)],
                     _ => Vec::new(),
                 }
             }
@@ -278,9 +306,9 @@ impl Talk {
             ToClient::Unknown(name) if name == self.me => {
                 let whom = match self.fences.front() {
                     Some(Behind::Message(to)) => Some(to.clone()),
-                    Some(Behind::Request(to)) => {
+                    Some(Behind::Request(to) | Behind::Answer(to)) => {
                         let to = to.clone();
-                        if self.partners.get(&to) == Some(&Partner::Asked) {
+                        if matches!(self.partners.get(&to), Some(Partner::Asked | Partner::Accepted)) {
                             self.partners.remove(&to);
                         }
                         Some(to)
@@ -304,7 +332,8 @@ impl Talk {
                 None => Vec::new(),
             },
             ToClient::Refuse(a, b) => match self.other(a, b) {
-                Some(name) if self.partners.get(&name) == Some(&Partner::Asked) => {
+                // Also after we said yes: then one of the two has too many private connections.
+                Some(name) if matches!(self.partners.get(&name), Some(Partner::Asked | Partner::Accepted)) => {
                     self.partners.remove(&name);
                     vec![Act::Show(Shown::note(format!("{name} refuses")))]
                 }
@@ -328,14 +357,18 @@ impl Talk {
     fn asked(&mut self, from: String) -> Vec<Act> {
         if !self.links {
             let text = format!("{from} wants a private connection, which a mediator does not carry: refused");
-            return vec![Act::Send(FromClient::Refuse(self.me.clone(), from)), Act::Show(Shown::note(text))];
+            let fence = self.fence(Behind::Answer(from.clone()));
+            return vec![Act::Send(FromClient::Refuse(self.me.clone(), from)), fence, Act::Show(Shown::note(text))];
         }
-        if self.partners.contains_key(&from) {
-            return Vec::new();
-        }
+        // A server lets nobody ask as long as there is something between two, so what is known here is over already.
+        let over = match self.partners.get(&from) {
+            Some(Partner::AskedBy) => return Vec::new(),
+            Some(Partner::Granted(link) | Partner::Open(link)) => Some(Act::Close(*link)),
+            Some(Partner::Asked | Partner::Accepted) | None => None,
+        };
         let text = format!("{from} wants a private connection: `\\yes {from}` or `\\no {from}`");
         self.partners.insert(from, Partner::AskedBy);
-        vec![Act::Show(Shown::note(text))]
+        over.into_iter().chain([Act::Show(Shown::note(text))]).collect()
     }
 
     /// Of two names, the one that is not ours, whatever their order.
@@ -374,12 +407,15 @@ impl Talk {
 mod tests {
     use super::*;
 
+    const FENCE: &str = "\u{1}fence";
+
     fn s(text: &str) -> String {
         text.to_owned()
     }
 
     fn online() -> Talk {
         let mut talk = Talk::new("alice", 2_048, true);
+        assert!(std::mem::replace(&mut talk.token, s(FENCE)).starts_with(FENCE));
         assert_eq!(talk.login(), FromClient::Login(s("alice")));
         talk.heard(ToClient::Welcome(s("alice")));
         assert!(talk.is_online());
@@ -387,7 +423,8 @@ mod tests {
     }
 
     fn sent(acts: &[Act]) -> Vec<FromClient> {
-        let not_a_fence = |packet: &FromClient| !matches!(packet, FromClient::Private { text, .. } if text.0 == FENCE);
+        let not_a_fence =
+            |packet: &FromClient| !matches!(packet, FromClient::Private { text, .. } if text.0.starts_with(FENCE));
         let packets =
             acts.iter().filter_map(|act| if let Act::Send(packet) = act { Some(packet.clone()) } else { None });
         packets.filter(not_a_fence).collect()
@@ -406,6 +443,10 @@ mod tests {
     #[test]
     fn every_line_of_the_table_of_commands() {
         let long = "é".repeat(513);
+        let long_with_its_command = format!("@bob {}", "x".repeat(508));
+        let longest = format!("@bob {}", "x".repeat(507));
+        let long_name = format!("@{} x", "\u{1f600}".repeat(257));
+        let long_asked = format!("/{}", "\u{1f600}".repeat(257));
         for (line, packets) in [
             ("hello", vec![FromClient::Public { from: s("alice"), text: "hello".into() }]),
             (" /not a command", vec![FromClient::Public { from: s("alice"), text: " /not a command".into() }]),
@@ -424,6 +465,13 @@ mod tests {
             ("\\what", vec![]),
             ("a\rb", vec![]),
             (&long, vec![]),
+            (&long_with_its_command, vec![]),
+            (
+                &longest,
+                vec![FromClient::Private { from: s("alice"), to: s("bob"), text: "x".repeat(507).as_str().into() }],
+            ),
+            (&long_name, vec![]),
+            (&long_asked, vec![]),
         ] {
             let mut talk = online();
             let acts = talk.line(line);
@@ -448,6 +496,8 @@ mod tests {
         talk.heard(ToClient::Welcome(s("alice")));
         assert_eq!(sent(&talk.line(&"é".repeat(257))), []);
         assert_eq!(sent(&talk.line(&"é".repeat(256))).len(), 1);
+        assert_eq!(sent(&talk.line(&format!("@{} x", "b".repeat(25)))), [], "nor longer names");
+        assert_eq!(sent(&talk.line(&format!("@{} x", "b".repeat(24)))).len(), 1);
     }
 
     #[test]
@@ -470,6 +520,72 @@ mod tests {
         assert_eq!(shown(&talk.heard(unknown())), ["!! carol is not there"]);
         talk.heard(fence());
         assert_eq!(sent(&talk.line("/carol")).len(), 1, "may be asked again");
+    }
+
+    /// An answer has a fence, too, so that what comes of it is not taken for another's.
+    #[test]
+    fn who_left_before_the_answer_is_named() {
+        for answer in ["\\yes bob", "\\no bob"] {
+            let mut talk = online();
+            talk.heard(ToClient::Request { from: s("bob"), to: s("alice") });
+            talk.line(answer);
+            talk.line("@carol hi");
+            assert_eq!(shown(&talk.heard(ToClient::Unknown(s("alice")))), ["!! bob is not there"], "{answer}");
+            talk.heard(fence());
+            assert_eq!(talk.heard(fence()), []);
+            assert_eq!(sent(&talk.line("/bob")).len(), 1, "nothing is left of it");
+        }
+    }
+
+    /// What others say is no fence, however much it looks like one.
+    #[test]
+    fn nobody_else_can_say_a_fence() {
+        let (one, two) = (Talk::new("alice", 2_048, true), Talk::new("alice", 2_048, true));
+        assert_ne!(one.token, two.token);
+        let mut talk = online();
+        talk.line("@bob hi");
+        talk.heard(ToClient::Private { from: s("alice"), to: s("alice"), text: one.token.as_str().into() });
+        assert_eq!(shown(&talk.heard(ToClient::Unknown(s("alice")))), ["!! bob is not there"]);
+    }
+
+    /// A server lets nobody ask while there is something: so it is over, and the news of that was overtaken.
+    #[test]
+    fn a_request_ends_what_was_there_before_it() {
+        let asked = || ToClient::Request { from: s("bob"), to: s("alice") };
+        let id = || ToClient::Id(s("bob"), s("alice"), PrivateId(1));
+        for opened in [false, true] {
+            let mut talk = online();
+            talk.line("/bob");
+            talk.heard(id());
+            if opened {
+                talk.link(LinkId(1), LinkEvent::Opened);
+            }
+            let acts = talk.heard(asked());
+            assert_eq!((acts.first(), shown(&acts).len()), (Some(&Act::Close(LinkId(1))), 1));
+            assert_eq!(talk.link(LinkId(1), LinkEvent::Ended(s("late"))), []);
+            assert_eq!(sent(&talk.line("\\yes bob")).len(), 1);
+        }
+        let mut talk = online();
+        talk.heard(asked());
+        talk.line("\\yes bob");
+        assert_eq!(shown(&talk.heard(asked())).len(), 1, "accepted, and no id came");
+        // Who said yes learns that there is no room for it.
+        talk.line("\\yes bob");
+        assert_eq!(shown(&talk.heard(ToClient::Refuse(s("bob"), s("alice")))), ["-- bob refuses"]);
+        assert_eq!(sent(&talk.line("/bob")).len(), 1);
+    }
+
+    /// A line of another device is done when the server has handled it, and not when it was sent.
+    #[test]
+    fn a_typed_line_is_done_when_its_fence_is_back() {
+        let mut talk = online();
+        let typed = (7, s("b2"));
+        assert_eq!(sent(&talk.typed(typed.clone(), "@bob hi")).len(), 1);
+        assert_eq!(talk.heard(fence()), [], "that of the message");
+        assert_eq!(talk.heard(fence()), [Act::Done(typed.clone())]);
+        // Also one that says nothing.
+        assert_eq!(sent(&talk.typed(typed.clone(), "\\what")), []);
+        assert_eq!(talk.heard(fence()), [Act::Done(typed)]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every way a connection ends, and the one place that says what the client is told.
 
 use crate::chat::chatos::wire::{BadNickname, Malformed, ToClient};
+use crate::wire::chatos::NoPacket;
 
 /// Why somebody is not called what they want to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +82,10 @@ impl Ending {
     pub fn farewell(&self, nickname: Option<&str>, errors: bool) -> Option<ToClient> {
         match self {
             Self::Refused { name, .. } => Some(ToClient::Refused(name.clone())),
+            // A login that cannot be read, since before one nothing else has strings (spec 5.1).
+            Self::Malformed(Malformed::Utf8 | Malformed::NoPacket(NoPacket::Size(_))) if nickname.is_none() => {
+                Some(ToClient::Refused(String::new()))
+            }
             Self::Malformed(_)
             | Self::ForeignSender
             | Self::BadId

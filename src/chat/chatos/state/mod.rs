@@ -353,6 +353,7 @@ impl State {
             && self.names.is_empty()
             && self.relations.is_empty()
             && self.privates.is_empty()
+            && self.pipes == 0
             && self.timers.is_empty()
     }
 

@@ -280,6 +280,15 @@ fn without_error_packets_there_is_only_the_end_but_a_login_is_refused_all_the_sa
     assert_eq!(world.ended(1, None), Ending::ForeignSender);
     world.opens(2).says(2, FromClient::Login(s("")));
     world.ended(2, Some("02 00000000"));
+    // Also one that cannot be read; what is no login is not.
+    for (conn, why, farewell) in [
+        (3, Malformed::Utf8, Some("02 00000000")),
+        (4, NoPacket::Size(-1).into(), Some("02 00000000")),
+        (5, NoPacket::Opcode(3).into(), None),
+    ] {
+        world.opens(conn).input(Input::Malformed { conn: ConnId(conn), why });
+        world.ended(conn, farewell);
+    }
     world.empties();
 }
 

@@ -11,12 +11,11 @@ use std::fmt;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use crate::wire::bytes::{Reader, Truncated};
+pub use crate::wire::chatos::{CLIENT_CAPS, NAME_FIELD_MAX};
 use crate::wire::chatos::{Caps, Field, INT, LONG, NoPacket, layout, measure, op};
 
 /// Longest nickname that is given out, in octets (D-09).
 pub const NICKNAME_MAX: usize = 24;
-/// Longest nickname field that is read at all, in octets (D-13).
-pub const NAME_FIELD_MAX: usize = 1_024;
 /// Longest message, in characters (D-06).
 pub const MESSAGE_CHARS_MAX: usize = 512;
 /// Longest message, in octets: as many characters of four octets each (D-06).
@@ -24,13 +23,13 @@ pub const MESSAGE_OCTETS_MAX: usize = 4 * MESSAGE_CHARS_MAX;
 /// Longest message of peers that count octets, in octets (spec 15).
 pub const MESSAGE_OCTETS_REFERENCE: usize = 512;
 
-/// What a client has to accept (spec 12.3).
-pub const CLIENT_CAPS: Caps = Caps { name: NAME_FIELD_MAX, text: 4_096 };
-
 /// What may come on a connection that has said nothing yet.
 pub const NEW: &[u8] = &[op::LOGIN, op::PRIV_JOIN];
 /// What may come from somebody who has a nickname.
 pub const ONLINE: &[u8] = &[op::PRIV_REQUEST, op::PUBLIC, op::PRIVATE, op::PRIV_ACCEPT, op::PRIV_REFUSE];
+/// What a client may say, sooner or later.
+const CLIENT_SAYS: &[u8] =
+    &[op::LOGIN, op::PRIV_REQUEST, op::PUBLIC, op::PRIVATE, op::PRIV_ACCEPT, op::PRIV_REFUSE, op::PRIV_JOIN];
 /// What a server may say.
 pub const SERVER_SAYS: &[u8] = &[
     op::LOGIN_OK,
@@ -274,7 +273,7 @@ impl FromClient {
     /// # Errors
     /// [`Malformed`]; also for opcodes that a client never says.
     pub fn decode(octets: &[u8], octets_max: usize) -> Result<Self, Malformed> {
-        let (opcode, mut fields) = Fields::of(octets, &[NEW, ONLINE].concat())?;
+        let (opcode, mut fields) = Fields::of(octets, CLIENT_SAYS)?;
         let packet = match opcode {
             op::LOGIN => Self::Login(fields.string()?),
             op::PRIV_REQUEST => Self::Request { from: fields.string()?, to: fields.string()? },
