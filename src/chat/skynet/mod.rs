@@ -20,6 +20,8 @@ pub mod store;
 pub mod wire;
 
 pub use serve::{
-    Config, Confirmed, Letter, LogMail, LogPush, MailHook, PushHook, Rates, Reason, Running, Settings, StartError,
-    Wake, start_on,
+    Config, Confirmed, Letter, LogMail, LogPush, MailHook, PORT, PushHook, Rates, Reason, Running, Settings,
+    StartError, Wake, start_on,
 };
+pub use state::line::Platform;
+pub use wire::Release;

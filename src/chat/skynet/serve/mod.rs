@@ -137,19 +137,19 @@ pub enum StartError {
 /// The room is open. It closes when the token it was started with is cancelled.
 #[derive(Debug)]
 pub struct Running {
-    local_addr: SocketAddr,
+    addresses: Vec<SocketAddr>,
     mailbox: mpsc::WeakSender<Mail>,
-    /// Cancelled when one of the two is over, however it came to that.
+    /// Cancelled when one of the tasks is over, however it came to that.
     over: CancellationToken,
-    listener: JoinHandle<()>,
+    listeners: Vec<JoinHandle<()>>,
     actor: JoinHandle<()>,
 }
 
 impl Running {
-    /// Where it listens.
+    /// Where it listens: one address for each door, in their order.
     #[must_use]
-    pub const fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// Somebody shows the token out of a mail. `None` when the room closes.
@@ -175,7 +175,7 @@ impl Running {
 
     /// Waits until every connection is closed, everything is kept and the store is shut.
     pub async fn wait(self) {
-        for task in [self.listener, self.actor] {
+        for task in self.listeners.into_iter().chain([self.actor]) {
             if let Err(error) = task.await {
                 error!(%error, "a task of the Skynet server failed");
             }
@@ -183,18 +183,17 @@ impl Running {
     }
 }
 
-/// Opens the room behind `door` on a listener that is already bound.
+/// Opens the room: behind each door, on a listener that is already bound.
 ///
 /// # Errors
 /// [`StartError`] says why not.
 pub async fn start_on(
-    listener: TcpListener,
-    door: Door,
+    doors: Vec<(TcpListener, Door)>,
     config: Config,
     clock: Clock,
     shutdown: CancellationToken,
 ) -> Result<Running, StartError> {
-    let local_addr = listener.local_addr()?;
+    let addresses = doors.iter().map(|(listener, _)| listener.local_addr()).collect::<io::Result<_>>()?;
     let store = Store::open(&config.place, &config.data_dir).await?;
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
@@ -203,9 +202,15 @@ pub async fn start_on(
     let (settings, places) = (config.settings.clone(), Places(Arc::new(Semaphore::new(config.connections_max))));
     let actor = Actor::new(config, store.clone(), clock, Arc::clone(&gate)).run(mail);
     let actor = tokio::spawn(telling(over.clone(), actor));
-    let shared = Arc::new(Shared { settings, store, gate, stop: shutdown.clone() });
-    let listener = tokio::spawn(telling(over.clone(), serve(listener, door, places, shared, mailbox, shutdown)));
-    Ok(Running { local_addr, mailbox: weak, over, listener, actor })
+    let shared = Arc::new(Shared { settings, store, gate, stop: shutdown });
+    let next_conn = Arc::new(AtomicU64::new(1));
+    let listen = |(listener, door)| {
+        let (shared, next_conn) = (Arc::clone(&shared), Arc::clone(&next_conn));
+        let serving = serve(listener, door, places.clone(), shared, mailbox.clone(), next_conn);
+        tokio::spawn(telling(over.clone(), serving))
+    };
+    let listeners = doors.into_iter().map(listen).collect();
+    Ok(Running { addresses, mailbox: weak, over, listeners, actor })
 }
 
 /// Runs `task`, and cancels `over` when it has ended or panicked.
@@ -237,10 +242,10 @@ async fn serve(
     places: Places,
     shared: Arc<Shared>,
     mailbox: mpsc::Sender<Mail>,
-    shutdown: CancellationToken,
+    next_conn: Arc<AtomicU64>,
 ) {
     let tasks = Tasks::new();
-    let next_conn = Arc::new(AtomicU64::new(1));
+    let shutdown = shared.stop.clone();
     let handler = move |stream, origin: SocketAddr| {
         let conn = ConnId(next_conn.fetch_add(1, Ordering::Relaxed));
         connection::run(Arc::clone(&shared), mailbox.clone(), conn, origin.ip(), stream)
