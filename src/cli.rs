@@ -175,7 +175,12 @@ impl ServeArgs {
         let local = self.port.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         // Whoever asks for any port runs several at a time; what else is said is stronger.
         let any_port = local.filter(|address| address.port() == 0);
-        let meant = [("--port", "chat.csp.listen", address(any_port)), ("--port", "admin.listen", address(any_port))];
+        let any_skynet = self.skynet_listen.filter(|address| address.port() == 0);
+        let meant = [
+            ("--port", "chat.csp.listen", address(any_port)),
+            ("--port", "admin.listen", address(any_port)),
+            ("--skynet-listen", "chat.skynet.web_listen", address(any_skynet)),
+        ];
         let meant = meant.map(|(name, key, value)| (name.to_owned(), key, value));
         let own = [
             ("--data", "data_dir", self.data.clone()),

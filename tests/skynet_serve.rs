@@ -19,6 +19,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::Family;
@@ -30,11 +32,14 @@ use heliostat::client::{Device, Mediator, Trust};
 use heliostat::net::tls::{self, read_certs};
 use heliostat::upstream::Framing;
 use heliostat::wire::d2m::{FromDevice, PAYLOAD_MAX, ServerGroup, ToDevice};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use world::{Client, Ground, PLATFORM, World, soon};
 
 const ALICE: &str = "alice@example.com";
 const BOB: &str = "bob@example.com";
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The binary with a Skynet server. Killed when it is dropped.
 struct Server {
@@ -42,6 +47,8 @@ struct Server {
     mediator: String,
     tls: SocketAddr,
     plain: SocketAddr,
+    /// What it logs.
+    log: Receiver<String>,
 }
 
 impl Server {
@@ -50,9 +57,17 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
         command.args(["serve", "--data", data.to_str().unwrap(), "--listen", any, "--admin-listen", any]);
         command.args(["--csp-listen", any, "--skynet-listen", any]).env_remove("HELIOSTAT_CONFIG");
-        let mut child =
-            command.env("HELIOSTAT_LOG", "error").stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .env("HELIOSTAT_LOG", "error,heliostat::chat::skynet=info")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let (logged, log) = channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| logged.send(line).is_ok()));
         let (mut mediator, mut skynet) = (None, None);
         for line in said.by_ref() {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -67,19 +82,22 @@ impl Server {
         }
         std::thread::spawn(move || said.count());
         let (mediator, (tls, plain)) = (mediator.expect("it is ready"), skynet.expect("it has a Skynet server"));
-        Self { child, mediator, tls, plain }
+        Self { child, mediator, tls, plain, log }
     }
 
     /// A client of TLS that knows the certificates in a file.
     async fn secured(&self, ca: &Path) -> Client {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(read_certs(ca).unwrap());
-        let config = rustls::ClientConfig::builder_with_provider(tls::provider());
-        let config = config.with_safe_default_protocol_versions().unwrap();
-        let config = config.with_root_certificates(roots).with_no_client_auth();
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let tcp = TcpStream::connect(self.tls).await.unwrap();
-        Client::over(soon(connector.connect("localhost".try_into().unwrap(), tcp)).await.unwrap())
+        Client::over(secured(self.tls, ca).await)
+    }
+
+    /// The next link that would have been mailed.
+    fn link(&self) -> String {
+        loop {
+            let line = self.log.recv_timeout(PATIENCE).expect("a mail");
+            if let Some((_, link)) = line.split_once("https://") {
+                return format!("https://{}", link.split('"').next().unwrap().trim());
+            }
+        }
     }
 
     fn stop(mut self) {
@@ -87,6 +105,28 @@ impl Server {
         assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
         assert!(self.child.wait().unwrap().success());
     }
+}
+
+async fn secured(address: SocketAddr, ca: &Path) -> TlsStream<TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(read_certs(ca).unwrap());
+    let config = rustls::ClientConfig::builder_with_provider(tls::provider());
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let tcp = TcpStream::connect(address).await.unwrap();
+    soon(connector.connect("localhost".try_into().unwrap(), tcp)).await.unwrap()
+}
+
+/// What a page answers: its first line, and everything.
+async fn visit(method: &str, link: &str, ca: &Path) -> (u16, String) {
+    let (authority, path) = link.strip_prefix("https://localhost:").unwrap().split_once('/').unwrap();
+    let mut page = secured(([127, 0, 0, 1], authority.parse().unwrap()).into(), ca).await;
+    let request = format!("{method} /{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
+    soon(page.write_all(request.as_bytes())).await.unwrap();
+    let mut answer = String::new();
+    soon(page.read_to_string(&mut answer)).await.unwrap();
+    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
 }
 
 impl Drop for Server {
@@ -132,6 +172,50 @@ async fn the_binary_serves_it_with_its_certificate_and_to_its_mediator_and_keeps
     client.greet().await;
     assert_eq!(client.register(ALICE, "pw").await, CreateAccountStatus::MAIL_RESENT);
     again.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_the_link_in_the_mail_can_log_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let server = Server::start(&data);
+    let ca = &data.join("tls").join("dev-ca.pem");
+    let mut client = server.secured(ca).await;
+    client.greet().await;
+    assert_eq!(client.register(ALICE, "pw").await, CreateAccountStatus::SUCCESS);
+    let link = server.link();
+
+    // What looks at the link changes nothing.
+    for _ in 0..2 {
+        let (status, page) = visit("GET", &link, ca).await;
+        assert_eq!(status, 200);
+        assert!(page.contains(ALICE) && page.contains("<form method=\"post\">") && page.contains("no-store"), "{page}");
+    }
+    assert_eq!(client.login(ALICE, "pw").await, CreateSessionStatus::UNCONFIRMED_ACCOUNT);
+    let (status, page) = visit("POST", &link, ca).await;
+    assert!(status == 200 && page.contains(ALICE) && !page.contains("<form"), "{page}");
+    assert_eq!(client.login(ALICE, "pw").await, CreateSessionStatus::SUCCESS);
+    client.first_sync().await;
+
+    let (status, page) = visit("GET", &link, ca).await;
+    assert!(status == 200 && page.contains("already") && !page.contains("<form"), "{page}");
+    for unknown in [link.to_uppercase().replace("HTTPS://LOCALHOST", "https://localhost"), format!("{link}%00")] {
+        let wrong = unknown.replace("/CONFIRM/", "/confirm/");
+        assert_eq!(visit("POST", &wrong, ca).await.0, 404, "{wrong}");
+    }
+
+    // The same for programs, with the next account.
+    let mut other = server.secured(ca).await;
+    other.greet().await;
+    assert_eq!(other.register(BOB, "pw").await, CreateAccountStatus::SUCCESS);
+    let api = server.link().replace("/confirm/", "/api/confirm/");
+    assert_eq!(visit("GET", &api, ca).await.0, 405);
+    let (status, answer) = visit("POST", &api, ca).await;
+    let json: serde_json::Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    assert!(status == 200 && json["content"].as_str().unwrap().contains(BOB), "{answer}");
+    assert!(json["title"].is_string() && json["header"].is_string() && json.as_object().unwrap().len() == 3);
+    assert_eq!(other.login(BOB, "pw").await, CreateSessionStatus::SUCCESS);
+    server.stop();
 }
 
 #[test]

@@ -282,6 +282,10 @@ settings! {
             /// Where it listens without TLS, for the mediator and for a proxy that ends TLS: a loopback address. Port 0 takes one
             /// that is free.
             plain_listen: SocketAddr = local(0), ADDRESS, Restart;
+            /// Where people confirm their addresses with a browser; encrypted like `listen`.
+            web_listen: SocketAddr = local(8444), ADDRESS, Restart;
+            /// Where people find those pages, if not there: what links in mails begin with.
+            public_url: Option<String> = None, Or(None, HttpsUrl), Restart;
             /// Its certificate chain, PEM, where it is not the one that is presented to devices: Skynet clients know their
             /// server by one certificate and look at no name. What the file holds may change while the server runs.
             cert: Option<PathBuf> = None, Or(None, File), Restart;
@@ -417,10 +421,11 @@ const RULES: &[Rule<Config>] = &[
         reason: "`cert` and `key` need each other",
     },
     Rule {
-        keys: &["chat.skynet.listen", "listen.plain"],
+        keys: &["chat.skynet.listen", "chat.skynet.web_listen", "listen.plain"],
         broken: |config| {
-            let SkynetConfig { enabled, listen, cert, .. } = &config.chat.skynet;
-            *enabled && config.listen.plain && cert.is_none() && !listen.ip().is_loopback()
+            let SkynetConfig { enabled, listen, web_listen, cert, .. } = &config.chat.skynet;
+            let local = listen.ip().is_loopback() && web_listen.ip().is_loopback();
+            *enabled && config.listen.plain && cert.is_none() && !local
         },
         reason: "with `listen.plain` there is no certificate but `chat.skynet.cert`; without one, clients can only be on this \
                  machine, or behind a proxy on it",
@@ -1149,6 +1154,7 @@ mod tests {
         assert!(skynet("chat.skynet.listen = '0.0.0.0:32761'").is_ok());
         assert!(skynet("chat.skynet.listen = '0.0.0.0:32761'\nlisten.plain = true").is_err());
         assert!(skynet("listen.plain = true").is_ok());
+        assert!(skynet("chat.skynet.web_listen = '0.0.0.0:443'\nlisten.plain = true").is_err());
         assert!(skynet("chat.skynet.plain_listen = '0.0.0.0:1'").is_err());
         assert!(skynet("chat.skynet.cert = 'c'").is_err(), "without its key");
     }

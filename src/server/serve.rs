@@ -107,9 +107,10 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         rooms: Rooms {
             csp: csp.as_ref().map(csp::Running::local_addr),
             chatos: chatos.as_ref().map(chatos::Running::local_addr),
-            skynet: skynet.as_ref().and_then(|skynet| skynet.addresses().get(1).copied()),
+            skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().get(1).copied()),
         },
-        skynet: skynet.as_ref().and_then(|skynet| skynet.addresses().first().copied()),
+        skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().first().copied()),
+        skynet_pages: skynet.as_ref().map(|(_, pages)| pages.clone()),
     };
     if config.admin.token.is_none() && !addresses.admin.ip().is_loopback() {
         // Of the configured address the configuration knows.
@@ -118,6 +119,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
             addresses.admin
         );
     }
+    let skynet = skynet.map(|(skynet, _)| skynet);
     let parts = Parts {
         store: Arc::clone(&kept.store),
         dial: Arc::new(TcpDial),
@@ -280,19 +282,24 @@ async fn open_chatos(config: &Config, clock: Clock, stop: &CancellationToken) ->
 }
 
 /// Opens the Skynet server as it is configured: at the first of its addresses with TLS, as far as there is a certificate, and at
-/// the second without.
+/// the second without. Returns also where people find its pages.
 async fn open_skynet(
     config: &Config,
     presented_to_devices: Option<&Tls>,
     clock: Clock,
     stop: &CancellationToken,
-) -> miette::Result<skynet::Running> {
+) -> miette::Result<(skynet::Running, String)> {
     let room = &config.chat.skynet;
     let own = room.cert_files().map(|files| watched(files, clock, stop)).transpose()?;
     let tls = own.or_else(|| presented_to_devices.cloned());
     let secured = open_door("the Skynet server", room.listen, "--skynet-listen").await?;
     let plain = open_door("the Skynet server's mediator", room.plain_listen, "--set chat.skynet.plain_listen=").await?;
+    let web = open_door("the Skynet server's pages", room.web_listen, "--set chat.skynet.web_listen=").await?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let here = format!("{scheme}://{}", host(web.local_addr().into_diagnostic()?));
+    let public_url = room.public_url.clone().unwrap_or(here);
     let mut settings = skynet::Config::new(config.data_dir.clone());
+    settings.mail = Arc::new(skynet::LogMail { public_url: Some(public_url.clone()) });
     settings.settings = skynet::Settings {
         platforms: room.platforms.known(),
         session_age_max: room.session_max_age,
@@ -313,8 +320,10 @@ async fn open_skynet(
     if let Some(exempt) = &room.exempt {
         settings.exempt = exempt.iter().copied().collect();
     }
-    let doors = vec![(secured, Door::from(tls)), (plain, Door::default())];
-    skynet::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()
+    let doors = vec![(secured, Door::from(tls.clone())), (plain, Door::default())];
+    let mut running = skynet::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()?;
+    running.open_web(web, Door::from(tls), stop.clone());
+    Ok((running, public_url))
 }
 
 /// A certificate of a room's own, which is looked at until the rooms close.
@@ -501,6 +510,8 @@ struct Addresses {
     rooms: Rooms,
     /// Where Skynet clients connect.
     skynet: Option<SocketAddr>,
+    /// Where its users confirm their addresses.
+    skynet_pages: Option<String>,
 }
 
 /// What can be changed while running.
@@ -542,6 +553,15 @@ fn settings(config: &Config, rooms: Rooms) -> Settings {
     }
 }
 
+/// How a door is called on this machine: the development certificate names localhost.
+fn host(address: SocketAddr) -> String {
+    if address.ip().is_loopback() || address.ip().is_unspecified() {
+        format!("localhost:{}", address.port())
+    } else {
+        address.to_string()
+    }
+}
+
 /// Tells whoever started this what is open and what to do next.
 fn banner(
     out: &mut impl Write,
@@ -552,12 +572,7 @@ fn banner(
     durability: &str,
 ) -> std::io::Result<()> {
     let scheme = if secured.door.tls.is_some() { "wss" } else { "ws" };
-    // The development certificate names localhost.
-    let host = if addresses.public.ip().is_loopback() || addresses.public.ip().is_unspecified() {
-        format!("localhost:{}", addresses.public.port())
-    } else {
-        addresses.public.to_string()
-    };
+    let host = host(addresses.public);
     writeln!(out, "Heliostat {} is ready.", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  devices      {scheme}://{host}  (listening on {})", addresses.public)?;
     if let Some(ca) = &secured.ca {
@@ -585,6 +600,9 @@ fn banner(
         let tls = secured.door.tls.is_some() || config.chat.skynet.cert.is_some();
         let tls = if tls { "TLS" } else { "not encrypted" };
         writeln!(out, "  Skynet       {address}  ({tls}; without TLS on {plain})")?;
+    }
+    if let Some(pages) = &addresses.skynet_pages {
+        writeln!(out, "               {pages}/confirm/...  (where its users confirm their addresses)")?;
     }
     writeln!(out, "  admin        http://{}/", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;

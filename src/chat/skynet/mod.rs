@@ -21,7 +21,7 @@ pub mod wire;
 
 pub use serve::{
     Config, Confirmed, Letter, LogMail, LogPush, MailHook, PORT, PushHook, Rates, Reason, Running, Settings,
-    StartError, Wake, start_on,
+    StartError, Wake, link, start_on,
 };
 pub use state::line::Platform;
 pub use wire::Release;

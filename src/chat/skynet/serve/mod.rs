@@ -8,6 +8,7 @@
 //! | `gate` | who may try how often |
 //! | `connection` | one client's socket |
 //! | `outbox` | what waits to be written to it |
+//! | `web` | where people confirm their addresses |
 
 mod accounts;
 mod actor;
@@ -17,6 +18,7 @@ mod gate;
 mod messages;
 mod outbox;
 mod scene;
+mod web;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -45,6 +47,7 @@ pub use connection::{STRANGER_SILENT_MAX, WRITE_STALL_MAX};
 pub use gate::Rates;
 pub use outbox::OUTBOX_BYTES_MAX;
 pub use scene::{Letter, Reason, Settings, Wake};
+pub use web::link;
 
 /// Where the protocol's clients look for a server.
 pub const PORT: u16 = 32_761;
@@ -56,13 +59,19 @@ pub trait MailHook: Send + Sync + std::fmt::Debug {
 }
 
 /// Logs what would have been mailed, tokens included: for development, where there is no mail.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LogMail;
+#[derive(Debug, Clone, Default)]
+pub struct LogMail {
+    /// Where people reach the pages, for links; without it, tokens are logged alone.
+    pub public_url: Option<String>,
+}
 
 impl MailHook for LogMail {
     fn send(&self, letter: Letter) {
         match letter.reason {
-            Reason::Confirm { token } => info!(%token, "mail: to be confirmed with this"),
+            Reason::Confirm { token } => match &self.public_url {
+                Some(url) => info!(link = link(url, &token), "mail: to be confirmed there"),
+                None => info!(%token, "mail: to be confirmed with this"),
+            },
             Reason::Changing => info!("mail: the address of an account changes"),
         }
     }
@@ -117,7 +126,7 @@ impl Config {
             connections_max: 10_000,
             rates: Rates::default(),
             exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
-            mail: Arc::new(LogMail),
+            mail: Arc::new(LogMail::default()),
             push: Arc::new(LogPush),
         }
     }
@@ -154,10 +163,13 @@ impl Running {
 
     /// Somebody shows the token out of a mail. `None` when the room closes.
     pub async fn confirm(&self, token: &str) -> Option<Confirmed> {
-        let (answer, answered) = oneshot::channel();
-        let mailbox = self.mailbox.upgrade()?;
-        mailbox.send(Mail::Confirm { token: token.to_owned(), answer }).await.ok()?;
-        answered.await.ok()
+        web::ask(&self.mailbox, token.to_owned(), true).await
+    }
+
+    /// Opens the pages where people confirm their addresses, until `shutdown` is cancelled.
+    pub fn open_web(&mut self, listener: TcpListener, door: Door, shutdown: CancellationToken) {
+        let pages = web::serve(listener, door, self.mailbox.clone(), shutdown);
+        self.listeners.push(tokio::spawn(telling(self.over.clone(), pages)));
     }
 
     /// The device of a session cannot be woken any more, and will not come: it has to log in again.
