@@ -1,11 +1,10 @@
 //! The Skynet v5 chat server: accounts with several devices each, channels, and everything kept until it is fetched.
 //!
 //! **Served**: all packets; registration with confirmation, sessions, take-over, restore, every type of channel, groups and
-//! profiles, receipts, block lists, password and mail changes, deletion, search, device lists, presence.
+//! profiles, receipts, block lists, password and mail changes, deletion, search, device lists, presence; the pages that confirm an address.
 //!
-//! **Left out** so far: the HTTP pages that confirm an address, files beside the messages (a message that names one is
-//! answered with *file not found*), mail by SMTP, and a push provider. [`Running::confirm`], [`MailHook`] and [`PushHook`] are
-//! where the others belong.
+//! **Left out** so far: files beside the messages (a message that names one is answered with *file not found*), mail by SMTP, and
+//! a push provider. [`MailHook`] and [`PushHook`] are where the latter belong.
 //!
 //! | file | holds |
 //! |---|---|
