@@ -330,9 +330,7 @@ async fn devices_and_the_operator_record_the_same() {
     };
     let mut operator = Command::new(env!("CARGO_BIN_EXE_heliostat"));
     let operator = operator.args(args(&theirs)).stdout(Stdio::piped()).spawn().unwrap();
-    while std::fs::metadata(&theirs).map_or(0, |it| it.len()) < 21 {
-        tokio::task::yield_now().await;
-    }
+    begins(&theirs).await;
     let second = args(&dir.path().join("second.d2mcap"));
     let second = heliostat(&second.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(refusal(&second).contains("is being recorded already"));
@@ -372,6 +370,19 @@ async fn devices_and_the_operator_record_the_same() {
     fresh.stop().await;
 }
 
+/// How often a test looks at what other processes do.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Waits until a capture has its header.
+async fn begins(capture: &Path) {
+    let begun = async {
+        while std::fs::metadata(capture).map_or(0, |it| it.len()) < 21 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    soon(begun).await;
+}
+
 #[test]
 fn nothing_is_recorded_where_it_is_not_configured() {
     let dir = tempfile::tempdir().unwrap();
@@ -392,14 +403,12 @@ async fn a_connection_that_was_there_is_recorded_from_its_next_frame_until_the_t
     let id = hex::encode(family.key.device_group_id().as_bytes());
     let out = dir.path().join("out.d2mcap");
     let mut operator = Command::new(env!("CARGO_BIN_EXE_heliostat"));
-    operator.args(["admin", "capture", &id, "--for", "2s", "--admin", server.admin(), "--out", path(&out)]);
+    operator.args(["admin", "capture", &id, "--for", "5s", "--admin", server.admin(), "--out", path(&out)]);
     let mut operator = operator.stdout(Stdio::piped()).spawn().unwrap();
-    while std::fs::metadata(&out).map_or(0, |it| it.len()) < 21 {
-        tokio::task::yield_now().await;
-    }
+    begins(&out).await;
     soon(phone.devices_info()).await.unwrap();
     while operator.try_wait().unwrap().is_none() {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
     let (_, entries, tail) = file(&out);
     assert_eq!(tail, Tail::Ended(End::TimeOver));
@@ -522,6 +531,79 @@ async fn whoever_steps_sees_what_comes_next() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ending_that_nothing_in_the_capture_brings_about_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), Setup::default()).await;
+    let one = dir.path().join("one.d2mcap");
+    let recorded = Recorded::begin(server.url(), &one);
+    let family = Family { key: recorded.family.key.clone(), url: server.url() };
+    let mut tablet = recorded.family.joins(2).await;
+    soon(family.joins(1).await.drop_device(DeviceId(2))).await.unwrap();
+    assert_eq!(soon(tablet.wait_ended()).await.code(), Some(4113));
+    recorded.finish().await;
+    let (header, entries, _) = file(&one);
+    for ending in [4113, 1011, 4013] {
+        let entries = entries.iter().cloned().map(|mut entry| {
+            if let Event::Close { code, .. } = &mut entry.event {
+                *code = Some(ending);
+            }
+            entry
+        });
+        let capture = dir.path().join(format!("{ending}.d2mcap"));
+        std::fs::write(&capture, [header.encode(), bytes_of(&entries.collect::<Vec<_>>())[21..].to_vec()].concat())
+            .unwrap();
+        let output = replay(&capture, server.address, &[]);
+        assert!(text(&output).contains("otherwise  0\n"), "{ending}: {}", text(&output));
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_that_are_not_recorded_are_not_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let capture = dir.path().join("part.d2mcap");
+    let limits = heliostat::group::Limits { max_device_slots: 2, ..heliostat::group::Limits::default() };
+    let server = Server::start(&dir.path().join("data"), Setup { limits, ..Setup::default() }).await;
+    let recorded = Recorded::begin(server.url(), &capture);
+    let family = Family { key: recorded.family.key.clone(), url: server.url() };
+    let mut phone = family.joins(1).await;
+    soon(phone.wait_leader()).await.unwrap();
+    let mut tablet = recorded.family.joins(2).await;
+    assert_eq!(soon(tablet.devices_info()).await.unwrap().0.len(), 2);
+    let scope = family.key.seal_scope(b"scope");
+    assert_eq!(soon(phone.begin(&scope, 60)).await.unwrap(), Begun::Granted);
+    assert!(matches!(soon(tablet.begin(&scope, 60)).await.unwrap(), Begun::Rejected(_)));
+    soon(phone.commit()).await.unwrap();
+    hears(&mut tablet, |it| matches!(it, ToDevice::TransactionEnded(_))).await;
+    assert_eq!(soon(tablet.begin(&scope, 60)).await.unwrap(), Begun::Granted);
+    soon(tablet.commit()).await.unwrap();
+    soon(Device::connect(&recorded.family.url, &family.config(3))).await.unwrap_err();
+    soon(tablet.close(CloseCode::Normal)).await;
+    recorded.finish().await;
+    is_matched(&capture, server.address, &[]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_expired_is_waited_for_at_any_speed() {
+    let dir = tempfile::tempdir().unwrap();
+    let capture = dir.path().join("lock.d2mcap");
+    let server = Server::start(&dir.path().join("data"), Setup::default()).await;
+    let recorded = Recorded::begin(server.url(), &capture);
+    let mut phone = recorded.family.joins(1).await;
+    let mut tablet = recorded.family.joins(2).await;
+    let scope = recorded.family.key.seal_scope(b"scope");
+    assert_eq!(soon(phone.begin(&scope, 7)).await.unwrap(), Begun::Granted);
+    // Somebody speaks just before the end.
+    tokio::time::timeout(Duration::from_millis(6_500), tablet.next_event()).await.unwrap_err();
+    soon(tablet.devices_info()).await.unwrap();
+    assert_eq!(soon(phone.wait_ended()).await.code(), Some(4011));
+    recorded.finish().await;
+    is_matched(&capture, server.address, &[]);
+    server.stop().await;
+}
+
 // ---- drawing it
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -617,6 +699,47 @@ async fn the_picture_of_a_story_is_well_formed_and_has_its_arrows() {
     let tablet: Vec<i64> = waiting["waits for device 0000000000000002"].iter().map(|&(_, count)| count).collect();
     assert!(tablet.iter().all(|&count| (0..=1).contains(&count)), "{tablet:?}");
     assert_eq!((tablet.iter().max(), tablet.last()), (Some(&1), Some(&0)), "{tablet:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_device_is_counted_also_when_its_sender_is_not_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (capture, out) = (dir.path().join("one.d2mcap"), dir.path().join("trace.json"));
+    let server = Server::start(&dir.path().join("data"), Setup::default()).await;
+    let recorded = Recorded::begin(server.url(), &capture);
+    let family = Family { key: recorded.family.key.clone(), url: server.url() };
+    let mut phone = family.joins(1).await;
+    let sealed = family.key.seal_envelope(b"text");
+    let tablet = recorded.family.joins(2).await;
+    soon(tablet.close(CloseCode::Normal)).await;
+    soon(phone.reflect_and_wait(&sealed, ReflectFlags::default())).await.unwrap();
+    let mut tablet = soon(Device::connect(&recorded.family.url, &family.config(2).existing())).await.unwrap();
+    gets(&mut tablet).await;
+    soon(tablet.wait_dry()).await.unwrap();
+    for ephemeral in [false, true, false] {
+        soon(phone.reflect(&sealed, ReflectFlags { ephemeral })).await.unwrap();
+        gets(&mut tablet).await;
+    }
+    soon(tablet.close(CloseCode::Normal)).await;
+    recorded.finish().await;
+    server.stop().await;
+
+    let output = heliostat(&["trace", path(&capture), "-o", path(&out)]);
+    assert!(output.status.success(), "{output:?}");
+    let trace: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    let counters = trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "C");
+    let counted: Vec<i64> = counters.map(|event| event["args"]["messages"].as_i64().unwrap()).collect();
+    assert_eq!(counted, [0, 1, 0, 1, 0, 1, 0]);
+}
+
+#[test]
+fn a_capture_is_not_written_over_with_its_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let (capture, _) = by_hand(dir.path());
+    let before = std::fs::read(&capture).unwrap();
+    let output = heliostat(&["trace", path(&capture), "-o", path(&dir.path().join("./hand.d2mcap"))]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(std::fs::read(&capture).unwrap(), before);
 }
 
 // ---- reading it

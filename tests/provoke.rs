@@ -128,8 +128,11 @@ const LISTENING: [&str; 6] = ["--listen", "127.0.0.1:0", "--after", "0s", "--wat
 #[tokio::test]
 async fn a_client_of_another_make_is_closed_with_every_code() {
     let dir = tempfile::tempdir().unwrap();
-    let runs = CloseCode::ALL.map(|code| {
+    // One that was never anywhere, and one that ran before, elsewhere.
+    let newcomers = CloseCode::ALL.into_iter().map(|code| (code, false));
+    let runs = newcomers.chain(CloseCode::ALL.into_iter().map(|code| (code, true))).map(|(code, ran_before)| {
         let (config, key) = family(dir.path());
+        let config = if ran_before { config.existing() } else { config };
         async move {
             let number = code.code().to_string();
             let mut provoke = Provoke::start(&[&[&*number, "--key", &key], &LISTENING[..]].concat());
@@ -212,6 +215,25 @@ async fn a_mediator_of_others_closes_with_every_code_that_can_be_had_from_outsid
 }
 
 #[tokio::test]
+async fn no_queue_is_filled_where_other_devices_would_lose_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = mediator(&dir.path().join("data"), None).await;
+    let (config, key) = family(dir.path());
+    let bystander = DeviceConfig { device_id: DeviceId(8), ..config.clone() };
+    soon(heliostat::client::Device::connect(&server.url(), &bystander)).await.unwrap().close(CloseCode::Normal).await;
+    let url = format!("ws://{}", server.address);
+    let mut provoke = Provoke::start(&[&["4114", "--key", &key, "--url", &url], &LISTENING[..]].concat());
+    let base = provoke.tells("waiting for your client on ").await;
+    let through = Mediator::new(&base, &Trust::System).unwrap();
+    let client = soon(heliostat::client::Device::connect(&through, &config)).await.unwrap();
+    assert!(!provoke.ends().await.1, "it is refused");
+    drop(client);
+    let back = soon(heliostat::client::Device::connect(&server.url(), &bystander.existing())).await.unwrap();
+    assert_eq!(back.server_info().reflection_queue_length, 0, "nothing was said to it");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_real_chat_server_ends_the_connection_of_who_speaks_nonsense() {
     let dir = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
@@ -247,7 +269,7 @@ async fn whether_a_client_comes_back_is_told() {
 async fn other_devices_are_served_meanwhile_and_are_not_the_client_that_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     let (config, key) = family(dir.path());
-    let listening = ["--listen", "127.0.0.1:0", "--after", "1s", "--watch", "1s"];
+    let listening = ["--listen", "127.0.0.1:0", "--after", "1s", "--watch", "5s"];
     let mut provoke = Provoke::start(&[&["4113", "--key", &key], &listening[..]].concat());
     let base = provoke.tells("waiting for your client on ").await;
     let mediator = Mediator::new(&base, &Trust::System).unwrap();

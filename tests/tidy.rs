@@ -557,7 +557,10 @@ fn the_page_for_clients_shows_rust_that_is_compiled_and_a_server_that_starts() {
     });
     let mut found = 0;
     for command in commands {
-        let words = ["heliostat"].into_iter().chain(command.split(' '));
+        // What stands between single quotes is one word.
+        let parts = command.split('\'').enumerate();
+        let words = parts.flat_map(|(n, part)| if n % 2 == 1 { vec![part] } else { part.split_whitespace().collect() });
+        let words = ["heliostat"].into_iter().chain(words);
         heliostat::cli::Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{command}: {error}"));
         found += 1;
     }

@@ -46,7 +46,10 @@ impl Parent {
     pub(super) async fn gone(self) {
         tokio::select! {
             () = ended(self.id) => tracing::info!("the process that started this one has ended"),
-            () = closed(self.pipe) => tracing::info!("standard input was closed at its other end"),
+            // A warning, since whoever starts this with a pipe that was closed before has to find out why nothing runs.
+            () = closed(self.pipe) => tracing::warn!(
+                "standard input is a pipe that was closed at its other end, so this server ends (--exit-with-parent)"
+            ),
         }
     }
 }

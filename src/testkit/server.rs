@@ -110,12 +110,12 @@ impl Builder {
         let clock = if self.virtual_time { Clock::following(VIRTUAL_BEGINNING_MS) } else { Clock::system() };
         let patience = if self.virtual_time { VIRTUAL_PATIENCE } else { PATIENCE };
         let kept = Kept::open(&self, &dir, clock);
-        let (road, address) = if self.virtual_time {
-            (Road::Memory(Mutex::new(None)), None)
+        let road = if self.virtual_time {
+            Road::Memory(Mutex::new(None))
         } else {
             let listener = works(bind(SocketAddr::from(([127, 0, 0, 1], 0))).await, "no port for the test");
             let address = works(listener.local_addr(), "no port for the test");
-            drop(listener);
+            let listener = works(listener.into_std(), "no port for the test");
             let (url, trust) = if self.tls {
                 (
                     format!("wss://localhost:{}", address.port()),
@@ -127,10 +127,10 @@ impl Builder {
             let door = if self.tls { secured(&dir, clock) } else { Door::default() };
             // The CA is made with the certificate, so the door comes first.
             let mediator = works(Mediator::new(&url, &trust), "no mediator");
-            (Road::Tcp { url, mediator, door }, Some(address))
+            Road::Tcp { url, mediator, door, listener }
         };
         let net = Arc::new(Net { road, patience });
-        let mut server = TestServer { how: self, dir, clock, kept, net, address, running: None };
+        let mut server = TestServer { how: self, dir, clock, kept, net, running: None };
         server.run().await;
         server
     }
@@ -144,7 +144,6 @@ pub struct TestServer {
     clock: Clock,
     kept: Kept,
     net: Arc<Net>,
-    address: Option<SocketAddr>,
     running: Option<(server::Mediator, Stage)>,
 }
 
@@ -266,13 +265,12 @@ impl TestServer {
         };
         let parts = stage::parts(store, self.clock, door, self.how.limits.clone(), self.how.timeouts);
         let parts = works(parts, "no directory of chat servers");
-        let mediator = match (&self.net.road, self.address) {
-            (Road::Tcp { door, .. }, Some(address)) => {
-                let listener = works(TcpListener::bind(address).await, "the port is gone");
+        let mediator = match &self.net.road {
+            Road::Tcp { door, listener, .. } => {
+                let listener = works(listener.try_clone().and_then(TcpListener::from_std), "the port is gone");
                 server::Mediator::start(listener, door.clone(), parts)
             }
-            (Road::Tcp { .. }, None) => panic!("a socket has an address"),
-            (Road::Memory(way_in), _) => {
+            Road::Memory(way_in) => {
                 let (sender, arrivals) = mpsc::channel(BACKLOG);
                 *way_in.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
                 server::Mediator::start(Arrivals(arrivals), None, parts)
@@ -309,7 +307,13 @@ pub(super) struct Net {
 
 #[derive(Debug)]
 enum Road {
-    Tcp { url: String, mediator: Mediator, door: Door },
+    Tcp {
+        url: String,
+        mediator: Mediator,
+        door: Door,
+        /// Kept over restarts, so that nobody else gets the port meanwhile.
+        listener: std::net::TcpListener,
+    },
     Memory(Mutex<Option<mpsc::Sender<DuplexStream>>>),
 }
 

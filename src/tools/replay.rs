@@ -10,6 +10,10 @@
 //! answer is found by what it answers (a reflect-id, an envelope, a device), so that one that is missing does not make all that
 //! follow wrong.
 //!
+//! What devices recorded may be a part of their group only. So who leads is asked of all connections together (as with
+//! `--any-order`), lists of devices are compared as far as they name devices that play, and a lock is not asked for that
+//! somebody else held.
+//!
 //! A proof needs the group's private key. Without it (`--key`) the same devices are played in a fresh group: envelopes
 //! and everything else that is sealed are said as they were recorded, and nobody can open them. Devices that knew
 //! the mediator before the recording began are new to a fresh group, and say so, and messages
@@ -22,6 +26,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::select_all;
 use miette::{IntoDiagnostic as _, Result};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
@@ -30,12 +35,12 @@ use tokio::time::timeout;
 
 use super::captured::{self, Devices};
 use super::{TrustArgs, describe, keyfile, trust_of};
-use crate::capture::{ClosedBy, Direction, Entry, Event, Frame, Tail, Track};
+use crate::capture::{ClosedBy, Direction, Entry, Event, Frame, Observer, Tail, Track};
 use crate::client::{DeviceConfig, Ended, GroupKey, Mediator, RawConnection};
 use crate::time::Clock;
 use crate::wire::d2m::{
-    CONTAINER_MAX, ClientHello, CloseCode, DeviceId, FromDevice, PayloadType, ReflectedId, ServerGroup, ServerHello,
-    SlotState, ToDevice,
+    CONTAINER_MAX, ClientHello, CloseCode, DeviceId, DevicesInfo, FromDevice, PayloadType, ReflectedId, ServerGroup,
+    ServerHello, SlotState, SlotsExhausted, ToDevice,
 };
 
 /// How long an answer may take longer than it took in the capture.
@@ -51,9 +56,16 @@ const TO_SAY: usize = 64;
 /// Fields that a mediator chooses.
 const ASIDE: [&str; 6] =
     ["ephemeral server key", "challenge", "time", "reflected-id", "connected since", "disconnected at"];
-/// Endings that nothing in a capture brings about: chat servers do, and operators.
-const FROM_ELSEWHERE: [CloseCode; 4] =
-    [CloseCode::ShuttingDown, CloseCode::ChatServerClosed, CloseCode::ChatServerUnreachable, CloseCode::ChatProxyError];
+/// Endings that nothing in a capture brings about: chat servers do, operators, a store that fails, and a network that is gone
+/// (whoever is played answers pings).
+const FROM_ELSEWHERE: [CloseCode; 6] = [
+    CloseCode::ShuttingDown,
+    CloseCode::InternalError,
+    CloseCode::ChatServerClosed,
+    CloseCode::ChatServerUnreachable,
+    CloseCode::ChatProxyError,
+    CloseCode::ClientIdleTimeout,
+];
 
 /// Drive the device side of a capture against a mediator, and say where it answers otherwise
 #[derive(Debug, clap::Args)]
@@ -122,6 +134,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         speed: args.speed,
         steps,
         any_order: args.any_order,
+        by_devices: reader.header().observer == Observer::Device,
         fates,
         live: HashMap::new(),
         known: HashSet::new(),
@@ -130,6 +143,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         envelopes: HashSet::new(),
         began: Duration::ZERO,
         acted_at: Duration::ZERO,
+        asked_for_lock: HashMap::new(),
         tally: Tally::default(),
     };
     replay.began = replay.clock.now().monotonic;
@@ -153,19 +167,66 @@ struct Fates {
     devices: Devices,
     admitted: HashSet<Track>,
     closes: HashMap<Track, (ClosedBy, Option<u16>)>,
+    /// Whom a recorded device dropped.
+    dropped: HashSet<DeviceId>,
+    /// Somebody asked for the place of whoever was away longest.
+    drops_anyone: bool,
+    /// Who has a connection in it.
+    present: HashSet<DeviceId>,
+    /// Of each connection, who held the lock when it was asked for, and how many of these were answered so far.
+    locks: HashMap<Track, (VecDeque<Option<DeviceId>>, usize)>,
+    /// Slots of the group.
+    slots: Option<u32>,
 }
 
 impl Fates {
     fn see(&mut self, entry: &Entry) {
         self.devices.see(entry);
         match &entry.event {
-            Event::Frame { track, direction: Direction::ToDevice, frame }
-                if kind(&frame.kept) == Some(PayloadType::SERVER_INFO) =>
-            {
-                self.admitted.insert(*track);
-            }
+            Event::Frame { track, direction: Direction::ToDevice, frame } => match ToDevice::decode(&frame.kept) {
+                Ok(ToDevice::ServerInfo(info)) => {
+                    self.admitted.insert(*track);
+                    self.slots = Some(info.max_device_slots);
+                }
+                Ok(ToDevice::BeginTransactionAck) => self.lock_answered(*track, None),
+                Ok(ToDevice::TransactionRejected(holder)) => self.lock_answered(*track, Some(holder.device_id)),
+                _ => {}
+            },
+            Event::Frame { track, direction: Direction::FromDevice, frame } => match captured::from_device(frame) {
+                Some(FromDevice::BeginTransaction(_)) => self.locks.entry(*track).or_default().0.push_back(None),
+                Some(FromDevice::DropDevice(device)) => drop(self.dropped.insert(device)),
+                Some(FromDevice::ClientHello(hello)) => {
+                    self.present.insert(hello.device_id);
+                    self.drops_anyone |= hello.slots_exhausted == SlotsExhausted::DropLeastRecent;
+                }
+                _ => {}
+            },
             Event::Close { track, by, code, .. } => drop(self.closes.insert(*track, (*by, *code))),
-            Event::Connect { .. } | Event::Frame { .. } | Event::End(_) => {}
+            Event::Connect { device, .. } => self.present.extend(*device),
+            Event::End(_) => {}
+        }
+    }
+
+    fn lock_answered(&mut self, track: Track, holder: Option<DeviceId>) {
+        let Some((asked, answered)) = self.locks.get_mut(&track) else { return };
+        if let Some(asked) = asked.get_mut(*answered) {
+            *asked = holder;
+            *answered += 1;
+        }
+    }
+
+    /// Whether somebody who is not in the capture held the lock that a device asks for next.
+    fn next_lock_is_a_strangers(&mut self, track: Track) -> bool {
+        let holder = self.locks.get_mut(&track).and_then(|(asked, _)| asked.pop_front()).flatten();
+        holder.is_some_and(|holder| !self.present.contains(&holder))
+    }
+
+    /// Whether nothing in the capture brings about this ending.
+    fn is_from_elsewhere(&self, track: Track, ending: CloseCode) -> bool {
+        let dropped = |device| self.drops_anyone || self.dropped.contains(&device);
+        match ending {
+            CloseCode::Dropped => !self.devices.of(track).is_some_and(dropped),
+            _ => FROM_ELSEWHERE.contains(&ending),
         }
     }
 
@@ -212,6 +273,8 @@ struct Replay {
     /// Lines of whoever steps; nothing when nobody does, or no more.
     steps: Option<Lines<BufReader<Stdin>>>,
     any_order: bool,
+    /// Devices recorded it: others of their group may have been there.
+    by_devices: bool,
     fates: Fates,
     live: HashMap<Track, Live>,
     /// Devices that this mediator admitted.
@@ -225,6 +288,9 @@ struct Replay {
     began: Duration,
     /// When a device did something last, in the capture's time.
     acted_at: Duration,
+    /// When a device asked for the lock last, in the capture's time and in ours: however fast the rest is played, a lock
+    /// expires after the time that was asked for.
+    asked_for_lock: HashMap<Track, (Duration, Duration)>,
     tally: Tally,
 }
 
@@ -237,6 +303,11 @@ struct Live {
     hello: Option<ServerHello>,
     /// Began before the capture, or new to a fresh group: what it is told first is not what it was told then.
     another_past: bool,
+    /// A promotion is the group's affair, not this connection's; whether it got one.
+    any_may_lead: bool,
+    leads: bool,
+    /// It did not introduce itself.
+    unsaid: bool,
     patience: Duration,
     ended: Option<Ended>,
 }
@@ -267,17 +338,20 @@ impl Heard {
             Some(_) => Vec::new(),
             None => container.to_vec(),
         };
-        let fields = payload.as_ref().map_or_else(Vec::new, |payload| {
-            let described = describe::of_mediator(payload, None);
-            let compared = described.values().filter(|(name, _)| !ASIDE.contains(name));
-            compared.map(|(name, value)| (name.to_owned(), value.clone())).collect()
-        });
+        let fields = payload.as_ref().map_or_else(Vec::new, compared);
         Self { key: (kind(container).unwrap_or(PayloadType(0xff)), answers), fields, payload, passed: false }
     }
 
     fn name(&self) -> String {
         self.key.0.to_string()
     }
+}
+
+/// What is compared of it.
+fn compared(payload: &ToDevice) -> Vec<(String, Value)> {
+    let described = describe::of_mediator(payload, None);
+    let compared = described.values().filter(|(name, _)| !ASIDE.contains(name));
+    compared.map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
 /// The task of a connection: both directions at once, until either end has enough.
@@ -303,11 +377,22 @@ async fn drive(mut raw: RawConnection, mut say: mpsc::Receiver<Say>, heard: mpsc
 }
 
 impl Live {
-    fn new(raw: RawConnection) -> Self {
+    fn new(raw: RawConnection, any_may_lead: bool) -> Self {
         let (say, to_say) = mpsc::channel(TO_SAY);
         let (hears, heard) = mpsc::channel(HEARD);
         tokio::spawn(drive(raw, to_say, hears));
-        Self { say, heard, kept: VecDeque::new(), hello: None, another_past: false, patience: PATIENCE, ended: None }
+        Self {
+            say,
+            heard,
+            kept: VecDeque::new(),
+            hello: None,
+            another_past: false,
+            any_may_lead,
+            leads: false,
+            unsaid: false,
+            patience: PATIENCE,
+            ended: None,
+        }
     }
 
     /// Takes in one more frame; says whether there was one.
@@ -318,6 +403,14 @@ impl Live {
         match self.heard.recv().await {
             // What comes from a chat server is not in a capture either.
             Some(Ok(container)) if captured::is_proxy(&container) => true,
+            Some(Ok(container))
+                if self.any_may_lead
+                    && !self.leads
+                    && kind(&container) == Some(PayloadType::ROLE_PROMOTED_TO_LEADER) =>
+            {
+                self.leads = true;
+                true
+            }
             Some(Ok(container)) if self.kept.len() < KEPT_MAX => {
                 self.kept.push_back(Heard::new(&container));
                 true
@@ -417,6 +510,15 @@ impl Replay {
         entry.at.saturating_sub(self.acted_at).saturating_add(patience)
     }
 
+    /// As long as a lock may still be held that was asked for on one of these connections, or else as any answer.
+    fn time_for_lock(&self, entry: &Entry, patience: Duration, on: Option<Track>) -> Duration {
+        let now = self.clock.now().monotonic;
+        let asked = self.asked_for_lock.iter().filter(|(track, _)| on.is_none_or(|on| on == **track));
+        let over = asked.map(|(_, (captured, ours))| ours.saturating_add(entry.at.saturating_sub(*captured)));
+        let left = over.max().map_or(Duration::ZERO, |over| over.saturating_sub(now));
+        self.time_for(entry, patience).max(left.saturating_add(patience))
+    }
+
     fn otherwise(&mut self, entry: &Entry, what: &str) {
         self.tally.otherwise += 1;
         println!("{} {what}", label(entry, &self.fates.devices));
@@ -450,7 +552,7 @@ impl Replay {
             Err(_elapsed) => return self.otherwise(entry, "there is no connection: no answer"),
         };
         self.tally.connections += 1;
-        let mut live = Live::new(raw);
+        let mut live = Live::new(raw, self.any_order || self.by_devices);
         if let (true, Some(device)) = (earlier, device) {
             // Its handshake is not in the capture.
             live.another_past = true;
@@ -480,7 +582,20 @@ impl Replay {
             self.tally.left_out += 1;
             return;
         }
-        let bytes = match captured::from_device(frame) {
+        let said = captured::from_device(frame);
+        let unsaid = match &said {
+            Some(FromDevice::BeginTransaction(_)) => self.fates.next_lock_is_a_strangers(track),
+            Some(FromDevice::ClientHello(_)) => self.would_have_room(track),
+            _ => false,
+        };
+        if unsaid {
+            self.tally.left_out += 1;
+            if let (Some(FromDevice::ClientHello(_)), Some(live)) = (said, self.live.get_mut(&track)) {
+                live.unsaid = true;
+            }
+            return;
+        }
+        let bytes = match said {
             Some(FromDevice::ClientHello(hello)) => match self.introduce(track, &hello).await {
                 Some(bytes) => bytes,
                 None => return self.otherwise(entry, "cannot be introduced: no server-hello came"),
@@ -494,8 +609,15 @@ impl Replay {
             },
             said => {
                 // Of what was too long to be kept, the length is what matters.
-                if let Some(FromDevice::Reflect(reflect)) = said {
-                    self.envelopes.insert(Bytes::copy_from_slice(reflect.envelope.as_bytes()));
+                match said {
+                    Some(FromDevice::Reflect(reflect)) => {
+                        self.envelopes.insert(Bytes::copy_from_slice(reflect.envelope.as_bytes()));
+                    }
+                    Some(FromDevice::BeginTransaction(_)) => {
+                        self.asked_for_lock.insert(track, (entry.at, self.clock.now().monotonic));
+                    }
+                    Some(FromDevice::CommitTransaction) => drop(self.asked_for_lock.remove(&track)),
+                    _ => {}
                 }
                 let mut bytes = frame.kept.to_vec();
                 let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
@@ -513,6 +635,39 @@ impl Replay {
                 self.otherwise(entry, "nothing is read of what is said");
             }
         }
+    }
+
+    /// Whether a device was turned away because of slots that devices have which are not in the capture.
+    fn would_have_room(&self, track: Track) -> bool {
+        let taken = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
+        self.by_devices
+            && self.fates.closed_with(track) == Some(CloseCode::DeviceLimitReached)
+            && self.fates.slots.is_none_or(|slots| taken < slots)
+    }
+
+    /// Whether some connection leads, or comes to lead in time.
+    async fn is_led(&mut self, within: Duration) -> bool {
+        let search = async {
+            while !self.live.values().any(|live| live.leads) {
+                let open = self.live.values_mut().filter(|live| live.ended.is_none());
+                let hears: Vec<_> = open.map(|live| Box::pin(live.hear())).collect();
+                if hears.is_empty() {
+                    return false;
+                }
+                select_all(hears).await;
+            }
+            true
+        };
+        timeout(within, search).await.unwrap_or(false)
+    }
+
+    /// What is compared of a list of devices: those that play here.
+    fn playing(&self, payload: Option<&ToDevice>) -> Option<Vec<(String, Value)>> {
+        let Some(ToDevice::DevicesInfo(DevicesInfo(devices))) = payload.filter(|_| self.by_devices) else {
+            return None;
+        };
+        let known = devices.iter().filter(|(id, _)| self.known.contains(id));
+        Some(compared(&ToDevice::DevicesInfo(DevicesInfo(known.map(|(id, info)| (*id, info.clone())).collect()))))
     }
 
     /// A ClientHello like the captured one, with a proof for this connection.
@@ -569,7 +724,23 @@ impl Replay {
             self.tally.left_out += 1;
             return;
         }
-        let within = self.time_for(entry, patience);
+        if let Some(ToDevice::TransactionRejected(holder) | ToDevice::TransactionEnded(holder)) = &due.payload
+            && !self.fates.present.contains(&holder.device_id)
+        {
+            self.tally.left_out += 1;
+            return;
+        }
+        if due.key.0 == PayloadType::ROLE_PROMOTED_TO_LEADER && (self.any_order || self.by_devices) {
+            let within = self.time_for(entry, patience);
+            return match self.is_led(within).await {
+                true => self.answered(entry, &due.name()),
+                false => self.otherwise(entry, "role-promoted-to-leader was due, and nobody leads"),
+            };
+        }
+        let within = match &due.payload {
+            Some(ToDevice::TransactionEnded(_)) => self.time_for_lock(entry, patience, None),
+            _ => self.time_for(entry, patience),
+        };
         let Some(live) = self.live.get_mut(&track) else { return };
         let Some(found) = live.find(&due.key, within).await else {
             let ended = live.ended.clone();
@@ -599,7 +770,9 @@ impl Replay {
         }
         let told_its_past = due.key.0 == PayloadType::SERVER_INFO && another_past;
         let without = if self.introduced_before.is_empty() { "" } else { "device info" };
-        let differences = differences(&due.fields, &found.fields, without);
+        let playing = self.playing(due.payload.as_ref()).zip(self.playing(found.payload.as_ref()));
+        let (due_fields, found_fields) = playing.unwrap_or_else(|| (due.fields.clone(), found.fields.clone()));
+        let differences = differences(&due_fields, &found_fields, without);
         if !differences.is_empty() && !told_its_past {
             return self.otherwise(entry, &format!("{}: {differences}", found.name()));
         }
@@ -611,9 +784,13 @@ impl Replay {
             self.tally.left_out += 1;
             return;
         };
-        let within = self.time_for(entry, patience);
-        let Some(mut live) = self.live.remove(&track) else { return };
         let due = code.and_then(CloseCode::from_code);
+        let within = match due {
+            Some(CloseCode::TransactionTtlReached) => self.time_for_lock(entry, patience, Some(track)),
+            _ => self.time_for(entry, patience),
+        };
+        let Some(mut live) = self.live.remove(&track) else { return };
+        self.asked_for_lock.remove(&track);
         match by {
             // Dropped with its socket.
             ClosedBy::Nobody => self.answered(entry, "gone"),
@@ -625,7 +802,7 @@ impl Replay {
                     None => self.otherwise(entry, "a close was not answered"),
                 }
             }
-            ClosedBy::Mediator if due.is_some_and(|due| FROM_ELSEWHERE.contains(&due)) => {
+            ClosedBy::Mediator if live.unsaid || due.is_some_and(|due| self.fates.is_from_elsewhere(track, due)) => {
                 self.tally.left_out += 1;
             }
             ClosedBy::Mediator => {

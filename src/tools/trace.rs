@@ -11,7 +11,8 @@
 //!
 //! What waits for a device is not said on the wire but once, in ServerInfo. From there it is counted: more with each
 //! message of another device that was acknowledged, at the commit if it was staged; less with each acknowledgement. Of a
-//! recording that began in the middle it is what happened since.
+//! device that is not recorded, a message counts when it comes, unless it is one of those that ServerInfo announced, which
+//! come first. A device that was connected before the recording has no counter until it connects again.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use miette::{IntoDiagnostic as _, Result, WrapErr as _};
+use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use serde_json::{Value, json};
 
 use super::captured::{self, Devices};
@@ -56,6 +57,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut reader = captured::open(&args.file)?;
     while let Some(entry) = reader.next_entry().into_diagnostic()? {
         devices.see(&entry);
+    }
+    let same = args.out.as_deref().and_then(|out| Some(out.canonicalize().ok()? == args.file.canonicalize().ok()?));
+    if same == Some(true) {
+        return Err(miette!("{} is the capture itself, and would be lost", args.file.display()));
     }
     let out: Box<dyn Write> = match &args.out {
         None => Box::new(io::stdout().lock()),
@@ -108,6 +113,8 @@ struct Connection {
     earlier: bool,
     /// When the lock was given, and the messages staged since.
     transaction: Option<(u64, i64)>,
+    /// Messages that ServerInfo counted and that have not come yet.
+    announced: u32,
     /// Reflects without an answer.
     unanswered: HashMap<ReflectId, VecDeque<usize>>,
 }
@@ -214,7 +221,8 @@ impl<W: Write> Trace<W> {
         found.taken = true;
         found.until = found.until.max(at);
         let (began, about) = (found.until, format!("server group {server_group}"));
-        let connection = Connection { lane, began, about, earlier, transaction: None, unanswered: HashMap::new() };
+        let connection =
+            Connection { lane, began, about, earlier, transaction: None, announced: 0, unanswered: HashMap::new() };
         self.open.insert(track, connection);
         Ok(())
     }
@@ -237,7 +245,7 @@ impl<W: Write> Trace<W> {
 
     fn close(&mut self, track: Track, at: Duration, how: String) -> io::Result<()> {
         let Some(connection) = self.open.remove(&track) else { return Ok(()) };
-        let Connection { lane, began, about, earlier, transaction, unanswered: _ } = connection;
+        let Connection { lane, began, about, earlier, transaction, announced: _, unanswered: _ } = connection;
         let Some(found) = self.lanes.get_mut(lane) else { return Ok(()) };
         let end = found.until.max(micros(at)).max(began + 1);
         found.until = end;
@@ -321,9 +329,17 @@ impl<W: Write> Trace<W> {
                 }
             }
             (Some(ToDevice::Reflected(message)), Some(device)) => {
-                self.unacked.insert((device, message.id()), (place, message.flags().ephemeral));
+                let ephemeral = message.flags().ephemeral;
+                self.unacked.insert((device, message.id()), (place, ephemeral));
+                match connection.announced.checked_sub(1) {
+                    _ if ephemeral => {}
+                    Some(left) => connection.announced = left,
+                    None if origin.is_none() => self.wait(device, 1, at)?,
+                    None => {}
+                }
             }
             (Some(ToDevice::ServerInfo(info)), Some(device)) => {
+                connection.announced = info.reflection_queue_length;
                 self.waiting.insert(device, info.reflection_queue_length.into());
                 self.wait(device, 0, at)?;
             }

@@ -107,7 +107,7 @@ impl Binary {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }
 

@@ -70,12 +70,16 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(300);
 With --listen, what is provoked happens when you press Enter, or at --after; 4110, 4111 and 4115 happen when the client \
                         introduces itself.
 
+4114 with --url fills the queue of every other device of the group as well, so it is refused where there is any besides the \
+                        client.
+
 Exit status 0: the client was closed with the code.")]
 pub struct Args {
     /// The close code, or `list`
     #[arg(value_parser = wanted, value_name = "CODE")]
     what: What,
-    /// The mediator's base URL [default: one is started for the purpose, and forgets everything]
+    /// The mediator's base URL [default: one is started for the purpose; it knows nobody, so all are
+    /// introduced to it as new, and it forgets everything]
     #[arg(long)]
     url: Option<String>,
     #[command(flatten)]
@@ -258,7 +262,8 @@ impl Scene {
         };
         let (door, scheme) = if args.tls { (tls(&args.data)?, "wss") } else { (Door::default(), "ws") };
         let address = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        let relay = Relay::before(mediator.clone(), address, door, Arc::clone(&story)).await;
+        let met = own.is_some().then(Arc::default);
+        let relay = Relay::before(mediator.clone(), address, door, Arc::clone(&story), met).await;
         let (relay, visits) = relay.into_diagnostic().wrap_err_with(|| format!("cannot listen on {address}"))?;
         let host = if args.tls { format!("localhost:{}", relay.address.port()) } else { relay.address.to_string() };
         let usual = match (code, own.is_some()) {
@@ -563,10 +568,21 @@ impl Scene {
 
     /// Until the client's queue passes its limit.
     async fn fill_queue(&mut self, client: &Client) -> Result<()> {
-        client.order(Order::HoldAcks).await;
         let envelope = self.key.as_ref().map(|key| key.seal_envelope(b"provoke")).unwrap_or_default();
-        let other = self.other_device(&client.url).await?;
+        let id = client.hello()?.device_id;
+        let others_group = self.own.is_none();
+        self.other_device(&client.url).await?;
+        let Some((ours, other)) = self.crowd.last_mut() else { return Err(miette!("another device did not stay")) };
         for _ in 0..MESSAGES_MAX / MESSAGES_AT_ONCE {
+            // Asked again each time: a device may join meanwhile.
+            if others_group && other.devices_info().await.into_diagnostic()?.0.keys().any(|it| *it != id && it != ours)
+            {
+                return Err(miette!(
+                    help = "drop the other devices first, or leave out --url",
+                    "the group has other devices, which would lose their slots and what waits there, too"
+                ));
+            }
+            client.order(Order::HoldAcks).await;
             let mut last = None;
             for _ in 0..MESSAGES_AT_ONCE {
                 last = Some(other.reflect(&envelope, ReflectFlags::default()).await.into_diagnostic()?);

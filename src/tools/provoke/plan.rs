@@ -47,12 +47,14 @@ pub(super) enum Elsewhere {
     Stage,
     /// It works, and takes as long as the mediator's limits are large.
     Slow,
+    /// So does this, and it would do the same to every other device of the group: there must be none.
+    SlowAndAlone,
     /// Nothing can be done from outside.
     Impossible,
 }
 
 pub(super) const fn plan(code: CloseCode) -> Plan {
-    use Elsewhere::{ChatServer, Impossible, Operator, ServerGroup, Slow, Stage, Works};
+    use Elsewhere::{ChatServer, Impossible, Operator, ServerGroup, Slow, SlowAndAlone, Stage, Works};
     let (name, how, key, elsewhere, advice) = match code {
         CloseCode::Normal => ("normal", "the client's own close, answered", Key::No, Works, "reconnect when it likes"),
         CloseCode::ShuttingDown => {
@@ -138,7 +140,7 @@ pub(super) const fn plan(code: CloseCode) -> Plan {
             "reflection-queue-limit",
             "another device reflects, and the client's acknowledgements are held back",
             Key::Needed,
-            Slow,
+            SlowAndAlone,
             "ask the user to link it again: its slot and what waited there are gone",
         ),
         CloseCode::DeviceSlotStateMismatch => (
@@ -208,6 +210,7 @@ pub(super) fn table() -> String {
             Elsewhere::ServerGroup => "with --server-group",
             Elsewhere::Stage => "with --stage and --server-group",
             Elsewhere::Slow => "yes; takes as long as its limits say",
+            Elsewhere::SlowAndAlone => "yes, in a group without other devices; takes as long as its limits say",
             Elsewhere::Impossible => "no",
         };
         // A string takes everything.

@@ -3,7 +3,7 @@
 //! It hands on frames byte for byte, with their masks, pings and closes, so neither side can tell that it is there. It never
 //! closes by itself: whatever code the client sees is the mediator's.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,9 @@ use crate::crypto::random;
 use crate::net::listen::{self, Door};
 use crate::net::tasks::Tasks;
 use crate::tools::describe::{self, From};
-use crate::wire::d2m::{ClientHello, ClientUrlInfo, DeviceId, FromDevice, PayloadType, SlotState, ToDevice};
+use crate::wire::d2m::{
+    ClientHello, ClientUrlInfo, DeviceGroupId, DeviceId, FromDevice, PayloadType, SlotState, ToDevice,
+};
 
 /// Longest request or answer head, in bytes.
 const HEAD_MAX: usize = 16 * 1_024;
@@ -148,6 +150,18 @@ impl Story {
     }
 }
 
+/// Whom a mediator has met that was started here, so that it knew nobody. A client that ran before expects its slot there,
+/// and would be turned away before anything could be provoked.
+#[derive(Debug, Default)]
+pub(super) struct Met(Mutex<HashSet<(DeviceGroupId, DeviceId)>>);
+
+impl Met {
+    /// Whether it is the first time; it is not the next time.
+    fn first_time(&self, group: DeviceGroupId, device: DeviceId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((group, device))
+    }
+}
+
 /// Listens until it is dropped.
 #[derive(Debug)]
 pub(super) struct Relay {
@@ -162,21 +176,22 @@ impl Drop for Relay {
 }
 
 impl Relay {
-    /// One that listens, and who comes.
+    /// One that listens, and who comes; before a mediator that was started for this, with whom that has met.
     pub(super) async fn before(
         mediator: Mediator,
         address: SocketAddr,
         door: Door,
         story: Arc<Story>,
+        met: Option<Arc<Met>>,
     ) -> io::Result<(Self, mpsc::Receiver<Visit>)> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (sender, visits) = mpsc::channel(1);
         let tasks = Tasks::new();
         let handler = move |client, _peer| {
-            let (mediator, sender, story) = (mediator.clone(), sender.clone(), Arc::clone(&story));
+            let (mediator, sender, story, met) = (mediator.clone(), sender.clone(), Arc::clone(&story), met.clone());
             async move {
-                if let Err(error) = carry(client, &mediator, &sender, &story).await {
+                if let Err(error) = carry(client, &mediator, &sender, &story, met).await {
                     tracing::debug!(%error, "a connection broke");
                 }
             }
@@ -194,6 +209,7 @@ async fn carry(
     mediator: &Mediator,
     visits: &mpsc::Sender<Visit>,
     story: &Arc<Story>,
+    met: Option<Arc<Met>>,
 ) -> io::Result<()> {
     let mut from_client = BytesMut::new();
     let head = read_head(&mut client, &mut from_client).await?;
@@ -235,6 +251,8 @@ async fn carry(
         between: Arc::clone(&between),
         seen: sees.clone(),
         hello: Some(hello),
+        group: url.device_group_id,
+        met,
         unfinished: false,
         waiting: VecDeque::new(),
         mute: false,
@@ -370,6 +388,8 @@ struct Up<W> {
     seen: mpsc::Sender<Seen>,
     /// Until the ClientHello has come.
     hello: Option<Hello>,
+    group: DeviceGroupId,
+    met: Option<Arc<Met>>,
     /// A message in fragments is on its way: nothing may be said in between.
     unfinished: bool,
     waiting: VecDeque<Order>,
@@ -430,10 +450,24 @@ impl<W: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Up<W> {
         };
         self.between.story.payload('-', From::Device, &frame.payload);
         let first = self.hello.take();
+        let expected = |state| vec![0x38, u8::from(state == SlotState::Existing)];
         let appended = match first.unwrap_or(Hello::Unchanged) {
-            Hello::Unchanged => Vec::new(),
+            Hello::Unchanged => match &self.met {
+                Some(met)
+                    if met.first_time(self.group, hello.device_id)
+                        && hello.expected_slot_state == SlotState::Existing =>
+                {
+                    expected(SlotState::New)
+                }
+                _ => Vec::new(),
+            },
             Hello::OfVersion1 => vec![0x08, 1],
-            Hello::OtherSlotState => vec![0x38, u8::from(hello.expected_slot_state == SlotState::New)],
+            // Who was never met has no slot.
+            Hello::OtherSlotState if self.met.is_some() => expected(SlotState::Existing),
+            Hello::OtherSlotState => expected(match hello.expected_slot_state {
+                SlotState::New => SlotState::Existing,
+                SlotState::Existing => SlotState::New,
+            }),
             Hello::OfOneMore => {
                 let one_more = DeviceId(random::u64());
                 let mut fields = vec![0x20, 0, 0x38, 0, 0x19];
