@@ -19,6 +19,7 @@ use common::soon;
 use heliostat::chat::chatos::serve::{OUTBOX_PACKETS_MAX, PIPE_BUFFER_MAX};
 use heliostat::chat::chatos::wire::{CLIENT_CAPS, FromClient, PrivateId, SERVER_SAYS, Text, ToClient, take_packet};
 use heliostat::chat::chatos::{Config, Running, start};
+use heliostat::net::rate::{Per, Rate};
 use heliostat::time::Clock;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -452,6 +453,70 @@ async fn chatos_18_6_a_departure_closes_the_pipe_and_is_told_to_the_partner_alon
     room.closes().await;
 }
 
+/// Octets that are on their way when their client leaves are not lost, however slowly the partner takes them (spec 11).
+#[tokio::test]
+async fn chatos_18_6_a_departure_loses_nothing_that_was_said_on_the_pipe() {
+    let room = Room::open().await;
+    let mut bob = room.logs_in("bob").await;
+    for seed in 0..4 {
+        let mut alice = room.gets("alice").await;
+        let (mut one, mut two) = piped(&room, &mut alice, &mut bob).await;
+        let octets = noise(seed, 1024 * 1024);
+        soon(one.tcp.write_all(&octets)).await.unwrap();
+        one.tcp.shutdown().await.unwrap();
+        drop(alice);
+        assert_eq!(bob.hears().await, ToClient::Unknown("alice".into()));
+        let mut heard = Vec::new();
+        soon(two.tcp.read_to_end(&mut heard)).await.unwrap();
+        assert_eq!(heard.len(), octets.len());
+        assert_eq!(Sha256::digest(heard), Sha256::digest(octets));
+    }
+    room.closes().await;
+}
+
+/// The end of the pipe is the end of the relation, also while a side does not close its own (spec 8).
+#[tokio::test]
+async fn a_pair_may_negotiate_again_as_soon_as_its_pipe_is_over() {
+    let room = Room::open().await;
+    let (mut alice, mut bob) = (room.logs_in("alice").await, room.logs_in("bob").await);
+    let (one, mut two) = piped(&room, &mut alice, &mut bob).await;
+    one.resets();
+    two.ends_with(None).await;
+    let clock = Clock::system();
+    let begun = clock.now().monotonic;
+    loop {
+        alice.says(&FromClient::Request { from: "alice".into(), to: "bob".into() }).await;
+        assert_eq!(alice.fence().await, []);
+        if !bob.fence().await.is_empty() {
+            break;
+        }
+    }
+    let took = clock.now().monotonic - begun;
+    assert!(took < Duration::from_millis(1_500), "{took:?}: as long as a side is given to close");
+    drop(two);
+    room.closes().await;
+}
+
+/// Whoever says more than is allowed is read more slowly, and not ended for what is not read (10.5).
+#[tokio::test]
+async fn who_is_slowed_down_has_not_stalled() {
+    let room = Room::with(|config| {
+        config.packets = Some(Rate { amount: 5, per: Per::Second });
+        config.limits.partial_packet = Duration::from_millis(300);
+    })
+    .await;
+    let mut alice = room.logs_in("alice").await;
+    let text = "x".repeat(500);
+    let packet = FromClient::Public { from: "alice".into(), text: Text(text.clone()) };
+    // More than is read at once, so that a read ends in the middle of a packet.
+    alice.tcp.write_all(&packet.encode().repeat(18)).await.unwrap();
+    for _ in 0..18 {
+        alice.hears_public("alice", &text).await;
+    }
+    assert_eq!(alice.fence().await, []);
+    room.closes().await;
+}
+
 #[tokio::test]
 async fn chatos_18_8_who_does_not_read_is_cut_off_and_nobody_else_notices() {
     let room = Room::open().await;
@@ -487,6 +552,57 @@ async fn chatos_18_8_who_does_not_read_is_cut_off_and_nobody_else_notices() {
     let mut rest = Vec::new();
     assert!(soon(deaf.tcp.read_to_end(&mut rest)).await.is_err(), "{} octets came", rest.len());
     room.closes().await;
+}
+
+/// One client says more at once than any queue holds: everybody who reads hears all of it, in order (10.2, D-35).
+async fn much_at_once(by_name: bool) {
+    const MESSAGES: usize = 5_000;
+    const READERS: usize = 6;
+    let room = Room::open().await;
+    let mut speaker = room.logs_in("speaker").await;
+    let mut readers = Vec::new();
+    for n in 0..if by_name { 1 } else { READERS } {
+        readers.push(room.logs_in(&format!("reader{n}")).await);
+    }
+    let (from, to) = (speaker.name.clone(), readers[0].name.clone());
+    let packet = |n: usize| {
+        let (from, to, text) = (from.clone(), to.clone(), Text(n.to_string()));
+        if by_name { FromClient::Private { from, to, text } } else { FromClient::Public { from, text } }
+    };
+    let octets: Vec<u8> = (0..MESSAGES).flat_map(|n| packet(n).encode()).collect();
+    let hear = |mut reader: Peer| {
+        tokio::spawn(async move {
+            for n in 0..MESSAGES {
+                let (ToClient::Public { text, .. } | ToClient::Private { text, .. }) = reader.hears().await else {
+                    panic!("not a message")
+                };
+                assert_eq!(text.0, n.to_string(), "{}", reader.name);
+            }
+        })
+    };
+    let mut hearing: Vec<_> = readers.into_iter().map(hear).collect();
+    soon(speaker.tcp.write_all(&octets)).await.unwrap();
+    if by_name {
+        assert_eq!(speaker.fence().await, []);
+    } else {
+        hearing.push(hear(speaker));
+    }
+    for hears in hearing {
+        soon(hears).await.unwrap();
+    }
+    room.closes().await;
+}
+
+#[tokio::test]
+async fn chatos_18_8_much_at_once_cuts_nobody_who_reads_on_one_thread() {
+    much_at_once(false).await;
+    much_at_once(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chatos_18_8_much_at_once_cuts_nobody_who_reads_on_two_threads() {
+    much_at_once(false).await;
+    much_at_once(true).await;
 }
 
 #[tokio::test]
@@ -625,28 +741,33 @@ async fn one_connection_too_many_is_told_an_error() {
     room.closes().await;
 }
 
+/// One short timer in each room, so that nothing else has to be quick. The exact times are those of the tests of the state.
 #[tokio::test]
 async fn timers_end_connections_that_say_nothing() {
-    let second = Duration::from_secs(1);
-    let room = Room::with(|config| {
-        config.limits.first_packet = second;
-        config.limits.partial_packet = second;
-        config.limits.inactivity = 2 * second;
-        config.limits.unjoined = second;
-    })
-    .await;
-    let (mut alice, mut bob) = (room.logs_in("alice").await, room.logs_in("bob").await);
-    let id = granted(&mut alice, &mut bob).await;
-    let mut waiting = room.joins(id).await;
-    let mut silent = room.connects().await;
+    let short = Duration::from_millis(200);
+    let nobody = || Some(ToClient::Refused(String::new()));
+
+    let room = Room::with(|config| config.limits.first_packet = short).await;
+    room.connects().await.ends_with(nobody()).await;
+    room.closes().await;
+
+    let room = Room::with(|config| config.limits.partial_packet = short).await;
     let mut half = room.logs_in("half").await;
     half.tcp.write_all(&[4, 0]).await.unwrap();
-    let nobody = || Some(ToClient::Refused(String::new()));
-    silent.ends_with(nobody()).await;
-    waiting.ends_with(nobody()).await;
     half.ends_with(Some(ToClient::Refused("half".into()))).await;
+    room.closes().await;
+
+    // Joined in time or too late: the answer is the same.
+    let room = Room::with(|config| config.limits.unjoined = short).await;
+    let (mut alice, mut bob) = (room.logs_in("alice").await, room.logs_in("bob").await);
+    let id = granted(&mut alice, &mut bob).await;
+    room.joins(id).await.ends_with(nobody()).await;
+    assert_eq!((alice.fence().await, bob.fence().await), (vec![], vec![]));
+    room.closes().await;
+
+    let room = Room::with(|config| config.limits.inactivity = short).await;
+    let mut alice = room.logs_in("alice").await;
     alice.ends_with(Some(ToClient::Refused("alice".into()))).await;
-    bob.ends_with(Some(ToClient::Refused("bob".into()))).await;
     room.closes().await;
 }
 

@@ -12,9 +12,10 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
+use heliostat::time::Clock;
 use sha2::{Digest as _, Sha256};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -134,9 +135,14 @@ impl Client {
     /// The end of its input, and its own.
     fn ends(&mut self) -> ExitStatus {
         self.stdin = None;
-        let status = self.child.wait().unwrap();
-        self.heard.extend(self.lines.iter());
-        status
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => self.heard.push(line),
+                // Its output is over, so it is.
+                Err(RecvTimeoutError::Disconnected) => return self.child.wait().unwrap(),
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end; heard {:#?}", self.heard),
+            }
+        }
     }
 
     fn said(&self) -> Vec<&str> {
@@ -182,7 +188,10 @@ fn a_script_says_everything_before_it_ends() {
     let logins =
         |result: &str| server.sample(&format!("heliostat_chat_logins_total{{room=\"chatos\",result=\"{result}\"}}"));
     // carol alone is left.
+    let clock = Clock::system();
+    let begun = clock.now().monotonic;
     while room("connections") > 1.0 {
+        assert!(clock.now().monotonic - begun < PATIENCE, "the others stay");
         std::thread::yield_now();
     }
     assert_eq!((room("connections_opened_total"), room("connections_closed_total")), (4.0, 3.0));

@@ -5,6 +5,7 @@
 //! given up (so that an abandoned capture holds nothing), the reader finds [`End::TooSlow`], and connections go on as if nobody
 //! had ever listened. Thinning the stream out instead would make a capture in which an answer is missing for no reason.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,6 +25,10 @@ use crate::wire::d2m::{DeviceGroupId, DeviceId, ServerGroup};
 
 /// Bytes that may wait for a reader: 128 of the longest frames, or some seconds of a busy group.
 pub const WAITING_MAX: usize = 8 * 1024 * 1024;
+
+/// Bytes in a piece of what waits, and at most one record more: so much is on its way to a reader beside the queue, and the queue
+/// never grows by copying all of it.
+const PIECE: usize = 256 * 1024;
 
 /// Where connections are recorded. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -51,9 +56,35 @@ struct Shared {
 
 #[derive(Debug)]
 struct Queue {
-    waiting: Vec<u8>,
+    pieces: VecDeque<Vec<u8>>,
+    /// Bytes in all of them.
+    waiting: usize,
     tracks: u32,
     end: Option<End>,
+}
+
+impl Queue {
+    fn push(&mut self, entry: &Entry) {
+        let mut piece = self.pieces.pop_back().unwrap_or_default();
+        if piece.len() >= PIECE {
+            self.pieces.push_back(std::mem::take(&mut piece));
+        }
+        let before = piece.len();
+        entry.encode(&mut piece);
+        self.waiting += piece.len() - before;
+        self.pieces.push_back(piece);
+    }
+
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let piece = self.pieces.pop_front()?;
+        self.waiting -= piece.len();
+        Some(piece)
+    }
+
+    fn give_up(&mut self) {
+        self.pieces = VecDeque::new();
+        self.waiting = 0;
+    }
 }
 
 impl Recorder {
@@ -66,7 +97,7 @@ impl Recorder {
             clock,
             began: now.monotonic,
             group: group.map_or_else(OnceLock::new, OnceLock::from),
-            queue: Mutex::new(Queue { waiting: Vec::new(), tracks: 0, end: None }),
+            queue: Mutex::new(Queue { pieces: VecDeque::new(), waiting: 0, tracks: 0, end: None }),
             frames: AtomicU64::new(0),
             more: Notify::new(),
             over: CancellationToken::new(),
@@ -149,8 +180,8 @@ impl Shared {
             return;
         }
         let at = self.clock.now().monotonic.saturating_sub(self.began);
-        Entry { at, event }.encode(&mut queue.waiting);
-        if queue.waiting.len() > WAITING_MAX {
+        queue.push(&Entry { at, event });
+        if queue.waiting > WAITING_MAX {
             self.end(queue, End::TooSlow);
         } else {
             self.more.notify_one();
@@ -162,11 +193,11 @@ impl Shared {
             return;
         }
         match end {
-            End::TooSlow | End::Left => queue.waiting = Vec::new(),
+            End::TooSlow | End::Left => queue.give_up(),
             End::Done | End::TimeOver | End::Stopping => {}
         }
         let at = self.clock.now().monotonic.saturating_sub(self.began);
-        Entry { at, event: Event::End(end) }.encode(&mut queue.waiting);
+        queue.push(&Entry { at, event: Event::End(end) });
         queue.end = Some(end);
         self.over.cancel();
         self.more.notify_one();
@@ -174,7 +205,7 @@ impl Shared {
 }
 
 impl Recording {
-    /// What was recorded since the last call; nothing when the capture is over and all of it was taken.
+    /// The next of what was recorded, whole records of some 256 KiB at most; nothing when the capture is over and all of it was taken.
     pub async fn next(&mut self) -> Option<Bytes> {
         if let Some(header) = self.header.take() {
             return Some(header.encode().into());
@@ -183,8 +214,8 @@ impl Recording {
             let woken = self.shared.more.notified();
             {
                 let mut queue = self.shared.queue();
-                if !queue.waiting.is_empty() {
-                    return Some(std::mem::take(&mut queue.waiting).into());
+                if let Some(piece) = queue.take() {
+                    return Some(piece.into());
                 }
                 if queue.end.is_some() {
                     return None;
@@ -199,7 +230,7 @@ impl Drop for Recording {
     fn drop(&mut self) {
         let mut queue = self.shared.queue();
         self.shared.end(&mut queue, End::Left);
-        queue.waiting = Vec::new();
+        queue.give_up();
     }
 }
 
@@ -308,5 +339,31 @@ impl ToFile {
         self.recorder.end(End::Done);
         self.written.await.map_err(io::Error::other)??;
         Ok((self.recorder.ended().unwrap_or(End::Done), self.recorder.frames()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::BODY_MAX;
+
+    #[tokio::test]
+    async fn a_reader_that_comes_late_gets_all_of_it_in_small_pieces() {
+        let (recorder, mut recording) = Recorder::begin(Clock::system(), Observer::Device, None);
+        let group = DeviceGroupId::new([1; 32]);
+        let tap = recorder.connect(group, &ServerGroup::new("a0").unwrap()).unwrap();
+        let frame = vec![0x82; 60_000];
+        for _ in 0..100 {
+            tap.to_device(&frame);
+        }
+        recorder.end(End::Done);
+        let (mut all, mut pieces) = (0, 0);
+        while let Some(piece) = recording.next().await {
+            assert!(piece.len() <= PIECE + BODY_MAX, "{} bytes at once", piece.len());
+            all += piece.len();
+            pieces += 1;
+        }
+        assert!(all > 100 * frame.len() && pieces > 10, "{all} bytes in {pieces} pieces");
+        assert_eq!((recorder.ended(), recorder.0.queue().waiting), (Some(End::Done), 0));
     }
 }

@@ -21,6 +21,9 @@ use crate::time::Clock;
 use crate::tools::simulate::totals::{histogram, record};
 use crate::wire::d2m::{CloseCode, DeviceId, FromDevice, ReflectFlags, ReflectId, SlotState, ToDevice};
 
+/// How long devices may take to leave.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What the devices of a load do.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
@@ -130,13 +133,23 @@ impl Load {
     }
 
     /// Counts for so long.
-    pub(super) async fn run_for(&self, time: Duration, usage: Option<&Usage>) -> Result<Round> {
+    ///
+    /// # Errors
+    /// When a device's connection ended: fewer devices than are reported are no measurement.
+    pub(super) async fn run_for(&mut self, time: Duration, usage: Option<&Usage>) -> Result<Round> {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let before = usage.map(Usage::cpu).transpose()?;
         let began = self.clock.now().monotonic;
         let (acked, delivered) = (read(&self.counted.acked), read(&self.counted.delivered));
         self.counted.latencies.lock().unwrap_or_else(PoisonError::into_inner).reset();
-        tokio::time::sleep(time).await;
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            // None of them ends by itself.
+            Some(ended) = self.devices.join_next() => {
+                let why = ended.into_diagnostic()?.err().map_or_else(|| "it left".to_owned(), |ended| ended.to_string());
+                return Err(miette!("a device of the load is gone: {why}"));
+            }
+        }
         let (acked, delivered) = (read(&self.counted.acked) - acked, read(&self.counted.delivered) - delivered);
         let latencies = self.counted.latencies.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let elapsed = self.clock.now().monotonic.saturating_sub(began);
@@ -148,9 +161,20 @@ impl Load {
     }
 
     /// Lets all devices go.
-    pub(super) async fn stop(mut self) {
+    ///
+    /// # Errors
+    /// When one of them could not leave as it should, or not in time.
+    pub(super) async fn stop(mut self) -> Result<()> {
         self.stop.cancel();
-        while self.devices.join_next().await.is_some() {}
+        let gone = async {
+            while let Some(device) = self.devices.join_next().await {
+                let left = device.into_diagnostic()?;
+                left.map_err(|ended| miette!("a device of the load could not leave: {ended}"))?;
+            }
+            Ok(())
+        };
+        let gone = tokio::time::timeout(LEAVE_PATIENCE, gone).await;
+        gone.map_err(|_| miette!("the devices of the load cannot leave: the server does not answer"))?
     }
 }
 

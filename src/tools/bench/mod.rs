@@ -29,10 +29,12 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use load::{Load, Shape};
@@ -205,13 +207,18 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let clock = Clock::system();
     let machine = Machine::describe(&common.dir, clock)?;
     let mut bench = Bench { clock, report: Report::new(machine, &common_parameters(&common)), common };
+    let mut signals = Vec::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        signals.push(signal(kind).into_diagnostic()?);
+    }
+    let interrupted = std::future::poll_fn(|cx| {
+        let any = signals.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
+        if any { Poll::Ready(()) } else { Poll::Pending }
+    });
     tokio::select! {
         measured = bench.measure(what) => measured?,
-        // In here, so that servers and directories are cleared away.
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted.into_diagnostic()?;
-            return Err(miette!("interrupted"));
-        }
+        // Dropping the measurement ends its servers and clears their directories away.
+        () = interrupted => return Err(miette!("interrupted")),
     }
     bench.report.finish();
     let (table, json) = (bench.report.table(), bench.report.json());
@@ -300,7 +307,7 @@ impl Bench {
     }
 
     /// Measures a load that runs, in rounds.
-    async fn measure_load(&mut self, load: Load, usage: Option<&Usage>, suffix: &str) -> Result<()> {
+    async fn measure_load(&mut self, mut load: Load, usage: Option<&Usage>, suffix: &str) -> Result<()> {
         let mut rounds = Vec::new();
         load.run_for(self.common.warm_up, usage).await?;
         for number in 1..=self.common.rounds {
@@ -308,7 +315,7 @@ impl Bench {
             tell(&format!("round {number}{suffix}: {:.0} reflects per second", round.per_second()));
             rounds.push(round);
         }
-        load.stop().await;
+        load.stop().await?;
         let of = |value: fn(&load::Round) -> f64| rounds.iter().map(value).collect::<Vec<_>>();
         let report = &mut self.report;
         report.add(&format!("reflects{suffix}"), "/s", Better::More, of(load::Round::per_second));

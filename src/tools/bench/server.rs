@@ -17,6 +17,8 @@ use crate::files;
 /// How long a server may take to begin, and to end: long, because a start is what is measured.
 const START_PATIENCE: Duration = Duration::from_secs(300);
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked, every 10 ms, whether a killed server is gone.
+const KILL_LOOKS: u32 = 500;
 /// What the kernel counts a process's time in, per second: the same on every Linux.
 const USER_HZ: u64 = 100;
 
@@ -51,7 +53,7 @@ impl Drop for Scratch {
     }
 }
 
-/// A server that runs. Killed when it is dropped.
+/// A server that runs. Killed when it is dropped, and gone by then: its directory can be removed.
 #[derive(Debug)]
 pub(super) struct Server {
     child: Child,
@@ -82,6 +84,8 @@ impl Server {
             .arg("serve")
             .arg("--config")
             .arg(&config)
+            // However this process ends.
+            .arg("--exit-with-parent")
             .env("HELIOSTAT_LOG", "error")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -163,6 +167,22 @@ impl Server {
             Ok(status) if status.as_ref().is_ok_and(std::process::ExitStatus::success) => Ok(()),
             Ok(status) => Err(miette!("the server did not end well: {status:?}")),
             Err(_) => Err(miette!("the server does not end")),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that was stopped in order has no process any more.
+        if self.child.start_kill().is_err() {
+            return;
+        }
+        // A killed process is gone within moments, and what it wrote meanwhile would stay in a directory that is being removed.
+        for _ in 0..KILL_LOOKS {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }

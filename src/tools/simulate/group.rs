@@ -215,7 +215,11 @@ impl Group {
         mut rng: fastrand::Rng,
     ) -> Result<(), String> {
         let world = &self.world;
-        world.rest_until(arrives_at).await;
+        if !world.rest_until(arrives_at).await {
+            // Nobody of this group comes any more: nobody waits for it either.
+            self.with_lane(member, |lane| lane.gone = true);
+            return Ok(());
+        }
         let mut script = Script::new(&world.scenario, left, BODY_MIN, rng.fork());
         let mut agenda = Agenda::new(&world.scenario, rng.fork());
         let mut config = DeviceConfig::new(self.key.clone(), self.server_group.clone(), device_id(member));
@@ -344,8 +348,7 @@ impl Group {
     async fn stays_away(&self, lasts: Duration) {
         let until = self.now() + lasts;
         tokio::select! {
-            () = self.world.rest_until(until) => {}
-            () = self.world.ending.cancelled() => {}
+            _ended = self.world.rest_until(until) => {}
             // Everybody waits for this one.
             () = self.until(|state| state.all_finished().then_some(())) => {}
         }
@@ -676,7 +679,8 @@ impl Group {
     async fn speak(&self, member: Member, sender: &Sender, script: &mut Script) -> Result<(), Ended> {
         // So that it is known to whom everything is owed.
         let devices = self.world.scenario.devices.get();
-        self.until(|state| state.lanes.iter().take(devices).all(|lane| lane.admitted).then_some(())).await;
+        let is_there = |lane: &Lane| lane.admitted || lane.gone;
+        self.until(|state| state.lanes.iter().take(devices).all(is_there).then_some(())).await;
         // What a broken connection left.
         // Nobody waits for any of this, so nobody is woken.
         let is_open = |unit: &Unit| self.lock().lane(member).is_some_and(|lane| lane.open.contains_key(&unit.number));
@@ -687,11 +691,10 @@ impl Group {
         let ending = &self.world.ending;
         while !ending.is_cancelled() {
             let Some(due_at) = script.next(self.now()) else { break };
-            if let Some(due_at) = due_at {
-                tokio::select! {
-                    () = self.world.rest_until(due_at) => {}
-                    () = ending.cancelled() => break,
-                }
+            if let Some(due_at) = due_at
+                && !self.world.rest_until(due_at).await
+            {
+                break;
             }
             let Some(unit) = script.begin(self.now()) else { break };
             if let Some(lane) = self.lock().lane(member) {
@@ -837,10 +840,16 @@ fn given_up() -> Ended {
 }
 
 impl World {
-    /// Sleeps because that is the plan: whoever looks for devices that are stuck must not count it.
-    async fn rest_until(&self, at: Duration) {
+    /// Sleeps because that is the plan: whoever looks for devices that are stuck must not count it. Says whether it could: when
+    /// everything ends, so does that.
+    async fn rest_until(&self, at: Duration) -> bool {
         let _resting = self.totals.rest();
-        self.clock.sleep_until(Some(at)).await;
+        tokio::select! {
+            biased;
+            // First this: a device that is born late does not wait, and comes.
+            () = self.clock.sleep_until(Some(at)) => true,
+            () = self.ending.cancelled() => false,
+        }
     }
 }
 

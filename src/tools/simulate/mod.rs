@@ -282,9 +282,8 @@ async fn simulate(args: &Args, world: &Arc<World>, server_group: &ServerGroup) -
             lives.spawn(Arc::clone(group).live(member, started + arrival, left, rng.fork()));
         }
     }
-    if let Some(chaos) = &scenario.chaos.server {
-        tokio::spawn(disturb_server(Arc::clone(world), chaos.clone()));
-    }
+    let disturbance =
+        scenario.chaos.server.as_ref().map(|chaos| tokio::spawn(disturb_server(Arc::clone(world), chaos.clone())));
     let mut progress = Progress::new(args.plain);
     let mut interrupts = signal(SignalKind::interrupt()).into_diagnostic()?;
     let ends_at = scenario.duration.map(|duration| started + duration.get());
@@ -319,8 +318,9 @@ async fn simulate(args: &Args, world: &Arc<World>, server_group: &ServerGroup) -
                 let asked = progress.show(&Sight { world, faults, elapsed: now.saturating_sub(started), ends_at: ends_at.map(|at| at.saturating_sub(started)) });
                 let counted = progress_of(world);
                 let patience = if interrupted { args.patience.min(LEAVE_PATIENCE) } else { args.patience };
-                // Who rests by plan will move again.
-                if counted != moved || world.totals.devices_resting() > 0 {
+                // Who rests by plan will move again; at the end nobody does.
+                let resting = world.totals.devices_resting() > 0 && !world.ending.is_cancelled();
+                if counted != moved || resting {
                     (moved, moved_at) = (counted, now);
                 } else if now.saturating_sub(moved_at) > patience {
                     let trouble = world.totals.troubles(1).pop().map(|last| format!("; last: {last}")).unwrap_or_default();
@@ -336,10 +336,17 @@ async fn simulate(args: &Args, world: &Arc<World>, server_group: &ServerGroup) -
             end(world);
         }
     };
-    // Whatever disturbs the server ends with this, too.
+    // Whatever disturbs the server ends with this, too: when its command is through, so that the server is not left half way.
     world.ending.cancel();
     drop(progress);
     lives.shutdown().await;
+    if let Some(mut disturbance) = disturbance
+        && tokio::time::timeout(LEAVE_PATIENCE, &mut disturbance).await.is_err()
+    {
+        tell("the server's command does not end, and is ended");
+        disturbance.abort();
+        let _ended = disturbance.await;
+    }
     let mut tally = Tally::default();
     for group in groups {
         tally.add(&group.tally());
@@ -377,7 +384,7 @@ async fn disturb_server(world: Arc<World>, chaos: ServerChaos) {
         world.totals.happened(Event::Server);
         let mut command = tokio::process::Command::new("sh");
         command.arg("-c").arg(&chaos.command).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-        match command.stderr(std::process::Stdio::null()).status().await {
+        match command.stderr(std::process::Stdio::null()).kill_on_drop(true).status().await {
             Ok(status) if status.success() => {}
             Ok(status) => world.totals.note(format!("the server's command: {status}")),
             Err(error) => world.totals.note(format!("the server's command: {error}")),

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::outbox::{Outbox, Verdict};
+use super::outbox::{Lag, Outbox, Verdict};
 use super::pipe::Orders;
 use crate::chat::chatos::state::{ConnId, Ending, Input, Notice, Say, State};
 use crate::chat::chatos::wire::PrivateId;
@@ -24,8 +24,14 @@ const BATCH_MAX: usize = 256;
 /// What connections tell the actor.
 #[derive(Debug)]
 pub(super) enum Mail {
-    Opened { conn: ConnId, ip: IpAddr, outbox: Arc<Outbox> },
+    Opened {
+        conn: ConnId,
+        ip: IpAddr,
+        outbox: Arc<Outbox>,
+    },
     Input(Input),
+    /// Whose sender waits until that was handled.
+    Awaited(Input, oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
@@ -34,11 +40,12 @@ pub(super) struct Actor {
     clock: Clock,
     outboxes: HashMap<ConnId, Arc<Outbox>>,
     pipes: HashMap<PrivateId, CancellationToken>,
+    lag: Arc<Lag>,
 }
 
 impl Actor {
-    pub(super) fn new(state: State, clock: Clock) -> Self {
-        Self { state, clock, outboxes: HashMap::new(), pipes: HashMap::new() }
+    pub(super) fn new(state: State, clock: Clock, lag: Arc<Lag>) -> Self {
+        Self { state, clock, outboxes: HashMap::new(), pipes: HashMap::new(), lag }
     }
 
     /// Runs until everybody who could send mail is gone.
@@ -55,6 +62,8 @@ impl Actor {
                 }
             }
             for mail in batch.drain(..) {
+                // What follows from one mail fits into what is left of every queue that does not lag.
+                self.lag.over().await;
                 match mail {
                     Mail::Opened { conn, ip, outbox } => {
                         self.outboxes.insert(conn, outbox);
@@ -66,7 +75,13 @@ impl Actor {
                         }
                         self.decide(input);
                     }
+                    Mail::Awaited(input, handled) => {
+                        self.decide(input);
+                        // A connection that was ended meanwhile does not wait any more.
+                        let _gone = handled.send(());
+                    }
                 }
+                tokio::task::yield_now().await;
             }
             self.decide(Input::Tick);
         }

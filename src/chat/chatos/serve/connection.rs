@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
 use super::actor::Mail;
-use super::outbox::{Next, Outbox, Verdict};
+use super::outbox::{Lag, Next, Outbox, PACKETS_MAX as OUTBOX_PACKETS_MAX, Verdict};
 use super::pipe::{self, BUFFER_MAX, Leg};
 use crate::chat::chatos::state::{ConnId, Ending, Input};
 use crate::chat::chatos::wire::{FromClient, NEW, ONLINE, take_packet};
@@ -28,6 +28,9 @@ const DISCARD_MAX: Duration = Duration::from_secs(2);
 const DISCARD_OCTETS: usize = 64 * 1024;
 /// How much is read at a time.
 const READ: usize = 4 * 1024;
+/// Packets that are handed on at once, at most; no more are taken before those were handled. Each of them puts at most three
+/// packets into a queue, so all fit where half is free.
+const HEARD_MAX: usize = OUTBOX_PACKETS_MAX / 32;
 
 /// What all connections share.
 #[derive(Debug)]
@@ -36,6 +39,7 @@ pub(super) struct Shared {
     pub(super) caps: Caps,
     pub(super) write_stall: Duration,
     pub(super) packets: Option<Rate>,
+    pub(super) lag: Arc<Lag>,
 }
 
 /// How the writer came to its end.
@@ -55,7 +59,7 @@ pub(super) async fn run(
     let metrics = metrics::get();
     let (opened, closed) = (metrics.chat_opened.of(Room::ChatOs), metrics.chat_closed.of(Room::ChatOs));
     let _counted = Presence::new(metrics.chat_connections.of(Room::ChatOs), Some(opened), Some(closed));
-    let outbox = Arc::new(Outbox::default());
+    let outbox = Arc::new(Outbox::new(Arc::clone(&shared.lag)));
     if mailbox.send(Mail::Opened { conn, ip: from.ip(), outbox: Arc::clone(&outbox) }).await.is_err() {
         return;
     }
@@ -76,20 +80,35 @@ pub(super) async fn run(
             Ok(verdict) => Some(verdict),
             Err(why) => {
                 let failed = why.as_ref().is_some_and(|why| matches!(why, Ending::Broken | Ending::WriteStalled));
-                if let Some(why) = why
-                    && mailbox.send(Mail::Input(Input::Over { conn, why })).await.is_err()
-                {
+                let mut decided = std::pin::pin!(async {
+                    if let Some(why) = why
+                        && mailbox.send(Mail::Input(Input::Over { conn, why })).await.is_err()
+                    {
+                        return false;
+                    }
+                    // It may be another one than was asked for: a leg whose partner has just come is not over.
+                    outbox.decided().await;
+                    true
+                });
+                if failed {
+                    outbox.writing(false);
+                }
+                // What waits goes on being written: as long as it lags, nothing is decided.
+                let (known, wrote) = tokio::select! {
+                    known = &mut decided => (known, None),
+                    wrote = &mut write, if !failed => (decided.await, Some(wrote)),
+                };
+                if !known {
                     return;
                 }
-                // It may be another one than was asked for: a leg whose partner has just come is not over.
-                outbox.decided().await;
-                if failed || outbox.is_cut() {
-                    outbox.verdict()
-                } else {
-                    match tokio::time::timeout(FLUSH_MAX, write).await {
+                match wrote {
+                    Some(Wrote::All(verdict)) => Some(verdict),
+                    Some(Wrote::Failed(_)) => outbox.verdict(),
+                    None if failed || outbox.is_cut() => outbox.verdict(),
+                    None => match tokio::time::timeout(FLUSH_MAX, write).await {
                         Ok(Wrote::All(verdict)) => Some(verdict),
                         Ok(Wrote::Failed(_)) | Err(_) => outbox.verdict(),
-                    }
+                    },
                 }
             }
         }
@@ -109,8 +128,9 @@ pub(super) async fn run(
             if let Ok(other) = other.await {
                 let leg = Leg { reading, writing, early: received, ended, _alive: None };
                 pipe::run(leg, other, &orders, &mailbox, shared.clock).await;
+            } else {
+                let _stopped = mailbox.send(Mail::Input(Input::PipeOver(orders.id))).await;
             }
-            let _stopped = mailbox.send(Mail::Input(Input::PipeOver(orders.id))).await;
         }
         None => debug!(%from, "closed without what was to be said"),
     }
@@ -126,18 +146,27 @@ async fn read<R: AsyncRead + Unpin>(
     ended: &mut bool,
 ) -> Ending {
     let bucket = shared.packets.map(|rate| Bucket::new(rate, Measure::Times, shared.clock));
-    let mut accepts = NEW;
+    let (mut accepts, mut partial) = (NEW, false);
     loop {
-        let mut packets = Vec::new();
-        let mut fault = None;
-        let mut is_leg = false;
-        while !is_leg && fault.is_none() {
+        let (mut packets, mut fault, mut is_leg) = (Vec::new(), None, false);
+        while packets.len() < HEARD_MAX && !is_leg && fault.is_none() {
             match take_packet(received, shared.caps, accepts) {
                 Ok(None) => break,
                 Ok(Some(octets)) => match FromClient::decode(&octets, shared.caps.text) {
                     Ok(packet) => {
                         accepts = ONLINE;
                         is_leg = matches!(packet, FromClient::Join(_));
+                        while let Some(Err(too_much)) = bucket.as_ref().map(|bucket| bucket.take(1)) {
+                            // What came before does not wait with it, and half a packet is not stalled that is not read (10.5).
+                            let packets = std::mem::take(&mut packets);
+                            if (partial || !packets.is_empty())
+                                && !handled(mailbox, Input::Heard { conn, packets, partial: false }).await
+                            {
+                                return Ending::ShuttingDown;
+                            }
+                            partial = false;
+                            tokio::time::sleep(too_much.wait).await;
+                        }
                         packets.push(packet);
                     }
                     Err(why) => fault = Some(why),
@@ -145,9 +174,9 @@ async fn read<R: AsyncRead + Unpin>(
                 Err(why) => fault = Some(why.into()),
             }
         }
-        let count = packets.len() as u64;
-        let partial = !is_leg && !received.is_empty();
-        if (count > 0 || partial) && mailbox.send(Mail::Input(Input::Heard { conn, packets, partial })).await.is_err() {
+        let more = packets.len() == HEARD_MAX;
+        partial = !is_leg && !more && !received.is_empty();
+        if (partial || !packets.is_empty()) && !handled(mailbox, Input::Heard { conn, packets, partial }).await {
             return Ending::ShuttingDown;
         }
         if let Some(why) = fault {
@@ -160,12 +189,8 @@ async fn read<R: AsyncRead + Unpin>(
         if is_leg {
             return wait_as_leg(socket, received, ended).await;
         }
-        if let Some(bucket) = &bucket {
-            while count > 0
-                && let Err(too_much) = bucket.take(count)
-            {
-                tokio::time::sleep(too_much.wait).await;
-            }
+        if more {
+            continue;
         }
         received.reserve(READ);
         match socket.read_buf(received).await {
@@ -174,6 +199,12 @@ async fn read<R: AsyncRead + Unpin>(
             Err(_) => return Ending::Broken,
         }
     }
+}
+
+/// Hands it on and waits until it was handled: whoever says much waits for us, not the others. Not if nobody decides any more.
+async fn handled(mailbox: &mpsc::Sender<Mail>, input: Input) -> bool {
+    let (handled, waits) = oneshot::channel();
+    mailbox.send(Mail::Awaited(input, handled)).await.is_ok() && waits.await.is_ok()
 }
 
 /// What comes before the other leg is there is kept for it (spec 5), up to the bound of a pipe.
@@ -199,6 +230,15 @@ async fn wait_as_leg<R: AsyncRead + Unpin>(socket: &mut R, received: &mut BytesM
 
 /// Writes until the verdict, each packet by one write as far as the kernel takes it (spec 2).
 async fn write<W: AsyncWrite + Unpin>(socket: &mut W, outbox: &Outbox, stall: Duration) -> Wrote {
+    /// However this ends, nobody writes any more.
+    struct Writing<'a>(&'a Outbox);
+    impl Drop for Writing<'_> {
+        fn drop(&mut self) {
+            self.0.writing(false);
+        }
+    }
+    outbox.writing(true);
+    let _writing = Writing(outbox);
     loop {
         let packet = match outbox.next().await {
             Next::Packet(packet) => packet,
@@ -206,18 +246,35 @@ async fn write<W: AsyncWrite + Unpin>(socket: &mut W, outbox: &Outbox, stall: Du
         };
         let mut rest = &packet[..];
         while !rest.is_empty() {
-            match tokio::time::timeout(stall, socket.write(rest)).await {
+            match tokio::time::timeout(stall, by_peer(outbox, socket.write(rest))).await {
                 Ok(Ok(n)) if n > 0 => rest = rest.get(n..).unwrap_or_default(),
                 Ok(Ok(_) | Err(_)) => return Wrote::Failed(Ending::Broken),
                 Err(_) => return Wrote::Failed(Ending::WriteStalled),
             }
         }
-        match tokio::time::timeout(stall, socket.flush()).await {
+        match tokio::time::timeout(stall, by_peer(outbox, socket.flush())).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Wrote::Failed(Ending::Broken),
             Err(_) => return Wrote::Failed(Ending::WriteStalled),
         }
+        // Here and not in the socket, where it would look as if the peer did not read.
+        tokio::task::coop::consume_budget().await;
     }
+}
+
+/// What waits for the peer alone: while it does, the queue is not ours to empty.
+async fn by_peer<T>(outbox: &Outbox, writes: impl Future<Output = T>) -> T {
+    let mut writes = std::pin::pin!(tokio::task::unconstrained(writes));
+    let mut waits = false;
+    std::future::poll_fn(|context| {
+        let done = writes.as_mut().poll(context);
+        if done.is_pending() != waits {
+            waits = done.is_pending();
+            outbox.writing(!waits);
+        }
+        done
+    })
+    .await
 }
 
 /// Closes without a reset: one that is sent because unread octets are there could destroy the last packet on its way.

@@ -36,6 +36,7 @@ use crate::time::Clock;
 use crate::wire::chatos::Caps;
 use actor::Actor;
 use connection::Shared;
+use outbox::Lag;
 
 pub use outbox::{OCTETS_MAX as OUTBOX_OCTETS_MAX, PACKETS_MAX as OUTBOX_PACKETS_MAX};
 pub use pipe::BUFFER_MAX as PIPE_BUFFER_MAX;
@@ -138,7 +139,8 @@ pub fn start_on(
     let places =
         Places(Arc::new(Semaphore::new(limits.connections_max.saturating_add(SPARE).min(Semaphore::MAX_PERMITS))));
     let caps = Caps { name: NAME_FIELD_MAX, text: message_octets_max.min(MESSAGE_OCTETS_MAX) };
-    let shared = Arc::new(Shared { clock, caps, write_stall, packets });
+    let lag = Arc::new(Lag::default());
+    let shared = Arc::new(Shared { clock, caps, write_stall, packets, lag: Arc::clone(&lag) });
     // Ours to cancel, without ending whatever else hangs on it.
     let shutdown = shutdown.child_token();
     let over = CancellationToken::new();
@@ -146,7 +148,7 @@ pub fn start_on(
 
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let deciding =
-        tokio::spawn(Actor::new(State::new(limits, Box::new(random::u64)), clock).run(mail, shutdown.clone()));
+        tokio::spawn(Actor::new(State::new(limits, Box::new(random::u64)), clock, lag).run(mail, shutdown.clone()));
     let next_conn = Arc::new(AtomicU64::new(1));
     let handler = move |socket: Stream<TcpStream>, from: SocketAddr| {
         let (shared, mailbox) = (Arc::clone(&shared), mailbox.clone());

@@ -3,10 +3,15 @@
 //! The queue is bounded, and whoever lets it fill is not reading: then everything in it is dropped and the connection cut, at once
 //! and without a word, so that nobody else ever waits (D-35). Of each connection exactly one verdict is given, by the task that
 //! decides; the connection's own task waits for it, whatever its socket does meanwhile.
+//!
+//! A queue also fills when its writer does not get its turn, since deciding is faster than writing. That is our own [`Lag`] and
+//! nobody's fault: while a queue is more than half full and its writer does not wait for the peer, nothing more is decided. Such a
+//! writer always gets on, or comes to wait for its peer; so this ends by itself, and never depends on what a client does.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
@@ -38,6 +43,22 @@ pub(super) enum Next {
     Verdict(Verdict),
 }
 
+/// How many queues are filled faster than they are emptied, by nobody's fault but ours.
+#[derive(Debug, Default)]
+pub(super) struct Lag {
+    outboxes: AtomicUsize,
+    less: Notify,
+}
+
+impl Lag {
+    /// Waits until there are none. One task at a time may do so.
+    pub(super) async fn over(&self) {
+        while self.outboxes.load(Ordering::SeqCst) > 0 {
+            self.less.notified().await;
+        }
+    }
+}
+
 /// There is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Full;
@@ -47,6 +68,10 @@ struct Inner {
     packets: VecDeque<Bytes>,
     octets: usize,
     full: bool,
+    /// Its writer is at it, and does not wait for the peer.
+    writing: bool,
+    /// It counts as one that lags.
+    lags: bool,
     verdict: Option<Verdict>,
 }
 
@@ -56,6 +81,7 @@ pub(super) struct Outbox {
     inner: Mutex<Inner>,
     changed: Notify,
     decided: CancellationToken,
+    lag: Arc<Lag>,
 }
 
 impl fmt::Debug for Outbox {
@@ -66,6 +92,33 @@ impl fmt::Debug for Outbox {
 }
 
 impl Outbox {
+    /// Empty, and without a writer.
+    pub(super) fn new(lag: Arc<Lag>) -> Self {
+        Self { lag, ..Self::default() }
+    }
+
+    /// Its writer is at it; or waits for the peer, or there is none.
+    pub(super) fn writing(&self, writing: bool) {
+        let mut inner = self.inner();
+        inner.writing = writing;
+        self.count(&mut inner);
+    }
+
+    fn count(&self, inner: &mut Inner) {
+        let much = inner.packets.len() > PACKETS_MAX / 2 || inner.octets > OCTETS_MAX / 2;
+        // Nothing more comes into one that is decided about.
+        let lags = inner.writing && much && !self.decided.is_cancelled();
+        if lags == inner.lags {
+            return;
+        }
+        inner.lags = lags;
+        if lags {
+            self.lag.outboxes.fetch_add(1, Ordering::SeqCst);
+        } else if self.lag.outboxes.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.lag.less.notify_one();
+        }
+    }
+
     /// One packet more. From the moment there is no room there never will be.
     pub(super) fn put(&self, packet: Bytes) -> Result<(), Full> {
         let mut inner = self.inner();
@@ -77,10 +130,12 @@ impl Outbox {
             inner.full = true;
             inner.packets.clear();
             inner.octets = 0;
+            self.count(&mut inner);
             return Err(Full);
         }
         inner.octets += packet.len();
         inner.packets.push_back(packet);
+        self.count(&mut inner);
         drop(inner);
         self.changed.notify_one();
         Ok(())
@@ -93,8 +148,9 @@ impl Outbox {
             inner.packets.extend(last);
             inner.verdict = Some(verdict);
         }
-        drop(inner);
         self.decided.cancel();
+        self.count(&mut inner);
+        drop(inner);
         self.changed.notify_one();
     }
 
@@ -120,6 +176,7 @@ impl Outbox {
                 let mut inner = self.inner();
                 if let Some(packet) = inner.packets.pop_front() {
                     inner.octets = inner.octets.saturating_sub(packet.len());
+                    self.count(&mut inner);
                     return Next::Packet(packet);
                 }
                 if let Some(verdict) = inner.verdict.take() {
@@ -172,6 +229,28 @@ mod tests {
             assert_eq!(outbox.put(Bytes::from_static(b"a")), Ok(()));
             assert!(taken(&outbox).is_some());
         }
+    }
+
+    /// Only a queue that we could empty and did not makes everybody wait.
+    #[test]
+    fn a_queue_lags_while_it_is_full_by_half_and_its_writer_waits_for_nobody() {
+        let lag = Arc::new(Lag::default());
+        let outbox = Outbox::new(Arc::clone(&lag));
+        let lags = || lag.over().now_or_never().is_none();
+        for _ in 0..=PACKETS_MAX / 2 {
+            outbox.put(Bytes::from_static(b"a")).unwrap();
+        }
+        assert!(!lags(), "nobody writes");
+        outbox.writing(true);
+        assert!(lags());
+        outbox.writing(false);
+        assert!(!lags(), "the peer does not read");
+        outbox.writing(true);
+        assert!(lags() && taken(&outbox).is_some() && !lags(), "half of it is not much");
+        outbox.put(Bytes::from_static(b"a")).unwrap();
+        assert!(lags());
+        outbox.decide(Verdict::End(Ending::Gone), None);
+        assert!(!lags(), "nothing more comes into it");
     }
 
     #[test]

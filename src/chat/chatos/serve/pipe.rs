@@ -5,15 +5,15 @@
 //! the other direction goes on (D-32).
 //!
 //! A leg that breaks, and a pipe that is to be closed because one of its clients left, end the same way: what was taken from the
-//! one still goes to the other, then both see the end. Of a pipe that is to be closed, what the kernel holds already is taken
-//! first, since the client that left may have said it just before.
+//! one still goes to the other, then both see the end. Of a pipe that is to be closed, what is still on its way is taken first, since
+//! the client that left may have said it just before (spec 11): until its end, or [`QUIET`], or [`FLUSH_MAX`] at the latest. How much
+//! that is only its own kernel knows, so *rejected*: what ours holds at that moment.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -33,6 +33,8 @@ pub const BUFFER_MAX: usize = 64 * 1024;
 const BUFFER_LOW: usize = BUFFER_MAX / 2;
 /// How much is read at a time.
 const READ: usize = 8 * 1024;
+/// How long nothing comes of what a client said before it left, when all of it has come. Loss on the way is made good within that.
+const QUIET: Duration = Duration::from_millis(500);
 /// How often the task that decides is told that something moves, at most.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -84,6 +86,8 @@ pub(super) async fn run(first: Leg, second: Leg, orders: &Orders, mailbox: &mpsc
             () = activity.tell(orders.id, mailbox) => {}
         }
     }
+    // The relation is over now (spec 8), not when both sides have closed, too.
+    let _stopped = mailbox.send(Mail::Input(Input::PipeOver(orders.id))).await;
     tokio::join!(linger(&mut from_first, &mut to_first), linger(&mut from_second, &mut to_second));
 }
 
@@ -143,7 +147,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut scratch = [0; READ];
-    let (mut paused, mut flushed, mut stopped) = (false, true, false);
+    let (mut paused, mut flushed, mut closing) = (false, true, false);
     while !(ended && pending.is_empty() && flushed) {
         paused = match pending.len() {
             BUFFER_MAX.. => true,
@@ -173,17 +177,10 @@ where
                     return Err(error);
                 }
             },
-            () = stops.any(), if !stopped => {
-                stopped = true;
-                // What its client said before it left, and nothing that it may yet say.
-                while !ended && !stops.broken.is_cancelled() && pending.len() < BUFFER_MAX {
-                    match from.read(&mut scratch).now_or_never() {
-                        Some(Ok(n)) if n > 0 => pending.extend_from_slice(scratch.get(..n).unwrap_or_default()),
-                        _ => break,
-                    }
-                }
-                ended = true;
-            }
+            () = stops.broken.cancelled(), if !ended => ended = true,
+            () = stops.close.cancelled(), if !closing => closing = true,
+            // The room is not ours to wait for: time that passes without room does not count.
+            () = tokio::time::sleep(QUIET), if closing && !ended && !paused => ended = true,
         }
     }
     to.shutdown().await
@@ -241,7 +238,7 @@ mod tests {
         assert!(received == sent);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_a_client_said_before_it_left_still_arrives() {
         let (stops, activity) = parts();
         let (mut sender, mut from) = tokio::io::duplex(1024);

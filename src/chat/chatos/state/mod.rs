@@ -516,6 +516,8 @@ impl State {
         if self.has_enough_privates(conn) || self.has_enough_privates(requester) {
             // It was within the limits when it was asked for, and is not any more.
             self.unrelate(pair);
+            // Who said yes waits for an id, and has to learn that none comes.
+            step.send(conn, &ToClient::Refuse(other.clone(), me.to_owned()));
             return step.send(requester, &ToClient::Refuse(me.to_owned(), other));
         }
         let id = self.new_id();

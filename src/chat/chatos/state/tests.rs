@@ -491,6 +491,7 @@ fn requests_are_bounded_on_both_sides_and_refused_on_behalf_of_the_target() {
     // One private connection each: what was asked for before cannot become another one.
     world.says(4, accept("dave", "alice")).said.clear();
     world.says(4, accept("dave", "bob")).hears(2, &[ToClient::Refuse(s("dave"), s("bob"))]);
+    world.hears(4, &[ToClient::Refuse(s("bob"), s("dave"))]);
     world.says(3, request("carol", "alice")).hears(3, &[ToClient::Refuse(s("alice"), s("carol"))]);
     world.nothing_else().empties();
 }
@@ -530,7 +531,6 @@ fn ids_are_positive_never_zero_and_never_in_use() {
     world.empties();
 }
 
-/// The longest that can be said fits what the reader lets through.
 #[test]
 fn calling_early_or_twice_does_nothing() {
     let mut world = world();
