@@ -32,8 +32,9 @@ use heliostat::client::{Device, Mediator, Trust};
 use heliostat::net::tls::{self, read_certs};
 use heliostat::upstream::Framing;
 use heliostat::wire::d2m::{FromDevice, PAYLOAD_MAX, ServerGroup, ToDevice};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio_rustls::client::TlsStream;
 use world::{Client, Ground, PLATFORM, World, soon};
 
@@ -53,10 +54,17 @@ struct Server {
 
 impl Server {
     fn start(data: &Path) -> Self {
+        Self::start_with(data, "")
+    }
+
+    /// With more lines in its configuration.
+    fn start_with(data: &Path, more: &str) -> Self {
+        let config = data.with_extension("toml");
+        std::fs::write(&config, more).unwrap();
         let any = "127.0.0.1:0";
         let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
         command.args(["serve", "--data", data.to_str().unwrap(), "--listen", any, "--admin-listen", any]);
-        command.args(["--csp-listen", any, "--skynet-listen", any]).env_remove("HELIOSTAT_CONFIG");
+        command.args(["--csp-listen", any, "--skynet-listen", any]).arg("--config").arg(config);
         let mut child = command
             .env("HELIOSTAT_LOG", "error,heliostat::chat::skynet=info")
             .stdin(Stdio::null())
@@ -98,6 +106,11 @@ impl Server {
                 return format!("https://{}", link.split('"').next().unwrap().trim());
             }
         }
+    }
+
+    /// Waits for a line in the log.
+    fn logs(&self, what: &str) {
+        while !self.log.recv_timeout(PATIENCE).expect(what).contains(what) {}
     }
 
     fn stop(mut self) {
@@ -215,6 +228,91 @@ async fn who_follows_the_link_in_the_mail_can_log_in() {
     assert!(status == 200 && json["content"].as_str().unwrap().contains(BOB), "{answer}");
     assert!(json["title"].is_string() && json["header"].is_string() && json.as_object().unwrap().len() == 3);
     assert_eq!(other.login(BOB, "pw").await, CreateSessionStatus::SUCCESS);
+    server.stop();
+}
+
+/// What a mail server was told: to whom, and what.
+#[derive(Debug)]
+struct Taken {
+    to: String,
+    mail: Vec<String>,
+}
+
+/// Takes mails, as a mail server does. The first recipients are given `answers`, all others welcome.
+async fn mail_server(listener: TcpListener, mut answers: Vec<&'static str>, taken: mpsc::UnboundedSender<Taken>) {
+    while let Ok((tcp, _)) = listener.accept().await {
+        let (read, mut write) = tcp.into_split();
+        let mut lines = tokio::io::BufReader::new(read).lines();
+        write.write_all(b"220 mail.example ready\r\n").await.unwrap();
+        let mut to = String::new();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let said = if line.starts_with("RCPT TO:") {
+                to = line.trim_start_matches("RCPT TO:").to_owned();
+                if answers.is_empty() { "250 fine" } else { answers.remove(0) }
+            } else if line == "DATA" {
+                write.write_all(b"354 go on\r\n").await.unwrap();
+                let mut mail = Vec::new();
+                while let Some(line) = lines.next_line().await.unwrap().filter(|line| line != ".") {
+                    mail.push(line);
+                }
+                taken.send(Taken { to: to.clone(), mail }).unwrap();
+                "250 taken"
+            } else if line == "QUIT" {
+                "221 bye"
+            } else {
+                "250 fine"
+            };
+            if write.write_all(format!("{said}\r\n").as_bytes()).await.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mails_are_sent_and_tried_again_unless_refused_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = format!(
+        "chat.skynet = {{ smtp = 'smtp://{}', mail_from = 'skynet@example.org' }}\n",
+        listener.local_addr().unwrap()
+    );
+    let (taken, mut mails) = mpsc::unbounded_channel();
+    // The first is refused for good, the second for now, and the third is the second again.
+    tokio::spawn(mail_server(listener, vec!["550 nobody", "451 later"], taken));
+    let data = dir.path().join("data");
+    let server = Server::start_with(&data, &config);
+    let ca = &data.join("tls").join("dev-ca.pem");
+    let mut client = server.secured(ca).await;
+    client.greet().await;
+    assert_eq!(client.register(BOB, "pw").await, CreateAccountStatus::SUCCESS);
+    server.logs("a mail is dropped");
+    assert_eq!(client.register(ALICE, "pw").await, CreateAccountStatus::SUCCESS);
+    let Taken { to, mail } = soon(mails.recv()).await.unwrap();
+    assert_eq!(to, format!("<{ALICE}>"));
+    for header in ["From: skynet@example.org", "To: alice@example.com", "Subject: Confirm your address"] {
+        assert!(mail.iter().any(|line| line == header), "{mail:#?}");
+    }
+    let link = mail.iter().find(|line| line.starts_with("https://localhost:")).expect("a link");
+    assert_eq!(visit("POST", link, ca).await.0, 200);
+    assert_eq!(client.login(ALICE, "pw").await, CreateSessionStatus::SUCCESS);
+    server.stop();
+    assert!(mails.try_recv().is_err(), "each mail is taken once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mails_are_files_for_who_develops() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, mails) = (dir.path().join("data"), dir.path().join("mails"));
+    let config = format!("chat.skynet = {{ mail_dir = {mails:?}, mail_from = 'skynet@example.org' }}\n");
+    let server = Server::start_with(&data, &config);
+    let mut client = server.secured(&data.join("tls").join("dev-ca.pem")).await;
+    client.greet().await;
+    assert_eq!(client.register(ALICE, "pw").await, CreateAccountStatus::SUCCESS);
+    server.logs("a mail is written");
+    let mail = std::fs::read_dir(&mails).unwrap().next().unwrap().unwrap().path();
+    let text = std::fs::read_to_string(mail).unwrap();
+    assert!(text.contains("To: alice@example.com") && text.contains("https://localhost:"), "{text}");
     server.stop();
 }
 

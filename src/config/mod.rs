@@ -286,6 +286,13 @@ settings! {
             web_listen: SocketAddr = local(8444), ADDRESS, Restart;
             /// Where people find those pages, if not there: what links in mails begin with.
             public_url: Option<String> = None, Or(None, HttpsUrl), Restart;
+            /// The mail server that takes what is to be sent: `smtps://user:password@host`, or `smtp://` with `?tls=required`;
+            /// without TLS only on this machine. When not set, mails are written into the log, links and all.
+            smtp: Option<Secret> = None, Or(None, Smtp), Restart;
+            /// The sender of mails.
+            mail_from: Option<String> = None, Or(None, Contact), Restart;
+            /// A directory where mails are put instead, each as a file: for development.
+            mail_dir: Option<PathBuf> = None, Or(None, File), Restart;
             /// Its certificate chain, PEM, where it is not the one that is presented to devices: Skynet clients know their
             /// server by one certificate and look at no name. What the file holds may change while the server runs.
             cert: Option<PathBuf> = None, Or(None, File), Restart;
@@ -429,6 +436,19 @@ const RULES: &[Rule<Config>] = &[
         },
         reason: "with `listen.plain` there is no certificate but `chat.skynet.cert`; without one, clients can only be on this \
                  machine, or behind a proxy on it",
+    },
+    Rule {
+        keys: &["chat.skynet.smtp", "chat.skynet.mail_dir"],
+        broken: |config| config.chat.skynet.smtp.is_some() && config.chat.skynet.mail_dir.is_some(),
+        reason: "mails are sent, or put into a directory",
+    },
+    Rule {
+        keys: &["chat.skynet.smtp", "chat.skynet.mail_dir", "chat.skynet.mail_from"],
+        broken: |config| {
+            let SkynetConfig { smtp, mail_dir, mail_from, .. } = &config.chat.skynet;
+            mail_from.is_some() != (smtp.is_some() || mail_dir.is_some())
+        },
+        reason: "mails need a sender (`mail_from`), and a sender mails (`smtp` or `mail_dir`)",
     },
     Rule {
         keys: &["chat.skynet.plain_listen"],
@@ -719,6 +739,45 @@ impl Kind<Secret> for Postgres {
     fn is_secret(&self) -> bool {
         true
     }
+}
+
+/// The URL of a mail server. Shown as long as there is no password in it.
+#[derive(Debug)]
+struct Smtp;
+
+impl Kind<Secret> for Smtp {
+    fn name(&self) -> String {
+        "URL, or `\"file:PATH\"`".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<Secret, Vec<Fault>> {
+        let url = Confidential(1).read(given)?;
+        let fine = url.expose().parse::<http::Uri>().is_ok_and(|uri| {
+            let required = uri.query().is_some_and(|query| query.split('&').any(|it| it == "tls=required"));
+            match uri.scheme_str() {
+                Some("smtps") => true,
+                Some("smtp") => required || uri.host().is_some_and(is_this_machine),
+                _ => false,
+            }
+        });
+        // Without the value, which may hold a password.
+        let reason = "expected the URL of a mail server, such as \"smtps://user:password@mail.example.org\", with TLS unless it \
+                      is on this machine";
+        if fine { Ok(url) } else { Err(vec![Fault { at: None, reason: reason.to_owned() }]) }
+    }
+
+    fn show(&self, url: &Secret) -> Shown {
+        Postgres.show(url)
+    }
+
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether there is a password in a URL: behind the user's name, or among the parameters.
@@ -1174,6 +1233,23 @@ mod tests {
         for wrong in ["'mysql://a:hunter2@h/n'", "'hunter2'", "['hunter2']", "'postgres://a:hunter2@h:port/n'"] {
             assert!(!format!("{:?}", shown(wrong).unwrap_err()).contains("hunter2"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn mails_are_sent_with_tls_and_their_password_is_shown_to_nobody() {
+        let smtp = |url: &str| parse(&format!("chat.skynet.mail_from = 'a@b.example'\nchat.skynet.smtp = '{url}'"));
+        for fine in
+            ["smtps://a:p@h", "smtp://h:587?tls=required", "smtp://127.0.0.1:25", "smtp://[::1]", "smtp://localhost"]
+        {
+            assert!(smtp(fine).is_ok(), "{fine}");
+        }
+        for wrong in ["smtp://h", "smtp://h?tls=opportunistic", "http://h", "hunter2", "smtp://a:hunter2@h"] {
+            assert!(!smtp(wrong).unwrap_err().sentences().concat().contains("hunter2"), "{wrong}");
+        }
+        let shown = Smtp.show(smtp("smtps://a:hunter2@h").unwrap().chat.skynet.smtp.as_ref().unwrap());
+        assert_eq!(shown, Shown::Hidden);
+        assert!(parse("chat.skynet.smtp = 'smtps://h'").is_err(), "without a sender");
+        assert!(parse("chat.skynet.mail_from = 'a@b.example'").is_err(), "without mails");
     }
 
     #[test]

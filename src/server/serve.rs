@@ -299,7 +299,14 @@ async fn open_skynet(
     let here = format!("{scheme}://{}", host(web.local_addr().into_diagnostic()?));
     let public_url = room.public_url.clone().unwrap_or(here);
     let mut settings = skynet::Config::new(config.data_dir.clone());
-    settings.mail = Arc::new(skynet::LogMail { public_url: Some(public_url.clone()) });
+    let smtp = room.smtp.as_ref().map(|url| skynet::Way::Smtp(url.expose().to_owned()));
+    let way = smtp.or_else(|| room.mail_dir.clone().map(skynet::Way::Files));
+    settings.mail = match (way, &room.mail_from) {
+        (Some(way), Some(from)) => {
+            Arc::new(skynet::Post::open(way, from, public_url.clone(), stop.clone()).into_diagnostic()?)
+        }
+        _ => Arc::new(skynet::LogMail { public_url: Some(public_url.clone()) }),
+    };
     settings.settings = skynet::Settings {
         platforms: room.platforms.known(),
         session_age_max: room.session_max_age,

@@ -3,8 +3,8 @@
 //! **Served**: all packets; registration with confirmation, sessions, take-over, restore, every type of channel, groups and
 //! profiles, receipts, block lists, password and mail changes, deletion, search, device lists, presence; the pages that confirm an address.
 //!
-//! **Left out** so far: files beside the messages (a message that names one is answered with *file not found*), mail by SMTP, and
-//! a push provider. [`MailHook`] and [`PushHook`] are where the latter belong.
+//! **Left out** so far: files beside the messages (a message that names one is answered with *file not found*), and a push
+//! provider, which belongs behind [`PushHook`].
 //!
 //! | file | holds |
 //! |---|---|
@@ -19,8 +19,8 @@ pub mod store;
 pub mod wire;
 
 pub use serve::{
-    Config, Confirmed, Letter, LogMail, LogPush, MailHook, PORT, PushHook, Rates, Reason, Running, Settings,
-    StartError, Wake, link, start_on,
+    BadMail, Config, Confirmed, Letter, LogMail, LogPush, MailHook, PORT, Post, PushHook, Rates, Reason, Running,
+    Settings, StartError, Wake, Way, link, start_on,
 };
 pub use state::line::Platform;
 pub use wire::Release;

@@ -5,6 +5,7 @@
 //! | `actor` | decide, keep, then speak |
 //! | `scene` | what every use case works with |
 //! | `accounts` `channels` `messages` | the use cases |
+//! | `mail` | how mails are sent |
 //! | `gate` | who may try how often |
 //! | `connection` | one client's socket |
 //! | `outbox` | what waits to be written to it |
@@ -15,6 +16,7 @@ mod actor;
 mod channels;
 mod connection;
 mod gate;
+mod mail;
 mod messages;
 mod outbox;
 mod scene;
@@ -45,6 +47,7 @@ use gate::Gate;
 pub use actor::Confirmed;
 pub use connection::{STRANGER_SILENT_MAX, WRITE_STALL_MAX};
 pub use gate::Rates;
+pub use mail::{BadMail, Post, Way};
 pub use outbox::OUTBOX_BYTES_MAX;
 pub use scene::{Letter, Reason, Settings, Wake};
 pub use web::link;
