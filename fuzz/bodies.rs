@@ -245,7 +245,8 @@ pub fn cutters(data: &[u8]) {
     cut(|| ServerStream::new(CSP_FRAME_MAX), pieces, stream);
     cut(Frames::default, pieces, stream);
     cut(|| heliostat::wire::chatos::ServerStream::new(chatos::CLIENT_CAPS, 1), pieces, stream);
-    for framing in [Framing::Csp, Framing::ChatOs, Framing::Raw] {
+    cut(|| heliostat::wire::skynet::ServerStream::new(8), pieces, stream);
+    for framing in [Framing::Csp, Framing::ChatOs, Framing::Skynet, Framing::Raw] {
         let mut framer = Framer::new(framing);
         let mut proxied = Vec::new();
         for_each_piece(pieces, stream, |piece| {

@@ -115,6 +115,9 @@ pub struct ServeArgs {
     /// Run the embedded ChatOs server there [default: none]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub chatos_listen: Option<SocketAddr>,
+    /// Run the embedded Skynet server there [default: none]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub skynet_listen: Option<SocketAddr>,
     /// Where the operator connects: a loopback address, unless `admin.token` is set [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
@@ -172,7 +175,12 @@ impl ServeArgs {
         let local = self.port.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         // Whoever asks for any port runs several at a time; what else is said is stronger.
         let any_port = local.filter(|address| address.port() == 0);
-        let meant = [("--port", "chat.csp.listen", address(any_port)), ("--port", "admin.listen", address(any_port))];
+        let any_skynet = self.skynet_listen.filter(|address| address.port() == 0);
+        let meant = [
+            ("--port", "chat.csp.listen", address(any_port)),
+            ("--port", "admin.listen", address(any_port)),
+            ("--skynet-listen", "chat.skynet.web_listen", address(any_skynet)),
+        ];
         let meant = meant.map(|(name, key, value)| (name.to_owned(), key, value));
         let own = [
             ("--data", "data_dir", self.data.clone()),
@@ -183,6 +191,8 @@ impl ServeArgs {
             ("--csp-listen", "chat.csp.listen", address(self.csp_listen)),
             ("--chatos-listen", "chat.chatos.enabled", word(self.chatos_listen.is_some(), "true")),
             ("--chatos-listen", "chat.chatos.listen", address(self.chatos_listen)),
+            ("--skynet-listen", "chat.skynet.enabled", word(self.skynet_listen.is_some(), "true")),
+            ("--skynet-listen", "chat.skynet.listen", address(self.skynet_listen)),
             ("--admin-listen", "admin.listen", address(self.admin_listen)),
             ("--memory", "durability", word(self.memory, "memory")),
         ];
@@ -436,7 +446,7 @@ mod tests {
 
     #[test]
     fn every_flag_sets_a_key_that_exists() {
-        let addresses = ["--listen", "--csp-listen", "--chatos-listen", "--admin-listen"]
+        let addresses = ["--listen", "--csp-listen", "--chatos-listen", "--skynet-listen", "--admin-listen"]
             .map(|flag| [flag, "127.0.0.1:7"])
             .concat();
         let args = [&["--data", "d", "--plain", "--memory"], &addresses[..]].concat();

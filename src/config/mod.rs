@@ -32,6 +32,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
 use self::kinds::{
@@ -39,6 +40,7 @@ use self::kinds::{
     unlimited,
 };
 use self::settings::{settings, words};
+use crate::chat::skynet::{self, Platform, Release};
 use crate::net::acme;
 use crate::net::proxies::{Proxies, SaidBy};
 use crate::net::rate::Rate;
@@ -97,9 +99,9 @@ settings! {
             durability: Durability = Durability::Fsync, OneOf, Restart;
             /// The chat servers behind the mediator, by the server group in a device's URL: `exact.NAME`, else `template`,
             /// whose addresses contain `{serverGroup}`, else `default`. Each has `addresses`, a list of `"host:port"` that
-            /// are tried in this order, and `framing`, `"csp"` (the default), `"chatos"`, or `"raw"` for anything else. When not
-            /// set, `chatos` leads to the embedded ChatOs server and all others to the embedded CSP chat server, as far as they
-            /// are enabled.
+            /// are tried in this order, and `framing`, `"csp"` (the default), `"chatos"`, `"skynet"`, or `"raw"` for anything
+            /// else. When not set, `chatos` and `skynet` lead to the embedded servers of these names and all others to the
+            /// embedded CSP chat server, as far as they are enabled.
             server_groups: Option<ServerGroups> = None, Or(None, ServerGroupsTable), Reload;
         }
         sections {
@@ -211,6 +213,7 @@ settings! {
         sections {
             csp: CspConfig,
             chatos: ChatOsConfig,
+            skynet: SkynetConfig,
         }
     }
 
@@ -266,6 +269,61 @@ settings! {
             join_same_ip: bool = false, Switch, Restart;
             /// Packets one client may send; one that sends more is read more slowly. For a server that strangers can reach: "20/s".
             packets_per_client: Option<Rate> = None, Or(Some("off"), Times(1..=1_000_000)), Restart;
+        }
+    }
+
+    /// The Skynet server: accounts, channels, and everything kept until each device has fetched it.
+    pub struct SkynetConfig {
+        keys {
+            /// Whether it runs.
+            enabled: bool = false, Switch, Restart;
+            /// Where it listens, with TLS.
+            listen: SocketAddr = local(skynet::PORT), ADDRESS, Restart;
+            /// Where it listens without TLS, for the mediator and for a proxy that ends TLS: a loopback address. Port 0 takes one
+            /// that is free.
+            plain_listen: SocketAddr = local(0), ADDRESS, Restart;
+            /// Where people confirm their addresses with a browser; encrypted like `listen`.
+            web_listen: SocketAddr = local(8444), ADDRESS, Restart;
+            /// Where people find those pages, if not there: what links in mails begin with.
+            public_url: Option<String> = None, Or(None, HttpsUrl), Restart;
+            /// The mail server that takes what is to be sent: `smtps://user:password@host`, or `smtp://` with `?tls=required`;
+            /// without TLS only on this machine. When not set, mails are written into the log, links and all.
+            smtp: Option<Secret> = None, Or(None, Smtp), Restart;
+            /// The sender of mails.
+            mail_from: Option<String> = None, Or(None, Contact), Restart;
+            /// A directory where mails are put instead, each as a file: for development.
+            mail_dir: Option<PathBuf> = None, Or(None, File), Restart;
+            /// Its certificate chain, PEM, where it is not the one that is presented to devices: Skynet clients know their
+            /// server by one certificate and look at no name. What the file holds may change while the server runs.
+            cert: Option<PathBuf> = None, Or(None, File), Restart;
+            /// The private key of that certificate, PEM.
+            key: Option<PathBuf> = None, Or(None, File), Restart;
+            /// Where the database is, for PostgreSQL. When not set, it is a file in the data directory, which holds the key to what
+            /// is sealed in either.
+            database: Option<Secret> = None, Or(None, Postgres), Restart;
+            /// Who is served: by the name a client gives itself, its `latest` release (a number, and a `name` for people), the
+            /// number below which it is `recommended` to take the latest one, and the number below which it is `required`.
+            platforms: Platforms = Platforms::default(), PlatformsTable, Restart;
+            /// Connections at once; further ones are dropped without a word.
+            max_connections: usize = 10_000, Number(1..=1_000_000), Restart;
+            /// A session that was away for longer has to log in again.
+            session_max_age: Duration = 183 * DAY, Time(DAY..=100 * YEAR), Restart;
+            /// How long daystream messages are kept.
+            daystream_max_age: Duration = DAY, Time(MINUTE..=YEAR), Restart;
+            /// Whether a sealed message has to say with which keys. The only known client does not.
+            strict_dependencies: bool = false, Switch, Restart;
+            /// Whether a search is followed by the public profiles of those it found. Not for the Android client, which cannot stand
+            /// messages outside of channels.
+            forward_profiles: bool = false, Switch, Restart;
+            /// Registering, logging in and coming back from one address. Who is faster is heard later.
+            attempts_per_address: Rate = skynet::Rates::default().attempts, Times(1..=1_000_000), Restart;
+            /// Logging in under one name. Who is faster is heard later.
+            logins_per_name: Rate = skynet::Rates::default().logins, Times(1..=1_000_000), Restart;
+            /// Mails to one address. What is asked for beyond that is answered as if it were sent.
+            mails_per_address: Rate = skynet::Rates::default().mails, Times(1..=1_000_000), Restart;
+            /// Addresses behind which many clients stand, so that none is held up for what others do: the mediator's above all.
+            /// When not set, this machine's own.
+            exempt: Option<BTreeSet<IpAddr>> = None, Or(None, List(Parsed("an IP address", "10.0.0.2"))), Restart;
         }
     }
 
@@ -365,6 +423,39 @@ const RULES: &[Rule<Config>] = &[
         reason: "`cert` and `key` need each other",
     },
     Rule {
+        keys: &["chat.skynet.cert", "chat.skynet.key"],
+        broken: |config| config.chat.skynet.cert.is_some() != config.chat.skynet.key.is_some(),
+        reason: "`cert` and `key` need each other",
+    },
+    Rule {
+        keys: &["chat.skynet.listen", "chat.skynet.web_listen", "listen.plain"],
+        broken: |config| {
+            let SkynetConfig { enabled, listen, web_listen, cert, .. } = &config.chat.skynet;
+            let local = listen.ip().is_loopback() && web_listen.ip().is_loopback();
+            *enabled && config.listen.plain && cert.is_none() && !local
+        },
+        reason: "with `listen.plain` there is no certificate but `chat.skynet.cert`; without one, clients can only be on this \
+                 machine, or behind a proxy on it",
+    },
+    Rule {
+        keys: &["chat.skynet.smtp", "chat.skynet.mail_dir"],
+        broken: |config| config.chat.skynet.smtp.is_some() && config.chat.skynet.mail_dir.is_some(),
+        reason: "mails are sent, or put into a directory",
+    },
+    Rule {
+        keys: &["chat.skynet.smtp", "chat.skynet.mail_dir", "chat.skynet.mail_from"],
+        broken: |config| {
+            let SkynetConfig { smtp, mail_dir, mail_from, .. } = &config.chat.skynet;
+            mail_from.is_some() != (smtp.is_some() || mail_dir.is_some())
+        },
+        reason: "mails need a sender (`mail_from`), and a sender mails (`smtp` or `mail_dir`)",
+    },
+    Rule {
+        keys: &["chat.skynet.plain_listen"],
+        broken: |config| !config.chat.skynet.plain_listen.ip().is_loopback(),
+        reason: "what is not encrypted does not leave this machine: a loopback address",
+    },
+    Rule {
         keys: &["listen.acme.domains", "listen.plain", "listen.cert", "listen.key"],
         broken: |config| {
             let ListenConfig { plain, cert, key, acme, .. } = &config.listen;
@@ -436,13 +527,18 @@ const RULES: &[Rule<Config>] = &[
 /// The server group that leads to the embedded ChatOs server when no others are configured.
 pub const CHATOS_GROUP: &str = "chatos";
 
-/// Where the chat servers in this process really listen.
+/// The server group that leads to the embedded Skynet server when no others are configured.
+pub const SKYNET_GROUP: &str = "skynet";
+
+/// Where the mediator reaches the chat servers in this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rooms {
     /// The CSP chat server.
     pub csp: Option<SocketAddr>,
     /// The ChatOs server.
     pub chatos: Option<SocketAddr>,
+    /// The Skynet server, without TLS.
+    pub skynet: Option<SocketAddr>,
 }
 
 /// How the public door is secured.
@@ -475,15 +571,16 @@ impl Config {
         Sources::text(name, text).read().map(|effective| effective.config)
     }
 
-    /// The directory to use: the configured one; else the group `chatos` goes to the embedded ChatOs server and everything
-    /// else to the embedded CSP chat server, as far as there are any, at the addresses where they really listen.
+    /// The directory to use: the configured one; else the groups `chatos` and `skynet` go to the embedded servers of these names
+    /// and everything else to the embedded CSP chat server, as far as there are any, at the addresses where they really listen.
     #[must_use]
     pub fn directory(&self, rooms: Rooms) -> Directory {
         let embedded = || {
             let target = |address: SocketAddr, framing| Target { addresses: vec![address.to_string()], framing };
-            let exact = rooms.chatos.map(|address| (CHATOS_GROUP.to_owned(), target(address, Framing::ChatOs)));
+            let named = [(CHATOS_GROUP, rooms.chatos, Framing::ChatOs), (SKYNET_GROUP, rooms.skynet, Framing::Skynet)];
+            let exact = named.map(|(name, room, framing)| Some((name.to_owned(), target(room?, framing))));
             let default = rooms.csp.map(|address| target(address, Framing::Csp));
-            let config = DirectoryConfig { exact: exact.into_iter().collect(), default, template: None };
+            let config = DirectoryConfig { exact: exact.into_iter().flatten().collect(), default, template: None };
             Directory::new(config).unwrap_or_default()
         };
         self.server_groups.as_ref().map_or_else(embedded, |groups| groups.directory.clone())
@@ -521,6 +618,14 @@ impl ChatOsConfig {
     }
 }
 
+impl SkynetConfig {
+    /// The files of its own certificate, if it has one.
+    #[must_use]
+    pub fn cert_files(&self) -> Option<CertFiles> {
+        Some(CertFiles { cert: self.cert.clone()?, key: self.key.clone()? })
+    }
+}
+
 impl AcmeConfig {
     /// What is ordered, if anything.
     fn settings(&self) -> Option<acme::Settings> {
@@ -534,6 +639,152 @@ impl AcmeConfig {
             cache,
         })
     }
+}
+
+/// A release of a kind of Skynet client, and which older ones are served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Versions {
+    /// The newest release, for programs to compare.
+    pub latest: i32,
+    /// The newest release, for people.
+    pub name: String,
+    /// Older ones are told that there is a newer one.
+    pub recommended: i32,
+    /// Older ones are not served.
+    pub required: i32,
+}
+
+/// The kinds of Skynet clients that are served, by the names they give themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Platforms(pub BTreeMap<String, Versions>);
+
+impl Default for Platforms {
+    fn default() -> Self {
+        let known = skynet::Settings::default().platforms.into_iter().map(|platform| {
+            let Platform { application, latest: Release { code, name }, recommended_from, required_from } = platform;
+            (application, Versions { latest: code, name, recommended: recommended_from, required: required_from })
+        });
+        Self(known.collect())
+    }
+}
+
+impl Platforms {
+    /// As the room takes them.
+    #[must_use]
+    pub fn known(&self) -> Vec<Platform> {
+        let platform = |(application, versions): (&String, &Versions)| Platform {
+            application: application.clone(),
+            latest: Release { code: versions.latest, name: versions.name.clone() },
+            recommended_from: versions.recommended,
+            required_from: versions.required,
+        };
+        self.0.iter().map(platform).collect()
+    }
+}
+
+#[derive(Debug)]
+struct PlatformsTable;
+
+impl Kind<Platforms> for PlatformsTable {
+    fn name(&self) -> String {
+        "table".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<Platforms, Vec<Fault>> {
+        /// What a packet can say of a release, in bytes.
+        const NAME_MAX: usize = u8::MAX as usize;
+        let platforms: Platforms = kinds::table(given)?;
+        let long = |name: &&String| name.len() > NAME_MAX;
+        let Platforms(known) = &platforms;
+        match known.keys().chain(known.values().map(|versions| &versions.name)).find(long) {
+            Some(name) => Err(vec![Fault { at: None, reason: format!("{name:?} has more than {NAME_MAX} bytes") }]),
+            None => Ok(platforms),
+        }
+    }
+
+    fn show(&self, platforms: &Platforms) -> Shown {
+        toml::Value::try_from(platforms).map_or(Shown::NotSet, |value| Shown::Value(value.to_string()))
+    }
+}
+
+/// The URL of a PostgreSQL database. Shown as long as there is no password in it.
+#[derive(Debug)]
+struct Postgres;
+
+impl Kind<Secret> for Postgres {
+    fn name(&self) -> String {
+        "URL, or `\"file:PATH\"`".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<Secret, Vec<Fault>> {
+        let url = Confidential(1).read(given)?;
+        let is_scheme = ["postgres://", "postgresql://"].iter().any(|scheme| url.expose().starts_with(scheme));
+        if is_scheme && url.expose().parse::<sqlx::postgres::PgConnectOptions>().is_ok() {
+            return Ok(url);
+        }
+        // Without the value, which may hold a password.
+        let reason = "expected the URL of a PostgreSQL database, such as \"postgres://user:password@host/name\"";
+        Err(vec![Fault { at: None, reason: reason.to_owned() }])
+    }
+
+    fn show(&self, url: &Secret) -> Shown {
+        match Confidential(1).show(url) {
+            Shown::Hidden if !names_a_password(url.expose()) => Shown::text(url.expose()),
+            shown => shown,
+        }
+    }
+
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+/// The URL of a mail server. Shown as long as there is no password in it.
+#[derive(Debug)]
+struct Smtp;
+
+impl Kind<Secret> for Smtp {
+    fn name(&self) -> String {
+        "URL, or `\"file:PATH\"`".into()
+    }
+
+    fn read(&self, given: Given<'_>) -> Result<Secret, Vec<Fault>> {
+        let url = Confidential(1).read(given)?;
+        let fine = url.expose().parse::<http::Uri>().is_ok_and(|uri| {
+            let required = uri.query().is_some_and(|query| query.split('&').any(|it| it == "tls=required"));
+            match uri.scheme_str() {
+                Some("smtps") => true,
+                Some("smtp") => required || uri.host().is_some_and(is_this_machine),
+                _ => false,
+            }
+        });
+        // Without the value, which may hold a password.
+        let reason = "expected the URL of a mail server, such as \"smtps://user:password@mail.example.org\", with TLS unless it \
+                      is on this machine";
+        if fine { Ok(url) } else { Err(vec![Fault { at: None, reason: reason.to_owned() }]) }
+    }
+
+    fn show(&self, url: &Secret) -> Shown {
+        Postgres.show(url)
+    }
+
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether there is a password in a URL: behind the user's name, or among the parameters.
+fn names_a_password(url: &str) -> bool {
+    let (address, parameters) = url.split_once('?').unwrap_or((url, ""));
+    let behind_scheme = address.split_once("://").map_or(address, |(_, rest)| rest);
+    behind_scheme.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) || parameters.contains("password")
 }
 
 /// The configured chat servers: a directory that was checked, and how it was written.
@@ -772,6 +1023,8 @@ fn local(port: u16) -> SocketAddr {
 mod tests {
     use std::path::Path;
 
+    use toml::de::DeValue;
+
     use super::*;
     use crate::wire::d2m::ServerGroup;
 
@@ -946,14 +1199,79 @@ mod tests {
     }
 
     #[test]
+    fn the_embedded_skynet_server_has_a_server_group_of_its_own() {
+        let skynet = ServerGroup::new(SKYNET_GROUP).unwrap();
+        let address = "127.0.0.1:4713".parse().unwrap();
+        let directory = Config::development().directory(Rooms { skynet: Some(address), ..Rooms::default() });
+        let expected = Target { addresses: vec![address.to_string()], framing: Framing::Skynet };
+        assert_eq!(directory.find(&skynet), Some(expected));
+    }
+
+    #[test]
+    fn what_is_not_encrypted_stays_on_this_machine() {
+        let skynet = |more: &str| parse(&format!("chat.skynet.enabled = true\n{more}"));
+        assert!(skynet("chat.skynet.listen = '0.0.0.0:32761'").is_ok());
+        assert!(skynet("chat.skynet.listen = '0.0.0.0:32761'\nlisten.plain = true").is_err());
+        assert!(skynet("listen.plain = true").is_ok());
+        assert!(skynet("chat.skynet.web_listen = '0.0.0.0:443'\nlisten.plain = true").is_err());
+        assert!(skynet("chat.skynet.plain_listen = '0.0.0.0:1'").is_err());
+        assert!(skynet("chat.skynet.cert = 'c'").is_err(), "without its key");
+    }
+
+    #[test]
+    fn the_database_is_shown_as_long_as_there_is_no_password_in_it() {
+        let shown = |url: &str| {
+            let value = DeValue::parse(url).unwrap();
+            Postgres.read(Given::File(&value)).map(|url| Postgres.show(&url))
+        };
+        for url in ["'postgres://a@h/skynet'", "'postgres://postgres@localhost/name?host=/run/postgresql'"] {
+            assert_eq!(shown(url), Ok(Shown::Value(url.replace('\'', "\""))));
+        }
+        for url in ["'postgres://a:hunter2@h/skynet'", "'postgresql://h/skynet?user=a&password=hunter2'"] {
+            assert_eq!(shown(url), Ok(Shown::Hidden), "{url}");
+        }
+        for wrong in ["'mysql://a:hunter2@h/n'", "'hunter2'", "['hunter2']", "'postgres://a:hunter2@h:port/n'"] {
+            assert!(!format!("{:?}", shown(wrong).unwrap_err()).contains("hunter2"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn mails_are_sent_with_tls_and_their_password_is_shown_to_nobody() {
+        let smtp = |url: &str| parse(&format!("chat.skynet.mail_from = 'a@b.example'\nchat.skynet.smtp = '{url}'"));
+        for fine in
+            ["smtps://a:p@h", "smtp://h:587?tls=required", "smtp://127.0.0.1:25", "smtp://[::1]", "smtp://localhost"]
+        {
+            assert!(smtp(fine).is_ok(), "{fine}");
+        }
+        for wrong in ["smtp://h", "smtp://h?tls=opportunistic", "http://h", "hunter2", "smtp://a:hunter2@h"] {
+            assert!(!smtp(wrong).unwrap_err().sentences().concat().contains("hunter2"), "{wrong}");
+        }
+        let shown = Smtp.show(smtp("smtps://a:hunter2@h").unwrap().chat.skynet.smtp.as_ref().unwrap());
+        assert_eq!(shown, Shown::Hidden);
+        assert!(parse("chat.skynet.smtp = 'smtps://h'").is_err(), "without a sender");
+        assert!(parse("chat.skynet.mail_from = 'a@b.example'").is_err(), "without mails");
+    }
+
+    #[test]
+    fn platforms_are_the_known_ones_unless_others_are_named() {
+        assert_eq!(Config::default().chat.skynet.platforms.known(), skynet::Settings::default().platforms);
+        let text = "[chat.skynet.platforms.'desktop/x']\nlatest = 7\nname = '0.7'\nrecommended = 6\nrequired = 5\n";
+        let known = parse(text).unwrap().chat.skynet.platforms.known();
+        let latest = Release { code: 7, name: "0.7".into() };
+        let application = "desktop/x".to_owned();
+        assert_eq!(known, [Platform { application, latest, recommended_from: 6, required_from: 5 }]);
+        assert!(parse(&text.replace("0.7", &"7".repeat(256))).is_err());
+    }
+
+    #[test]
     fn the_embedded_chatos_server_has_a_server_group_of_its_own() {
         let [chatos, other] = [CHATOS_GROUP, "a0"].map(|name| ServerGroup::new(name).unwrap());
         let (csp, address) = (Some("127.0.0.1:4711".parse().unwrap()), "127.0.0.1:4712".parse().unwrap());
-        let directory = Config::development().directory(Rooms { csp, chatos: Some(address) });
+        let directory = Config::development().directory(Rooms { csp, chatos: Some(address), skynet: None });
         let expected = Target { addresses: vec![address.to_string()], framing: Framing::ChatOs };
         assert_eq!(directory.find(&chatos), Some(expected));
         assert_eq!(directory.find(&other).unwrap().framing, Framing::Csp);
-        let only = Config::development().directory(Rooms { csp: None, chatos: Some(address) });
+        let only = Config::development().directory(Rooms { chatos: Some(address), ..Rooms::default() });
         assert_eq!(only.find(&other), None);
         let written = parse("server_groups.exact.c1 = { addresses = ['h:1'], framing = 'chatos' }").unwrap();
         let found = written.directory(Rooms::default()).find(&ServerGroup::new("c1").unwrap()).unwrap();

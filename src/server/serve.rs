@@ -23,7 +23,7 @@ use super::drain::Pace;
 use super::load::Shedding;
 use super::parent::Parent;
 use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
-use crate::chat::{chatos, csp};
+use crate::chat::{chatos, csp, skynet};
 use crate::config::{Changed, Config, Durability, Rooms, Security};
 use crate::group::Limits;
 use crate::metrics::Outcome;
@@ -31,7 +31,7 @@ use crate::net::acme::Acme;
 use crate::net::development;
 use crate::net::inherited::Inherited;
 use crate::net::listen::Door;
-use crate::net::tls::{Certificate, Tls};
+use crate::net::tls::{CertFiles, Certificate, Tls};
 use crate::net::watch::{LOOK_EVERY, Looked, Watch, log_replaced};
 use crate::session::{Rates, Timeouts};
 use crate::store::memory::MemoryStore;
@@ -95,6 +95,11 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     };
 
     let chatos = if config.chat.chatos.enabled { Some(open_chatos(&config, clock, &stop_chat).await?) } else { None };
+    let skynet = if config.chat.skynet.enabled {
+        Some(open_skynet(&config, secured.door.tls.as_ref(), clock, &stop_chat).await?)
+    } else {
+        None
+    };
 
     let addresses = Addresses {
         public: public.local_addr().into_diagnostic()?,
@@ -102,7 +107,10 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         rooms: Rooms {
             csp: csp.as_ref().map(csp::Running::local_addr),
             chatos: chatos.as_ref().map(chatos::Running::local_addr),
+            skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().get(1).copied()),
         },
+        skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().first().copied()),
+        skynet_pages: skynet.as_ref().map(|(_, pages)| pages.clone()),
     };
     if config.admin.token.is_none() && !addresses.admin.ip().is_loopback() {
         // Of the configured address the configuration knows.
@@ -111,6 +119,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
             addresses.admin
         );
     }
+    let skynet = skynet.map(|(skynet, _)| skynet);
     let parts = Parts {
         store: Arc::clone(&kept.store),
         dial: Arc::new(TcpDial),
@@ -166,7 +175,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
                 }
             },
             () = mediator.drain_asked() => break End::ByOperator,
-            fault = ended_unasked(csp.as_ref(), chatos.as_ref()) => break End::Fault(fault),
+            fault = ended_unasked(csp.as_ref(), chatos.as_ref(), skynet.as_ref()) => break End::Fault(fault),
             never = supervisor::watchdog(&mediator) => match never {},
         }
     };
@@ -195,6 +204,9 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     if let Some(chatos) = chatos {
         chatos.wait().await;
     }
+    if let Some(skynet) = skynet {
+        skynet.wait().await;
+    }
     kept.close().await?;
     match end {
         End::BySignal | End::ByOperator | End::Orphaned => Ok(ExitCode::SUCCESS),
@@ -213,7 +225,11 @@ enum End {
 
 /// Waits for a chat server that ends without being asked. A process that serves half of what it is configured to looks healthy
 /// and is not: it stops in order, and fails, so that a supervisor starts it anew.
-async fn ended_unasked(csp: Option<&csp::Running>, chatos: Option<&chatos::Running>) -> miette::Report {
+async fn ended_unasked(
+    csp: Option<&csp::Running>,
+    chatos: Option<&chatos::Running>,
+    skynet: Option<&skynet::Running>,
+) -> miette::Report {
     let csp = async {
         match csp {
             Some(csp) => csp.over().await,
@@ -226,25 +242,23 @@ async fn ended_unasked(csp: Option<&csp::Running>, chatos: Option<&chatos::Runni
             None => std::future::pending().await,
         }
     };
+    let skynet = async {
+        match skynet {
+            Some(skynet) => skynet.over().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         () = csp => miette!("the CSP chat server ended unexpectedly"),
         () = chatos => miette!("the ChatOs server ended unexpectedly"),
+        () = skynet => miette!("the Skynet server ended unexpectedly"),
     }
 }
 
 /// Opens the ChatOs server as it is configured.
 async fn open_chatos(config: &Config, clock: Clock, stop: &CancellationToken) -> miette::Result<chatos::Running> {
     let room = &config.chat.chatos;
-    let tls = match room.cert_files() {
-        Some(files) => {
-            let watch = Watch::open(files, clock).into_diagnostic()?;
-            let tls = watch.tls().clone();
-            let stop = stop.clone();
-            tokio::spawn(async move { stop.run_until_cancelled(watch.run(LOOK_EVERY)).await });
-            Some(tls)
-        }
-        None => None,
-    };
+    let tls = room.cert_files().map(|files| watched(files, clock, stop)).transpose()?;
     let listener = open_door("the ChatOs server", room.listen, "--chatos-listen").await?;
     let settings = chatos::Config {
         limits: chatos::state::Limits {
@@ -265,6 +279,66 @@ async fn open_chatos(config: &Config, clock: Clock, stop: &CancellationToken) ->
         ..chatos::Config::new(room.listen)
     };
     chatos::start_on(listener, settings, clock, stop.clone()).into_diagnostic()
+}
+
+/// Opens the Skynet server as it is configured: at the first of its addresses with TLS, as far as there is a certificate, and at
+/// the second without. Returns also where people find its pages.
+async fn open_skynet(
+    config: &Config,
+    presented_to_devices: Option<&Tls>,
+    clock: Clock,
+    stop: &CancellationToken,
+) -> miette::Result<(skynet::Running, String)> {
+    let room = &config.chat.skynet;
+    let own = room.cert_files().map(|files| watched(files, clock, stop)).transpose()?;
+    let tls = own.or_else(|| presented_to_devices.cloned());
+    let secured = open_door("the Skynet server", room.listen, "--skynet-listen").await?;
+    let plain = open_door("the Skynet server's mediator", room.plain_listen, "--set chat.skynet.plain_listen=").await?;
+    let web = open_door("the Skynet server's pages", room.web_listen, "--set chat.skynet.web_listen=").await?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let here = format!("{scheme}://{}", host(web.local_addr().into_diagnostic()?));
+    let public_url = room.public_url.clone().unwrap_or(here);
+    let mut settings = skynet::Config::new(config.data_dir.clone());
+    let smtp = room.smtp.as_ref().map(|url| skynet::Way::Smtp(url.expose().to_owned()));
+    let way = smtp.or_else(|| room.mail_dir.clone().map(skynet::Way::Files));
+    settings.mail = match (way, &room.mail_from) {
+        (Some(way), Some(from)) => {
+            Arc::new(skynet::Post::open(way, from, public_url.clone(), stop.clone()).into_diagnostic()?)
+        }
+        _ => Arc::new(skynet::LogMail { public_url: Some(public_url.clone()) }),
+    };
+    settings.settings = skynet::Settings {
+        platforms: room.platforms.known(),
+        session_age_max: room.session_max_age,
+        strict_dependencies: room.strict_dependencies,
+        forward_profiles: room.forward_profiles,
+        daystream_age_max: room.daystream_max_age,
+        ..settings.settings
+    };
+    settings.connections_max = room.max_connections;
+    settings.rates = skynet::Rates {
+        attempts: room.attempts_per_address,
+        logins: room.logins_per_name,
+        mails: room.mails_per_address,
+    };
+    if let Some(url) = &room.database {
+        settings.place = skynet::store::Place::Postgres(url.expose().to_owned());
+    }
+    if let Some(exempt) = &room.exempt {
+        settings.exempt = exempt.iter().copied().collect();
+    }
+    let doors = vec![(secured, Door::from(tls.clone())), (plain, Door::default())];
+    let mut running = skynet::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()?;
+    running.open_web(web, Door::from(tls), stop.clone());
+    Ok((running, public_url))
+}
+
+/// A certificate of a room's own, which is looked at until the rooms close.
+fn watched(files: CertFiles, clock: Clock, stop: &CancellationToken) -> miette::Result<Tls> {
+    let watch = Watch::open(files, clock).into_diagnostic()?;
+    let (tls, stop) = (watch.tls().clone(), stop.clone());
+    tokio::spawn(async move { stop.run_until_cancelled(watch.run(LOOK_EVERY)).await });
+    Ok(tls)
 }
 
 /// The socket that was handed over, or one of our own.
@@ -345,7 +419,7 @@ async fn open_door(for_whom: &str, address: SocketAddr, flag: &str) -> miette::R
 }
 
 /// The store that the configuration asks for. Whatever that is, the data directory is ours alone as long as something is kept
-/// there: the embedded chat server always keeps its queues in a file, and two that share it would overwrite each other.
+/// there: embedded chat servers always keep what they have in files, and two that share them would overwrite each other.
 struct Kept {
     store: Arc<dyn Store>,
     sqlite: Option<Arc<SqliteStore>>,
@@ -359,7 +433,8 @@ impl Kept {
         let data = config.data_dir.clone();
         match config.durability {
             Durability::Memory => {
-                let lock = config.chat.csp.enabled.then(|| DirLock::take(&data)).transpose().into_diagnostic()?;
+                let keeps = config.chat.csp.enabled || config.chat.skynet.enabled;
+                let lock = keeps.then(|| DirLock::take(&data)).transpose().into_diagnostic()?;
                 Ok(Self { store: Arc::new(MemoryStore::new()), sqlite: None, durability: "memory", _lock: lock })
             }
             Durability::Fsync => {
@@ -440,6 +515,10 @@ struct Addresses {
     public: SocketAddr,
     admin: SocketAddr,
     rooms: Rooms,
+    /// Where Skynet clients connect.
+    skynet: Option<SocketAddr>,
+    /// Where its users confirm their addresses.
+    skynet_pages: Option<String>,
 }
 
 /// What can be changed while running.
@@ -481,6 +560,15 @@ fn settings(config: &Config, rooms: Rooms) -> Settings {
     }
 }
 
+/// How a door is called on this machine: the development certificate names localhost.
+fn host(address: SocketAddr) -> String {
+    if address.ip().is_loopback() || address.ip().is_unspecified() {
+        format!("localhost:{}", address.port())
+    } else {
+        address.to_string()
+    }
+}
+
 /// Tells whoever started this what is open and what to do next.
 fn banner(
     out: &mut impl Write,
@@ -491,12 +579,7 @@ fn banner(
     durability: &str,
 ) -> std::io::Result<()> {
     let scheme = if secured.door.tls.is_some() { "wss" } else { "ws" };
-    // The development certificate names localhost.
-    let host = if addresses.public.ip().is_loopback() || addresses.public.ip().is_unspecified() {
-        format!("localhost:{}", addresses.public.port())
-    } else {
-        addresses.public.to_string()
-    };
+    let host = host(addresses.public);
     writeln!(out, "Heliostat {} is ready.", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "  devices      {scheme}://{host}  (listening on {})", addresses.public)?;
     if let Some(ca) = &secured.ca {
@@ -520,6 +603,14 @@ fn banner(
         let tls = if config.chat.chatos.cert.is_some() { ", TLS" } else { "" };
         writeln!(out, "  ChatOs       {address}  (nicknames without passwords{tls})")?;
     }
+    if let (Some(address), Some(plain)) = (addresses.skynet, addresses.rooms.skynet) {
+        let tls = secured.door.tls.is_some() || config.chat.skynet.cert.is_some();
+        let tls = if tls { "TLS" } else { "not encrypted" };
+        writeln!(out, "  Skynet       {address}  ({tls}; without TLS on {plain})")?;
+    }
+    if let Some(pages) = &addresses.skynet_pages {
+        writeln!(out, "               {pages}/confirm/...  (where its users confirm their addresses)")?;
+    }
     writeln!(out, "  admin        http://{}/", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;
     if durability == "memory" {
@@ -527,7 +618,8 @@ fn banner(
             out,
             "\nDevice groups and their messages are in memory only: they are lost when this process ends, for good."
         )?;
-        match (csp.is_some(), secured.ca.is_some()) {
+        let rooms = csp.is_some() || addresses.skynet.is_some();
+        match (rooms, secured.ca.is_some()) {
             (true, true) => {
                 writeln!(out, "Kept all the same: the chat server's data, and the development certificate.")?
             }
@@ -606,7 +698,7 @@ mod tests {
         let settings = csp::Config::new("127.0.0.1:0".parse().unwrap(), dir.path().to_owned());
         let csp = csp::start(settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(Some(&csp), None).await;
+        let fault = ended_unasked(Some(&csp), None, None).await;
         assert!(fault.to_string().contains("CSP"), "{fault}");
         csp.wait().await;
 
@@ -614,8 +706,18 @@ mod tests {
         let settings = chatos::Config::new("127.0.0.1:0".parse().unwrap());
         let chatos = chatos::start(settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(None, Some(&chatos)).await;
+        let fault = ended_unasked(None, Some(&chatos), None).await;
         assert!(fault.to_string().contains("ChatOs"), "{fault}");
         chatos.wait().await;
+
+        let (stop, dir) = (CancellationToken::new(), tempfile::tempdir().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let settings = skynet::Config::new(dir.path().to_owned());
+        let doors = vec![(listener, Door::default())];
+        let skynet = skynet::start_on(doors, settings, Clock::system(), stop.clone()).await.unwrap();
+        stop.cancel();
+        let fault = ended_unasked(None, None, Some(&skynet)).await;
+        assert!(fault.to_string().contains("Skynet"), "{fault}");
+        skynet.wait().await;
     }
 }

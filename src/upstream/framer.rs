@@ -6,6 +6,7 @@ use crate::wire::chatos;
 use crate::wire::csp;
 use crate::wire::d2m::PAYLOAD_MAX;
 use crate::wire::delimit::{BadUnit, Cut, Cutter, Delimiter};
+use crate::wire::skynet;
 
 /// Longest body of a CSP frame that can be proxied, in bytes: with its prefix it has to fit a container.
 pub const CSP_FRAME_MAX: usize = PAYLOAD_MAX - csp::FRAME_PREFIX;
@@ -25,6 +26,8 @@ pub enum Framing {
     Csp,
     /// ChatOs: packets, and behind an established private connection whatever comes.
     ChatOs,
+    /// Skynet: packets; one that fits no container comes in pieces, of which all but the last fill one.
+    Skynet,
     /// As it comes, in pieces that fit a container: for devices that find the seams themselves.
     Raw,
 }
@@ -39,6 +42,7 @@ pub struct Framer {
 enum Seams {
     Csp(csp::ServerStream),
     ChatOs(chatos::ServerStream),
+    Skynet(skynet::ServerStream),
     Raw,
 }
 
@@ -47,6 +51,7 @@ impl Delimiter for Seams {
         match self {
             Self::Csp(stream) => stream.cut(pending),
             Self::ChatOs(stream) => stream.cut(pending),
+            Self::Skynet(stream) => stream.cut(pending),
             Self::Raw if pending.is_empty() => Ok(Cut::More),
             Self::Raw => Ok(Cut::Unit(pending.len().min(PAYLOAD_MAX))),
         }
@@ -61,6 +66,7 @@ impl Framer {
             Framing::Csp => Seams::Csp(csp::ServerStream::new(CSP_FRAME_MAX)),
             // As much as clients have to accept, so that the packet of a server with wider limits than ours is for the device to judge.
             Framing::ChatOs => Seams::ChatOs(chatos::ServerStream::new(chatos::CLIENT_CAPS, PAYLOAD_MAX)),
+            Framing::Skynet => Seams::Skynet(skynet::ServerStream::new(PAYLOAD_MAX)),
             Framing::Raw => Seams::Raw,
         };
         Self { cutter: Cutter::new(seams) }
@@ -147,6 +153,14 @@ mod tests {
         assert_eq!(lengths(&mut framer), [1 + 2 * 1_028 + 4 + 4_096]);
         framer.push(&packet(4_097));
         assert_eq!(framer.next_unit(), Err(BadUnit { len: 4_097 }));
+    }
+
+    #[test]
+    fn skynet_is_one_packet_per_payload_and_one_that_is_too_long_comes_in_pieces() {
+        let mut framer = Framer::new(Framing::Skynet);
+        let packet = |len: usize| [&[0x20], &len.to_le_bytes()[..3], &vec![7; len]].concat();
+        framer.push(&[packet(0), packet(PAYLOAD_MAX - 4), packet(2 * PAYLOAD_MAX), packet(1)].concat());
+        assert_eq!(lengths(&mut framer), [4, PAYLOAD_MAX, PAYLOAD_MAX, PAYLOAD_MAX, 4, 5]);
     }
 
     #[test]

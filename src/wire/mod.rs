@@ -5,8 +5,9 @@
 //! | [`bytes`] | a reader that cannot run over the end, for hand-packed layouts |
 //! | [`delimit`] | cutting a byte stream into self-delimiting units |
 //! | [`haproxy`] | the PROXY protocol's header, which a TCP proxy writes before anything else is said |
-//! | [`chatos`] | the outside of ChatOs: packets without a length
+//! | [`chatos`] | the outside of ChatOs: packets without a length |
 //! | [`csp`] | the outside of the Chat Server Protocol: 80, 32, then length-prefixed frames |
+//! | [`skynet`] | the outside of Skynet: packets behind their length |
 //! | `numbers` | open sets of named numbers |
 //! | [`d2m`] | the Device-to-Mediator protocol |
 
@@ -17,3 +18,4 @@ pub mod d2m;
 pub mod delimit;
 pub mod haproxy;
 pub(crate) mod numbers;
+pub mod skynet;

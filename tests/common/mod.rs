@@ -54,6 +54,7 @@ pub struct Setup {
     pub rates: Rates,
     pub admission: Admission,
     pub upstream: Option<SocketAddr>,
+    pub framing: Framing,
     pub door: Door,
 }
 
@@ -86,8 +87,8 @@ impl Server {
 
 /// Starts a mediator over any store.
 pub async fn mediate(store: Arc<dyn Store>, setup: Setup, clock: Clock) -> (Mediator, SocketAddr) {
-    let Setup { limits, timeouts, rates, admission, upstream, door } = setup;
-    let default = upstream.map(|address| Target { addresses: vec![address.to_string()], framing: Framing::Csp });
+    let Setup { limits, timeouts, rates, admission, upstream, framing, door } = setup;
+    let default = upstream.map(|address| Target { addresses: vec![address.to_string()], framing });
     let directory = Directory::new(DirectoryConfig { default, ..DirectoryConfig::default() }).unwrap_or_default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -905,7 +905,7 @@ pub async fn tls_is_the_projects(mut ground: Ground) {
         let config = builder.with_protocol_versions(&[version]).unwrap();
         let config = config.with_root_certificates(roots.clone()).with_no_client_auth();
         let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
-        let tcp = tokio::net::TcpStream::connect(world.running.local_addr()).await.unwrap();
+        let tcp = tokio::net::TcpStream::connect(world.address()).await.unwrap();
         let mut client = Client::over(soon(connector.connect("localhost".try_into().unwrap(), tcp)).await.unwrap());
         client.greet().await;
         assert_eq!(client.login(A, A).await, CreateSessionStatus::INVALID_CREDENTIALS);

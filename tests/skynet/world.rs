@@ -1,6 +1,7 @@
 //! A Skynet server on real sockets with clients that say what they are told to, and a PostgreSQL server of our own.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -116,8 +117,13 @@ impl World {
         };
         let later_ms = u64::try_from(ground.later.as_millis()).unwrap();
         let clock = Clock::following(Clock::system().now().wall_ms + later_ms);
-        let running = skynet::start_on(listener, ground.door.clone(), config, clock, stop.clone()).await.unwrap();
+        let running =
+            skynet::start_on(vec![(listener, ground.door.clone())], config, clock, stop.clone()).await.unwrap();
         Self { running, mail, woken, stop }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.running.addresses()[0]
     }
 
     pub async fn stop(self) {
@@ -127,7 +133,7 @@ impl World {
 
     /// Connected, and nothing said yet.
     pub async fn connect(&self) -> Client {
-        let tcp = TcpStream::connect(self.running.local_addr()).await.unwrap();
+        let tcp = TcpStream::connect(self.address()).await.unwrap();
         Client::over(tcp)
     }
 

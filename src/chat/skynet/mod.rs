@@ -1,11 +1,10 @@
 //! The Skynet v5 chat server: accounts with several devices each, channels, and everything kept until it is fetched.
 //!
 //! **Served**: all packets; registration with confirmation, sessions, take-over, restore, every type of channel, groups and
-//! profiles, receipts, block lists, password and mail changes, deletion, search, device lists, presence.
+//! profiles, receipts, block lists, password and mail changes, deletion, search, device lists, presence; the pages that confirm an address.
 //!
-//! **Left out** so far: the HTTP pages that confirm an address, files beside the messages (a message that names one is
-//! answered with *file not found*), mail by SMTP, and a push provider. [`Running::confirm`], [`MailHook`] and [`PushHook`] are
-//! where the others belong.
+//! **Left out** so far: files beside the messages (a message that names one is answered with *file not found*), and a push
+//! provider, which belongs behind [`PushHook`].
 //!
 //! | file | holds |
 //! |---|---|
@@ -20,6 +19,8 @@ pub mod store;
 pub mod wire;
 
 pub use serve::{
-    Config, Confirmed, Letter, LogMail, LogPush, MailHook, PushHook, Rates, Reason, Running, Settings, StartError,
-    Wake, start_on,
+    BadMail, Config, Confirmed, Letter, LogMail, LogPush, MailHook, PORT, Post, PushHook, Rates, Reason, Running,
+    Settings, StartError, Wake, Way, link, start_on,
 };
+pub use state::line::Platform;
+pub use wire::Release;

@@ -71,8 +71,8 @@ impl Scene<'_> {
         named.confirmed_ms == 0 && named.created_ms.saturating_add(CONFIRM_WITHIN_MS) <= self.now_ms
     }
 
-    /// Somebody shows the token out of a mail.
-    pub(super) async fn confirm(&mut self, token: &str) -> Result<Confirmed, StoreError> {
+    /// Somebody shows the token out of a mail; without `really`, nothing changes.
+    pub(super) async fn confirm(&mut self, token: &str, really: bool) -> Result<Confirmed, StoreError> {
         // Whatever stands in a URL comes here; only what can be a token is looked for.
         let can_be = token.len() == MAIL_TOKEN && token.bytes().all(|byte| ALPHABET.contains(&byte));
         let named = if can_be { self.work.name_by_token(token).await? } else { None };
@@ -83,6 +83,9 @@ impl Scene<'_> {
         let (address, account) = (named.address, named.account);
         if named.confirmed_ms != 0 {
             return Ok(Confirmed::Already { address });
+        }
+        if !really {
+            return Ok(Confirmed::Pending { address });
         }
         for other in self.work.names_of(account).await? {
             match other.role {

@@ -37,9 +37,20 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// What connections and doors tell the actor.
 #[derive(Debug)]
 pub(super) enum Mail {
-    Said { conn: ConnId, hello: Hello, packet: FromClient, outbox: Arc<Outbox>, answer: oneshot::Sender<Answer> },
+    Said {
+        conn: ConnId,
+        hello: Hello,
+        packet: FromClient,
+        outbox: Arc<Outbox>,
+        answer: oneshot::Sender<Answer>,
+    },
     Left(ConnId),
-    Confirm { token: String, answer: oneshot::Sender<Confirmed> },
+    /// A token, which is only looked at unless `confirm`.
+    Confirm {
+        token: String,
+        confirm: bool,
+        answer: oneshot::Sender<Confirmed>,
+    },
     Unreachable(SessionId),
 }
 
@@ -64,6 +75,11 @@ pub enum Confirmed {
     },
     /// It was already.
     Already {
+        /// Which.
+        address: String,
+    },
+    /// It waits for that: the token was only looked at.
+    Pending {
         /// Which.
         address: String,
     },
@@ -152,7 +168,9 @@ impl Actor {
                     self.outboxes.remove(&conn);
                 }
                 Mail::Unreachable(session) => scene.drop_session(session).await?,
-                Mail::Confirm { token, answer } => confirmed.push((answer, scene.confirm(&token).await?)),
+                Mail::Confirm { token, confirm, answer } => {
+                    confirmed.push((answer, scene.confirm(&token, confirm).await?));
+                }
             }
         }
         // Behind the batch: what acknowledges may be in it.

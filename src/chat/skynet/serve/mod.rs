@@ -5,18 +5,22 @@
 //! | `actor` | decide, keep, then speak |
 //! | `scene` | what every use case works with |
 //! | `accounts` `channels` `messages` | the use cases |
+//! | `mail` | how mails are sent |
 //! | `gate` | who may try how often |
 //! | `connection` | one client's socket |
 //! | `outbox` | what waits to be written to it |
+//! | `web` | where people confirm their addresses |
 
 mod accounts;
 mod actor;
 mod channels;
 mod connection;
 mod gate;
+mod mail;
 mod messages;
 mod outbox;
 mod scene;
+mod web;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -43,8 +47,10 @@ use gate::Gate;
 pub use actor::Confirmed;
 pub use connection::{STRANGER_SILENT_MAX, WRITE_STALL_MAX};
 pub use gate::Rates;
+pub use mail::{BadMail, Post, Way};
 pub use outbox::OUTBOX_BYTES_MAX;
 pub use scene::{Letter, Reason, Settings, Wake};
+pub use web::link;
 
 /// Where the protocol's clients look for a server.
 pub const PORT: u16 = 32_761;
@@ -56,13 +62,19 @@ pub trait MailHook: Send + Sync + std::fmt::Debug {
 }
 
 /// Logs what would have been mailed, tokens included: for development, where there is no mail.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LogMail;
+#[derive(Debug, Clone, Default)]
+pub struct LogMail {
+    /// Where people reach the pages, for links; without it, tokens are logged alone.
+    pub public_url: Option<String>,
+}
 
 impl MailHook for LogMail {
     fn send(&self, letter: Letter) {
         match letter.reason {
-            Reason::Confirm { token } => info!(%token, "mail: to be confirmed with this"),
+            Reason::Confirm { token } => match &self.public_url {
+                Some(url) => info!(link = link(url, &token), "mail: to be confirmed there"),
+                None => info!(%token, "mail: to be confirmed with this"),
+            },
             Reason::Changing => info!("mail: the address of an account changes"),
         }
     }
@@ -117,7 +129,7 @@ impl Config {
             connections_max: 10_000,
             rates: Rates::default(),
             exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
-            mail: Arc::new(LogMail),
+            mail: Arc::new(LogMail::default()),
             push: Arc::new(LogPush),
         }
     }
@@ -137,27 +149,30 @@ pub enum StartError {
 /// The room is open. It closes when the token it was started with is cancelled.
 #[derive(Debug)]
 pub struct Running {
-    local_addr: SocketAddr,
+    addresses: Vec<SocketAddr>,
     mailbox: mpsc::WeakSender<Mail>,
-    /// Cancelled when one of the two is over, however it came to that.
+    /// Cancelled when one of the tasks is over, however it came to that.
     over: CancellationToken,
-    listener: JoinHandle<()>,
+    listeners: Vec<JoinHandle<()>>,
     actor: JoinHandle<()>,
 }
 
 impl Running {
-    /// Where it listens.
+    /// Where it listens: one address for each door, in their order.
     #[must_use]
-    pub const fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// Somebody shows the token out of a mail. `None` when the room closes.
     pub async fn confirm(&self, token: &str) -> Option<Confirmed> {
-        let (answer, answered) = oneshot::channel();
-        let mailbox = self.mailbox.upgrade()?;
-        mailbox.send(Mail::Confirm { token: token.to_owned(), answer }).await.ok()?;
-        answered.await.ok()
+        web::ask(&self.mailbox, token.to_owned(), true).await
+    }
+
+    /// Opens the pages where people confirm their addresses, until `shutdown` is cancelled.
+    pub fn open_web(&mut self, listener: TcpListener, door: Door, shutdown: CancellationToken) {
+        let pages = web::serve(listener, door, self.mailbox.clone(), shutdown);
+        self.listeners.push(tokio::spawn(telling(self.over.clone(), pages)));
     }
 
     /// The device of a session cannot be woken any more, and will not come: it has to log in again.
@@ -175,7 +190,7 @@ impl Running {
 
     /// Waits until every connection is closed, everything is kept and the store is shut.
     pub async fn wait(self) {
-        for task in [self.listener, self.actor] {
+        for task in self.listeners.into_iter().chain([self.actor]) {
             if let Err(error) = task.await {
                 error!(%error, "a task of the Skynet server failed");
             }
@@ -183,18 +198,17 @@ impl Running {
     }
 }
 
-/// Opens the room behind `door` on a listener that is already bound.
+/// Opens the room: behind each door, on a listener that is already bound.
 ///
 /// # Errors
 /// [`StartError`] says why not.
 pub async fn start_on(
-    listener: TcpListener,
-    door: Door,
+    doors: Vec<(TcpListener, Door)>,
     config: Config,
     clock: Clock,
     shutdown: CancellationToken,
 ) -> Result<Running, StartError> {
-    let local_addr = listener.local_addr()?;
+    let addresses = doors.iter().map(|(listener, _)| listener.local_addr()).collect::<io::Result<_>>()?;
     let store = Store::open(&config.place, &config.data_dir).await?;
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
@@ -203,9 +217,15 @@ pub async fn start_on(
     let (settings, places) = (config.settings.clone(), Places(Arc::new(Semaphore::new(config.connections_max))));
     let actor = Actor::new(config, store.clone(), clock, Arc::clone(&gate)).run(mail);
     let actor = tokio::spawn(telling(over.clone(), actor));
-    let shared = Arc::new(Shared { settings, store, gate, stop: shutdown.clone() });
-    let listener = tokio::spawn(telling(over.clone(), serve(listener, door, places, shared, mailbox, shutdown)));
-    Ok(Running { local_addr, mailbox: weak, over, listener, actor })
+    let shared = Arc::new(Shared { settings, store, gate, stop: shutdown });
+    let next_conn = Arc::new(AtomicU64::new(1));
+    let listen = |(listener, door)| {
+        let (shared, next_conn) = (Arc::clone(&shared), Arc::clone(&next_conn));
+        let serving = serve(listener, door, places.clone(), shared, mailbox.clone(), next_conn);
+        tokio::spawn(telling(over.clone(), serving))
+    };
+    let listeners = doors.into_iter().map(listen).collect();
+    Ok(Running { addresses, mailbox: weak, over, listeners, actor })
 }
 
 /// Runs `task`, and cancels `over` when it has ended or panicked.
@@ -237,10 +257,10 @@ async fn serve(
     places: Places,
     shared: Arc<Shared>,
     mailbox: mpsc::Sender<Mail>,
-    shutdown: CancellationToken,
+    next_conn: Arc<AtomicU64>,
 ) {
     let tasks = Tasks::new();
-    let next_conn = Arc::new(AtomicU64::new(1));
+    let shutdown = shared.stop.clone();
     let handler = move |stream, origin: SocketAddr| {
         let conn = ConnId(next_conn.fetch_add(1, Ordering::Relaxed));
         connection::run(Arc::clone(&shared), mailbox.clone(), conn, origin.ip(), stream)

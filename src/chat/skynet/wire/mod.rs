@@ -31,10 +31,10 @@ pub use id::{AccountId, ChannelId, FileId, MessageId, SessionId};
 pub use message::{Body, Delivery, Dependency, Kind, MessageFlags, Rule, Upload};
 pub use primitive::{DateTime, DateTimeKind, TooLong};
 
+pub use crate::wire::skynet::{HEADER, read_header};
+
 use primitive::{Read, Write, newtypes, put_short_string, put_string, short_string, string};
 
-/// Length of a frame's header, in bytes: the packet's id, then the length of the payload in 24 bits.
-pub const HEADER: usize = 4;
 /// Longest payload that a header can announce, in bytes.
 pub const PAYLOAD_MAX: usize = 0xff_ffff;
 /// Longest payload that is read from somebody who has not logged in: the longest legal one restores a session with
@@ -70,12 +70,6 @@ impl From<Truncated> for BadPacket {
     fn from(Truncated: Truncated) -> Self {
         Self::Truncated
     }
-}
-
-/// A frame's header: which packet follows, and how long its payload is, in bytes.
-#[must_use]
-pub const fn read_header([id, a, b, c]: [u8; HEADER]) -> (u8, usize) {
-    (id, u32::from_le_bytes([a, b, c, 0]) as usize)
 }
 
 /// A whole frame of what `payload` writes.
