@@ -26,6 +26,7 @@ use heliostat::chat::skynet::store::Place as Kept;
 use heliostat::chat::skynet::wire::{AccountId, ChannelId, CreateAccountStatus, FileId, MessageId, SessionId};
 use heliostat::client::{GroupKey, Mediator, Trust};
 use heliostat::crypto::Secret;
+use heliostat::net::listen::Door;
 use heliostat::tools::skynet::event::Said;
 use heliostat::tools::skynet::web::WebError;
 use heliostat::tools::skynet::{BadFolder, Client, Command, Event, Failure, Place, Session, Settings, Web, register};
@@ -54,6 +55,8 @@ impl Home {
         // Sealed messages that do not say with which key are not taken.
         let mut ground = Ground::new(&dir.path().join("server"), Kept::Sqlite);
         ground.settings.strict_dependencies = true;
+        // TLS is the binary's story.
+        ground.door = Door::default();
         Self { world: World::start(&ground).await, dir }
     }
 

@@ -262,7 +262,7 @@ impl Client {
             }
         }
         talk.replayed();
-        if folder.is_long() {
+        if folder.is_long() && talk.is_whole() {
             let (heard, said) = talk.digest();
             let first = Record::Session(session.clone());
             let rest = heard.into_iter().map(Record::Heard).chain(said.into_iter().map(Record::Said));

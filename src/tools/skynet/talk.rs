@@ -254,6 +254,11 @@ impl Talk {
         self.fresh = self.book.channels().next().is_none();
     }
 
+    /// Whether what is worth keeping says everything: not as long as something is known to be missing.
+    pub(super) const fn is_whole(&self) -> bool {
+        !self.gap
+    }
+
     /// What is worth keeping, so that going through it leads back here; the newest message last.
     pub(super) fn digest(&self) -> (Vec<ToClient>, Vec<FromClient>) {
         let mut heard = Vec::new();
@@ -279,6 +284,8 @@ impl Talk {
     /// The connection is gone.
     pub(super) fn lost(&mut self) -> Acts {
         (self.open_syncs, self.ready, self.gap) = (0, false, false);
+        // What is missing will come, and only then it is sure.
+        self.highest = self.last;
         self.creating.clear();
         if let Some(Work::Found { .. }) = self.work.take_if(|it| matches!(it, Work::Found { .. })) {
             self.problem("the connection was lost before the group was there; `/channels` tells whether it is");
@@ -1404,5 +1411,176 @@ const fn words_of(kind: Kind) -> &'static str {
         | Kind::DirectChannelUpdate
         | Kind::DeviceList
         | Kind::OnlineState => "what you said",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: AccountId = AccountId(1);
+    const BOB: AccountId = AccountId(2);
+    const LOOPBACK: ChannelId = ChannelId(11);
+    const GROUP: ChannelId = ChannelId(12);
+
+    fn lock() -> Lock {
+        let key = |byte| ChannelKey(Secret::new([byte; 64]));
+        Lock { name: "a@b.c".to_owned(), keys: AccountKeys { account_key: key(1), key_hash: Secret::new([2; 32]) } }
+    }
+
+    fn announced(channel: ChannelId, channel_type: ChannelType) -> ToClient {
+        let (owner, created, counterpart) = (ME, DateTime::NONE, AccountId::NONE);
+        ToClient::CreateChannel { channel, announced: Announced { channel_type, owner, created, counterpart } }
+    }
+
+    fn message(channel: ChannelId, sender: AccountId, id: i64, skip_count: i64, body: Body) -> ToClient {
+        let dispatched = DateTime::from_unix_ms(0);
+        ToClient::Message(Delivery { channel, sender, id: MessageId(id), skip_count, dispatched, body })
+    }
+
+    fn receipt(of: i64) -> Body {
+        let on = Dependency { account: AccountId::NONE, message: MessageId(of) };
+        Body::new(Kind::MessageReceived, MessageFlags::UNENCRYPTED, Vec::new()).on([on])
+    }
+
+    /// In a first sync that is not over; its channels are announced.
+    fn syncing() -> Talk {
+        let mut talk = Talk::new(ME, SessionId(3), lock(), Zeroizing::new("pw".to_owned()));
+        talk.connected();
+        talk.heard(ToClient::SyncStarted { min_count: 1 });
+        talk.heard(announced(LOOPBACK, ChannelType::Loopback));
+        talk.heard(announced(GROUP, ChannelType::Group));
+        let first = Content::PasswordUpdate {
+            previous_key_hash: Secret::new([0; 32]),
+            key_hash: lock().keys.key_hash,
+            key_history: Bytes::new(),
+        };
+        let flags = MessageFlags::LOOPBACK.and(MessageFlags::UNENCRYPTED);
+        let body = Body::new(Kind::PasswordUpdate, flags, first.encode(None).unwrap());
+        talk.heard(message(LOOPBACK, ME, 1, -1, body));
+        talk
+    }
+
+    fn said(acts: &[Act]) -> Vec<FromClient> {
+        acts.iter().filter_map(|act| if let Act::Say(packet) = act { Some(packet.clone()) } else { None }).collect()
+    }
+
+    fn told(acts: &[Act]) -> Vec<Event> {
+        acts.iter().filter_map(|act| if let Act::Tell(event) = act { Some(event.clone()) } else { None }).collect()
+    }
+
+    #[test]
+    fn a_channel_is_known_when_its_sync_is_over() {
+        let mut talk = syncing();
+        assert_eq!(talk.known(), (MessageId(1), vec![]));
+        talk.heard(ToClient::SyncFinished {});
+        assert_eq!(talk.known(), (MessageId(1), vec![LOOPBACK, GROUP]));
+        // One that is announced later, and one whose sync is within another.
+        let other = ChannelId(13);
+        talk.heard(announced(other, ChannelType::Group));
+        talk.heard(ToClient::SyncStarted { min_count: -1 });
+        talk.heard(ToClient::SyncStarted { min_count: -1 });
+        talk.heard(ToClient::SyncFinished {});
+        assert_eq!(talk.known().1, [LOOPBACK, GROUP]);
+        talk.heard(ToClient::SyncFinished {});
+        assert_eq!(talk.known().1, [LOOPBACK, GROUP, other]);
+    }
+
+    #[test]
+    fn what_was_skipped_is_asked_for_and_not_taken_for_known() {
+        let mut talk = syncing();
+        talk.heard(ToClient::SyncFinished {});
+        assert_eq!(said(&talk.heard(message(GROUP, BOB, 4, 0, receipt(1)))), []);
+        let asked = said(&talk.heard(message(GROUP, BOB, 7, 2, receipt(1))));
+        let (channel, max_count) = (ChannelId::NONE, 0);
+        let (after, before) = (MessageId(4), MessageId(7));
+        assert_eq!(asked, [FromClient::RequestMessages { channel, after, before, max_count }]);
+        assert_eq!(said(&talk.heard(message(GROUP, BOB, 8, 0, receipt(1)))), []);
+        assert_eq!(talk.known().0, MessageId(4));
+        // Should the connection be lost now, they come again, and not all at once.
+        talk.lost();
+        talk.connected();
+        talk.heard(ToClient::SyncStarted { min_count: 4 });
+        talk.heard(message(GROUP, BOB, 5, -1, receipt(1)));
+        assert_eq!(talk.known().0, MessageId(5));
+        talk.heard(ToClient::SyncFinished {});
+        assert_eq!(talk.known().0, MessageId(5));
+        assert_eq!(said(&talk.heard(message(GROUP, BOB, 9, 1, receipt(1)))).len(), 1);
+        talk.heard(ToClient::SyncStarted { min_count: 2 });
+        talk.heard(message(GROUP, BOB, 6, -1, receipt(1)));
+        assert_eq!(talk.known().0, MessageId(5));
+        talk.heard(ToClient::SyncFinished {});
+        assert_eq!(talk.known().0, MessageId(9));
+    }
+
+    #[test]
+    fn what_was_taken_is_not_said_again_and_what_was_not_is() {
+        let mut talk = syncing();
+        talk.heard(ToClient::SyncFinished {});
+        let name = |name: &str| name.to_owned();
+        let mut uploads = Vec::new();
+        for text in ["one@b.c", "two@b.c"] {
+            let acts = talk.change_address(&name(text));
+            uploads.extend(said(&acts));
+            assert!(matches!(&acts[..], [Act::Keep(kept), Act::Say(said)] if kept == said), "kept before it is said");
+        }
+        let [FromClient::Message(one), FromClient::Message(two)] = &uploads[..] else { panic!("{uploads:?}") };
+        // The connection is lost before either is answered. While there is none, a third is added.
+        talk.lost();
+        let third = talk.change_address("three@b.c");
+        assert!(matches!(&third[..], [Act::Keep(_)]), "{third:?}");
+        talk.connected();
+        talk.heard(ToClient::SyncStarted { min_count: 1 });
+        // The first one was taken; so was the like of it that another device said before.
+        talk.heard(message(LOOPBACK, ME, 2, -1, one.body.clone()));
+        assert!(talk.outbox.iter().all(|it| it.temp != one.temp));
+        let acts = talk.heard(ToClient::SyncFinished {});
+        let again = said(&acts);
+        assert_eq!(again.len(), 2, "{again:?}");
+        assert_eq!(again[0], FromClient::Message(two.clone()));
+        // An answer that comes twice is none.
+        let answer = |temp, id| ToClient::ChannelMessageResponse {
+            channel: LOOPBACK,
+            temp,
+            status: MessageSendStatus::SUCCESS,
+            message: MessageId(id),
+            skip_count: 0,
+            dispatched: DateTime::NONE,
+        };
+        talk.heard(answer(two.temp, 3));
+        talk.heard(answer(two.temp, 3));
+        assert_eq!((talk.outbox.len(), talk.known().0), (1, MessageId(3)));
+    }
+
+    #[test]
+    fn of_another_session_everything_comes_anew_and_the_rest_is_gone() {
+        let mut talk = syncing();
+        talk.heard(ToClient::SyncFinished {});
+        talk.lost();
+        talk.renewed(SessionId(4));
+        talk.connected();
+        talk.heard(ToClient::SyncStarted { min_count: 0 });
+        talk.heard(announced(LOOPBACK, ChannelType::Loopback));
+        let events = told(&talk.heard(ToClient::SyncFinished {}));
+        assert!(matches!(events[..], [Event::ChannelGone { channel: GROUP, .. }, Event::Online { .. }]), "{events:?}");
+        assert_eq!(talk.known().1, [LOOPBACK]);
+    }
+
+    #[test]
+    fn what_was_kept_leads_to_the_same() {
+        let mut talk = syncing();
+        talk.heard(ToClient::SyncFinished {});
+        talk.heard(message(GROUP, BOB, 4, 0, receipt(1)));
+        talk.change_address("one@b.c");
+        talk.heard(announced(ChannelId(13), ChannelType::Group));
+        let mut again = Talk::new(ME, SessionId(3), lock(), Zeroizing::new("pw".to_owned()));
+        let (heard, kept) = talk.digest();
+        heard.into_iter().for_each(|packet| again.replay_heard(packet));
+        kept.into_iter().for_each(|packet| again.replay_said(packet));
+        again.replayed();
+        assert_eq!(again.known(), (MessageId(4), vec![LOOPBACK, GROUP]), "what was not complete is not now");
+        assert_eq!((&again.outbox, again.next_temp), (&talk.outbox, talk.next_temp));
+        assert!(again.acts.is_empty() && !again.ready && !again.fresh);
+        assert_eq!(again.digest(), talk.digest());
     }
 }
