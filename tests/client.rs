@@ -44,7 +44,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Scripted<S> {
         let group = ClientUrlInfo::from_path(&path).unwrap();
         let mut mediator = Self { socket, group, esk: Secret::random(), challenge: random::bytes() };
         let esk = boxes::public(&mediator.esk);
-        mediator.say(ToDevice::ServerHello(ServerHello { version: 0, esk, challenge: mediator.challenge }.into())).await;
+        mediator
+            .say(ToDevice::ServerHello(ServerHello { version: 0, esk, challenge: mediator.challenge }.into()))
+            .await;
         mediator
     }
 
