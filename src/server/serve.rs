@@ -338,8 +338,27 @@ async fn open_skynet(
     if let Some(exempt) = &room.exempt {
         settings.exempt = exempt.iter().copied().collect();
     }
+    #[cfg(feature = "fcm")]
+    let fcm = match &room.push.fcm_account {
+        Some(account) => {
+            let service = skynet::serve::fcm::FcmSettings {
+                account: account.clone(),
+                service: skynet::serve::fcm::SERVICE.to_owned(),
+                ca: None,
+                forget_unreachable: room.push.forget_unreachable,
+            };
+            let (line, fcm) = skynet::serve::fcm::Fcm::open(service, clock).into_diagnostic()?;
+            settings.push = Arc::new(line);
+            Some(fcm)
+        }
+        None => None,
+    };
     let doors = vec![(secured, Door::from(tls.clone())), (plain, Door::default())];
     let mut running = skynet::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()?;
+    #[cfg(feature = "fcm")]
+    if let Some(fcm) = fcm {
+        tokio::spawn(fcm.run(running.lost(), stop.clone()));
+    }
     running.open_web(web, Door::from(tls), public_url.clone(), stop.clone());
     Ok((running, public_url))
 }

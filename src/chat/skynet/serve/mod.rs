@@ -5,6 +5,7 @@
 //! | `actor` | decide, keep, then speak |
 //! | `scene` | what every use case works with |
 //! | `accounts` `channels` `messages` | the use cases |
+//! | `fcm` | waking phones, with the feature of this name |
 //! | `files` | files beside the messages, over HTTP |
 //! | `mail` | how mails are sent |
 //! | `gate` | who may try how often |
@@ -16,6 +17,8 @@ mod accounts;
 mod actor;
 mod channels;
 mod connection;
+#[cfg(feature = "fcm")]
+pub mod fcm;
 mod files;
 mod gate;
 mod mail;
