@@ -19,6 +19,7 @@ mod promises;
 #[path = "skynet/stories.rs"]
 mod stories;
 #[path = "skynet/world.rs"]
+#[allow(dead_code, reason = "a world has more in it")]
 mod world;
 
 use futures_util::StreamExt as _;

@@ -194,18 +194,8 @@ impl World {
         headers: &[(&str, &str)],
         body: impl hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
     ) -> Response<Bytes> {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(self.web().await)).await.unwrap();
-        let connection = tokio::spawn(connection);
         let base = format!("https://localhost:{}", self.web.port());
-        let mut request = Request::builder().method(method).uri(path.strip_prefix(&base).unwrap_or(path));
-        for (name, value) in [("Host", "localhost")].iter().chain(headers) {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(body.boxed_unsync()).unwrap();
-        let (parts, body) = soon(sender.send_request(request)).await.unwrap().into_parts();
-        let body = soon(body.collect()).await.unwrap().to_bytes();
-        connection.abort();
-        Response::from_parts(parts, body)
+        asks(self.web().await, method, path.strip_prefix(&base).unwrap_or(path), headers, body).await
     }
 
     /// Whether a connection is dropped at once.
@@ -259,22 +249,48 @@ impl World {
         (client, sync)
     }
 
-    /// Two accounts with a direct channel that both have heard of.
+    /// See [`friends`].
     pub async fn friends(&self, alice: &mut Client, bob: &mut Client) -> ChannelId {
-        let temp = ChannelId(-7);
-        alice.send(&FromClient::CreateChannel { temp, wanted: WantedChannel::Direct(bob.account) }).await;
-        let channel = alice
-            .find(|packet| match packet {
-                ToClient::CreateChannelResponse { channel, .. } => Some(*channel),
-                _ => None,
-            })
-            .await;
-        for client in [alice, bob] {
-            client.find(|packet| matches!(packet, ToClient::SyncFinished {}).then_some(())).await;
-            client.seen.clear();
-        }
-        channel
+        friends(alice, bob).await
     }
+}
+
+/// Gives two accounts a direct channel that both have heard of.
+pub async fn friends(alice: &mut Client, bob: &mut Client) -> ChannelId {
+    let temp = ChannelId(-7);
+    alice.send(&FromClient::CreateChannel { temp, wanted: WantedChannel::Direct(bob.account) }).await;
+    let channel = alice
+        .find(|packet| match packet {
+            ToClient::CreateChannelResponse { channel, .. } => Some(*channel),
+            _ => None,
+        })
+        .await;
+    for client in [alice, bob] {
+        client.find(|packet| matches!(packet, ToClient::SyncFinished {}).then_some(())).await;
+        client.seen.clear();
+    }
+    channel
+}
+
+/// What is answered to a request.
+pub async fn asks(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+) -> Response<Bytes> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in [("Host", "localhost")].iter().chain(headers) {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(body.boxed_unsync()).unwrap();
+    let (parts, body) = soon(sender.send_request(request)).await.unwrap().into_parts();
+    let body = soon(body.collect()).await.unwrap().to_bytes();
+    connection.abort();
+    Response::from_parts(parts, body)
 }
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -530,6 +546,26 @@ impl Client {
     /// Where a request about files goes, with what shows who asks.
     pub fn file_api(&self, what: &str) -> String {
         format!("/api/filetransfer/{what}?session={}&token={}", self.session.0, self.web_token)
+    }
+
+    /// Sends a message, and returns its number, unless the server is gone before it says.
+    pub async fn may_say(&mut self, channel: ChannelId, body: Body) -> Option<MessageId> {
+        self.temp -= 1;
+        let sent = MessageId(self.temp);
+        let packet = FromClient::Message(Upload { channel, temp: sent, body }).encode().unwrap();
+        soon(self.io.write_all(&packet)).await.ok()?;
+        soon(self.io.flush()).await.ok()?;
+        loop {
+            match self.read().await? {
+                ToClient::ChannelMessageResponse { temp, status: MessageSendStatus::SUCCESS, message, .. }
+                    if temp == sent =>
+                {
+                    self.last = self.last.max(message.0);
+                    return Some(message);
+                }
+                other => self.seen.push_back(other),
+            }
+        }
     }
 
     /// Uploads keys, as clients do after their first sync.
