@@ -13,7 +13,7 @@ use heliostat::chat::skynet::wire::{
     MessageSendStatus, ToClient, WantedChannel,
 };
 
-use super::world::{Client, Ground, World, body, on};
+use super::world::{Client, Ground, World, body, on, seed};
 
 const ACCOUNTS: usize = 4;
 const DEVICES: usize = 2;
@@ -154,8 +154,7 @@ async fn all<T: Send + 'static, F: Future<Output = (Device, T)> + Send + 'static
 }
 
 pub async fn what_is_promised_holds_whatever_is_said(ground: Ground) {
-    let seed = std::env::var("HELIOSTAT_SEED").map_or(7, |it| it.parse().unwrap());
-    println!("HELIOSTAT_SEED={seed}");
+    let seed = seed();
     let world = World::start(&ground).await;
     let (mut devices, mut accounts) = (Vec::new(), Vec::new());
     for account in 0..ACCOUNTS {

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use base64::Engine as _;
 use heliostat::chat::skynet::Confirmed;
-use heliostat::chat::skynet::serve::{COMING_MAX, FILES};
+use heliostat::chat::skynet::serve::FILES;
 use heliostat::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
 use heliostat::chat::skynet::wire::{
     AccountId, Body, ChannelAction, ChannelId, ChannelType, Content, CreateAccountStatus, CreateChannelStatus,
@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 pub use super::promises::what_is_promised_holds_whatever_is_said;
-use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, secured, soon};
+use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, secured, seed, soon};
 
 const CLEAR: MessageFlags = MessageFlags::UNENCRYPTED;
 const DENIED: Result<MessageId, MessageSendStatus> = Err(MessageSendStatus::ACCESS_DENIED);
@@ -713,7 +713,7 @@ pub async fn nothing_is_lost_or_doubled_between_sync_and_live(ground: Ground) {
         })
     });
     let mut heard = Vec::new();
-    let (mut known, mut last, mut seed) = (Vec::new(), bob.last, 7_u64);
+    let (mut known, mut last, mut chance) = (Vec::new(), bob.last, fastrand::Rng::with_seed(seed()));
     let mut rounds = 0;
     let keep = |packet: ToClient, heard: &mut Vec<i64>, last: &mut i64| {
         if let ToClient::Message(message) = packet {
@@ -739,8 +739,7 @@ pub async fn nothing_is_lost_or_doubled_between_sync_and_live(ground: Ground) {
             break;
         }
         // A few live ones, as many as chance wants, then gone without a farewell.
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        for _ in 0..(seed >> 60) {
+        for _ in 0..chance.u8(..16) {
             let live = tokio::time::timeout(std::time::Duration::from_millis(20), back.next()).await;
             let Ok(packet) = live else { break };
             keep(packet, &mut heard, &mut last);
@@ -1093,9 +1092,20 @@ pub async fn uploads_are_gone_on_with_checked_and_bounded(mut ground: Ground) {
     }
     assert_eq!(rest.1, "Some(\"?1\")");
     assert_eq!(fetched(&world, &bob, file).await.unwrap(), bytes[..1_000]);
-    for _ in 0..COMING_MAX {
-        begin(&bob).await;
+    // Who asks whether to send at all is told to where it is taken, and not where it is not.
+    let (location, _) = begin(&bob).await;
+    let path = location.split_once("localhost").unwrap().1.split_once('/').unwrap().1;
+    for (path, answers) in [(bob.file_api("upload"), "HTTP/1.1 307 "), (format!("/{path}"), "HTTP/1.1 100 Continue")] {
+        let mut asking = world.web().await;
+        let head =
+            format!("PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n");
+        soon(asking.write_all(head.as_bytes())).await.unwrap();
+        soon(asking.flush()).await.unwrap();
+        let mut answer = vec![0; answers.len()];
+        soon(asking.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(answer, answers.as_bytes());
     }
+    while world.asks("PUT", &bob.file_api("upload"), &[], b"").await.status() == 307 {}
     let answer = world.asks("PUT", &bob.file_api("upload"), &[], b"").await;
     assert!(answer.status() == 429 && answer.headers().contains_key("retry-after"), "{answer:?}");
     world.stop().await;
@@ -1157,9 +1167,10 @@ pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
     world.stop().await;
 }
 
-pub async fn load(ground: Ground, lasts: std::time::Duration) {
+pub async fn load(mut ground: Ground, lasts: std::time::Duration) {
     const GROUPS: usize = 20;
     const MEMBERS: usize = 10;
+    ground.connections_max = GROUPS * MEMBERS;
     let world = World::start(&ground).await;
     let clock = Clock::system();
     let mut groups = Vec::new();

@@ -39,6 +39,13 @@ use tokio_util::sync::CancellationToken;
 const PATIENCE: Duration = Duration::from_secs(60);
 pub const PLATFORM: &str = "android/de.vectordata.skynet";
 
+/// What chance begins with: `HELIOSTAT_SEED`, or always the same.
+pub fn seed() -> u64 {
+    let seed = std::env::var("HELIOSTAT_SEED").map_or(7, |it| it.parse().unwrap());
+    println!("HELIOSTAT_SEED={seed}");
+    seed
+}
+
 pub async fn soon<T>(happens: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, happens).await.expect("this happens in time")
 }

@@ -533,6 +533,7 @@ impl Receiving {
     }
 
     async fn take(&self, body: Body, came: &mut u64) -> Result<StoredFile, Refused> {
+        self.visit.moves();
         let (file, first) = (self.stored.id, self.part.first);
         let disk = || self.files.disk.clone();
         let coming = {
@@ -545,6 +546,8 @@ impl Receiving {
         if self.part.total.map_or(!self.part.is_all, |total| total != length) {
             return Ok(stored);
         }
+        // Until all of it is on the disk, also if that takes longer than to bring it.
+        self.visit.moves();
         let checksum = {
             let disk = disk();
             blocking(move || disk.complete(file, coming)).await?
@@ -704,6 +707,7 @@ async fn send(
     pieces: mpsc::Sender<io::Result<Bytes>>,
 ) -> bool {
     let mut hash = Sha256::new();
+    visit.moves();
     while left > 0 {
         let len = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
         let read = blocking(move || {

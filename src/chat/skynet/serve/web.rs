@@ -35,6 +35,8 @@ use crate::time::Clock;
 const VISITORS_MAX: usize = 256;
 /// How long a visit may take, in all.
 const VISIT_MAX: Duration = Duration::from_secs(15);
+/// How long a visit may go on when the server stops.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// How long the next 64 KiB of a file may take.
 pub(super) const MOVES_WITHIN: Duration = Duration::from_secs(30);
 /// What a request's headers may take, in bytes.
@@ -73,7 +75,8 @@ pub(super) async fn serve(listener: TcpListener, door: Door, site: Site, stop: C
     let tasks = Tasks::new();
     let router = router(mailbox).merge(files::router(files, public_url, tasks.clone()));
     let places = Places(Arc::new(Semaphore::new(VISITORS_MAX + transfers_max)));
-    let handler = move |io, _from| visit(io, router.clone(), clock);
+    let stopping = tasks.stop_token().clone();
+    let handler = move |io, _from| visit(io, router.clone(), clock, stopping.clone());
     let accepting = tokio::spawn(listen::serve_within(places, listener, door, tasks.clone(), handler));
     stop.cancelled().await;
     tasks.stop();
@@ -104,7 +107,12 @@ impl Visit {
     }
 }
 
-async fn visit(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, clock: Clock) {
+async fn visit(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    clock: Clock,
+    stopping: CancellationToken,
+) {
     let (until, mut ends) = watch::channel(clock.now().monotonic.saturating_add(VISIT_MAX));
     let visit = Visit { clock, until: Arc::new(until), over: CancellationToken::new() };
     let _over = visit.over.clone().drop_guard();
@@ -119,6 +127,7 @@ async fn visit(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router:
             tokio::select! {
                 () = clock.sleep_until(Some(until)) => return,
                 _ = ends.changed() => {}
+                () = stopping.cancelled() => return tokio::time::sleep(FAREWELL).await,
             }
         }
     };
@@ -222,7 +231,50 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use http_body_util::BodyExt as _;
+    use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+    use tokio::time::sleep;
+
     use super::*;
+
+    /// A visitor of a page that takes what comes, a piece at a time.
+    fn visitor(clock: Clock, stopping: &CancellationToken) -> (DuplexStream, JoinHandle<()>) {
+        let takes = async |Extension(visit): Extension<Visit>, mut body: Body| {
+            while body.frame().await.is_some() {
+                visit.moves();
+            }
+        };
+        let (ours, theirs) = duplex(1_024);
+        let router = Router::new().route("/", axum::routing::put(takes));
+        (ours, tokio::spawn(visit(theirs, router, clock, stopping.clone())))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_stays_but_who_moves() {
+        let (clock, stopping) = (Clock::following(0), CancellationToken::new());
+        let (_silent, visit) = visitor(clock, &stopping);
+        visit.await.unwrap();
+        assert_eq!(clock.now().monotonic.as_secs(), VISIT_MAX.as_secs());
+
+        let (mut moving, visit) = visitor(clock, &stopping);
+        moving.write_all(b"PUT / HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\nx").await.unwrap();
+        for _ in 0..10 {
+            sleep(MOVES_WITHIN - FAREWELL).await;
+            moving.write_all(b"x").await.unwrap();
+        }
+        assert!(!visit.is_finished());
+        let moved = clock.now().monotonic;
+        visit.await.unwrap();
+        assert_eq!((clock.now().monotonic - moved).as_secs(), MOVES_WITHIN.as_secs());
+
+        let (_silent, visit) = visitor(clock, &stopping);
+        stopping.cancel();
+        let stopped = clock.now().monotonic;
+        visit.await.unwrap();
+        assert_eq!((clock.now().monotonic - stopped).as_secs(), FAREWELL.as_secs());
+    }
 
     #[test]
     fn a_link_is_below_the_public_address() {
