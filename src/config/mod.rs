@@ -316,7 +316,8 @@ settings! {
             /// Whether a search is followed by the public profiles of those it found. Not for the Android client, which cannot stand
             /// messages outside of channels.
             forward_profiles: bool = false, Switch, Restart;
-            /// Registering, logging in and coming back from one address. Who is faster is heard later.
+            /// Registering, logging in and coming back from one address, or on one connection from an address in `exempt`. Who is
+            /// faster is heard later.
             attempts_per_address: Rate = skynet::Rates::default().attempts, Times(1..=1_000_000), Restart;
             /// Logging in under one name. Who is faster is heard later.
             logins_per_name: Rate = skynet::Rates::default().logins, Times(1..=1_000_000), Restart;
