@@ -138,8 +138,19 @@ async fn the_proxy_is_measured_in_both_directions() {
 async fn a_start_with_a_full_store_and_reflects_beside_one_are_measured() {
     let start = measures(&["start", "--stored-groups", "50", "--stored-messages", "200"]).await;
     assert!(median(&start, "from start to ready") > 0.0);
-    let size = measures(&[&["size", "--stored", "10,20", "--queued", "0,100"], &SMALL[..]].concat()).await;
-    for suffix in ["10 groups stored", "20 groups stored", "0 messages queued", "100 messages queued"] {
+    let size = measures(
+        &[&["size", "--stored", "10,20", "--queued", "0,100", "--among", "2,15", "--bytes", "64"], &SMALL[..]].concat(),
+    )
+    .await;
+    for suffix in [
+        "10 groups stored",
+        "20 groups stored",
+        "0 messages queued",
+        "100 messages queued",
+        "2 devices in a group",
+        "15 devices in a group",
+        "64 bytes in a message",
+    ] {
         assert!(median(&size, &format!("reflects, {suffix}")) > 0.0, "{size:#}");
     }
 }

@@ -245,6 +245,9 @@ settings! {
             cert: Option<PathBuf> = None, Or(None, File), Restart;
             /// The private key of that certificate, PEM.
             key: Option<PathBuf> = None, Or(None, File), Restart;
+            /// With a certificate, where it listens without TLS for the mediator: a loopback address. Port 0 takes one that is
+            /// free.
+            plain_listen: SocketAddr = local(0), ADDRESS, Restart;
             /// TCP connections at once, two for each private one; one more is told an error and closed.
             max_connections: usize = 1_024, Number(1..=1_000_000), Restart;
             /// Longest message in bytes. With 512, clients that count bytes where others count characters can be served, too.
@@ -498,6 +501,11 @@ const RULES: &[Rule<Config>] = &[
         reason: "the longest file has to fit what one account may have",
     },
     Rule {
+        keys: &["chat.chatos.plain_listen"],
+        broken: |config| !config.chat.chatos.plain_listen.ip().is_loopback(),
+        reason: "what is not encrypted does not leave this machine: a loopback address",
+    },
+    Rule {
         keys: &["chat.skynet.plain_listen"],
         broken: |config| !config.chat.skynet.plain_listen.ip().is_loopback(),
         reason: "what is not encrypted does not leave this machine: a loopback address",
@@ -582,7 +590,7 @@ pub const SKYNET_GROUP: &str = "skynet";
 pub struct Rooms {
     /// The CSP chat server.
     pub csp: Option<SocketAddr>,
-    /// The ChatOs server.
+    /// The ChatOs server, without TLS.
     pub chatos: Option<SocketAddr>,
     /// The Skynet server, without TLS.
     pub skynet: Option<SocketAddr>,

@@ -106,9 +106,10 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         admin: admin.local_addr().into_diagnostic()?,
         rooms: Rooms {
             csp: csp.as_ref().map(csp::Running::local_addr),
-            chatos: chatos.as_ref().map(chatos::Running::local_addr),
+            chatos: chatos.as_ref().and_then(|chatos| chatos.addresses().last().copied()),
             skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().get(1).copied()),
         },
+        chatos: chatos.as_ref().and_then(|chatos| chatos.addresses().first().copied()),
         skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().first().copied()),
         skynet_pages: skynet.as_ref().map(|(_, pages)| pages.clone()),
     };
@@ -255,11 +256,16 @@ async fn ended_unasked(
     }
 }
 
-/// Opens the ChatOs server as it is configured.
+/// Opens the ChatOs server as it is configured. At the last of its addresses it is not encrypted.
 async fn open_chatos(config: &Config, clock: Clock, stop: &CancellationToken) -> miette::Result<chatos::Running> {
     let room = &config.chat.chatos;
     let tls = room.cert_files().map(|files| watched(files, clock, stop)).transpose()?;
     let listener = open_door("the ChatOs server", room.listen, "--chatos-listen").await?;
+    let mut doors = vec![(listener, Door::from(tls.clone()))];
+    if tls.is_some() {
+        let key = "--set chat.chatos.plain_listen=";
+        doors.push((open_door("the ChatOs server's mediator", room.plain_listen, key).await?, Door::default()));
+    }
     let settings = chatos::Config {
         limits: chatos::state::Limits {
             inactivity: room.inactivity_timeout,
@@ -275,10 +281,9 @@ async fn open_chatos(config: &Config, clock: Clock, stop: &CancellationToken) ->
         message_octets_max: room.max_message_octets,
         write_stall: room.write_timeout,
         packets: room.packets_per_client,
-        tls,
         ..chatos::Config::new(room.listen)
     };
-    chatos::start_on(listener, settings, clock, stop.clone()).into_diagnostic()
+    chatos::start_on(doors, settings, clock, stop.clone()).into_diagnostic()
 }
 
 /// Opens the Skynet server as it is configured: at the first of its addresses with TLS, as far as there is a certificate, and at
@@ -545,6 +550,7 @@ struct Addresses {
     public: SocketAddr,
     admin: SocketAddr,
     rooms: Rooms,
+    chatos: Option<SocketAddr>,
     /// Where Skynet clients connect.
     skynet: Option<SocketAddr>,
     /// Where its users confirm their addresses.
@@ -629,8 +635,8 @@ fn banner(
     if let (Some(csp), Some(address)) = (csp, addresses.rooms.csp) {
         writeln!(out, "  chat server  {address}  (CSP, public key {})", hex::encode(csp.public_key()))?;
     }
-    if let Some(address) = addresses.rooms.chatos {
-        let tls = if config.chat.chatos.cert.is_some() { ", TLS" } else { "" };
+    if let (Some(address), Some(plain)) = (addresses.chatos, addresses.rooms.chatos) {
+        let tls = if plain == address { String::new() } else { format!(", TLS; without TLS on {plain}") };
         writeln!(out, "  ChatOs       {address}  (nicknames without passwords{tls})")?;
     }
     if let (Some(address), Some(plain)) = (addresses.skynet, addresses.rooms.skynet) {

@@ -108,7 +108,7 @@ enum What {
     Proxy(ProxyArgs),
     /// How long a server with much in its store takes to be ready
     Start(StartArgs),
-    /// What a reflect costs beside many stored groups, and behind many queued messages
+    /// What a reflect costs beside many stored groups, behind many queued messages, among many devices, and with many bytes
     Size(SizeArgs),
     /// All of them, with the sizes they have by default
     All,
@@ -180,12 +180,24 @@ struct StartArgs {
 struct SizeArgs {
     #[command(flatten)]
     shape: ShapeArgs,
+    #[command(flatten)]
+    sizes: Sizes,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+struct Sizes {
     /// Numbers of stored groups to compare
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
     stored: Vec<u32>,
     /// Numbers of messages to compare that wait, altogether, for one more device of each group under load
     #[arg(long, value_delimiter = ',', default_values_t = [0, 10_000, 100_000])]
     queued: Vec<u32>,
+    /// Numbers of devices in each group to compare
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 8, 15], value_parser = clap::value_parser!(u16).range(1..=15))]
+    among: Vec<u16>,
+    /// Bytes of an envelope to compare
+    #[arg(long, value_delimiter = ',', value_name = "BYTES", default_values_t = [64, 1_024, 8_192, 65_000], value_parser = clap::value_parser!(u32).range(1..=ENVELOPE_MAX as i64))]
+    bytes: Vec<u32>,
 }
 
 /// What every measurement needs.
@@ -277,8 +289,7 @@ impl Bench {
         self.handshakes(&defaults.handshakes).await?;
         self.proxy(&defaults.proxy).await?;
         self.start(&defaults.start).await?;
-        let size = SizeArgs { shape: defaults.reflect.shape.clone(), stored: defaults.stored, queued: defaults.queued };
-        self.size(&size).await
+        self.size(&SizeArgs { shape: defaults.reflect.shape, sizes: defaults.sizes }).await
     }
 
     /// The server that `--url` names, or a new one.
@@ -532,10 +543,11 @@ impl Bench {
         if self.common.url.is_some() {
             return Err(miette!("the store's size is part of the measurement: leave out --url"));
         }
-        let parameters = json!({"shape": args.shape.parameters(), "stored": args.stored, "queued": args.queued, "message_bytes": stock::BYTES});
+        let parameters = json!({"shape": args.shape.parameters(), "stored": args.sizes.stored, "queued": args.sizes.queued,
+            "among": args.sizes.among, "bytes": args.sizes.bytes, "stored_message_bytes": stock::BYTES});
         self.report.begin("size", parameters);
-        let stored = args.stored.iter().map(|stored| (*stored, 0, format!(", {stored} groups stored")));
-        let queued = args.queued.iter().map(|queued| (0, *queued, format!(", {queued} messages queued")));
+        let stored = args.sizes.stored.iter().map(|stored| (*stored, 0, format!(", {stored} groups stored")));
+        let queued = args.sizes.queued.iter().map(|queued| (0, *queued, format!(", {queued} messages queued")));
         for (stored, queued, suffix) in stored.chain(queued).collect::<Vec<_>>() {
             let scratch = Scratch::new(&self.common.dir)?;
             let keys = stock::keys(args.shape.groups.into());
@@ -549,6 +561,21 @@ impl Bench {
                 .await?;
             self.measure_load(load, Some(&usage), &suffix).await?;
             server.stop().await?;
+        }
+        let among = args.sizes.among.iter().map(|devices| {
+            let shape = ShapeArgs { devices: *devices, ..args.shape.clone() };
+            (shape, format!(", {devices} devices in a group"))
+        });
+        let bytes = args.sizes.bytes.iter().map(|size| {
+            let shape = ShapeArgs { size: *size, ..args.shape.clone() };
+            (shape, format!(", {size} bytes in a message"))
+        });
+        for (shape, suffix) in among.chain(bytes) {
+            let target = self.target(Door::Plain).await?;
+            let keys = stock::keys(shape.groups.into());
+            let load = Load::start(&target.mediator, self.clock, shape.shape(None), &keys, SlotState::New).await?;
+            self.measure_load(load, target.usage.as_ref(), &suffix).await?;
+            target.stop().await?;
         }
         Ok(())
     }
@@ -567,10 +594,8 @@ struct AllArgs {
     proxy: ProxyArgs,
     #[command(flatten)]
     start: StartArgs,
-    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
-    stored: Vec<u32>,
-    #[arg(long, value_delimiter = ',', default_values_t = [0, 10_000, 100_000])]
-    queued: Vec<u32>,
+    #[command(flatten)]
+    sizes: Sizes,
 }
 
 impl ShapeArgs {
