@@ -1144,9 +1144,13 @@ pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
     while !on_disk(&[newer, default, sent, unnamed]) {
         tokio::task::yield_now().await;
     }
-    world.stop().await;
 
-    // Nobody named it for a day. What nobody is bringing any more goes sooner, and a crash's leavings at once.
+    // Nobody named it for a day. What nobody goes on with goes sooner, and a crash's leavings at once.
+    let (location, half) = ticket(&world.asks("PUT", &alice.file_api("upload"), &[], b"").await);
+    let part = [("Content-Range", "bytes 0-3/9")];
+    assert_eq!(world.asks("PATCH", &location, &part, b"half").await.status(), 204);
+    assert!(dir.join(format!("{:016x}.part", half.0)).exists());
+    world.stop().await;
     std::fs::write(dir.join("00000000000000ff.part"), "half").unwrap();
     ground.later = std::time::Duration::from_secs(86_400);
     let world = World::start(&ground).await;
