@@ -413,10 +413,10 @@ async fn bring_more(
 ) -> Result<Response, Refused> {
     let range = headers.get(header::CONTENT_RANGE).and_then(|it| it.to_str().ok());
     let range = range.and_then(Brought::read).ok_or(Refused::BadRange)?;
-    if length(&headers).is_some_and(|length| length != range.len()) {
+    if length(&headers).is_some_and(|length| length != range.bytes()) {
         return Err(Refused::BadRange);
     }
-    let part = Part { first: range.first, length: Some(range.len()), total: range.total, is_all: false };
+    let part = Part { first: range.first, length: Some(range.bytes()), total: range.total, is_all: false };
     let stored = receive(at, &file, query, visit, (headers, body), part).await?;
     let mut response = (StatusCode::NO_CONTENT, HEADERS).into_response();
     describe(response.headers_mut(), &stored);
@@ -541,7 +541,7 @@ impl Receiving {
             blocking(move || disk.go_on(file, first)).await?
         };
         let coming = self.pour(body, coming, came).await?;
-        let length = coming.len();
+        let length = coming.there();
         let stored = StoredFile { length, ..self.stored.clone() };
         if self.part.total.map_or(!self.part.is_all, |total| total != length) {
             return Ok(stored);
@@ -573,7 +573,7 @@ impl Receiving {
                 Some(Ok(frame)) => {
                     let Ok(data) = frame.into_data() else { continue };
                     *came += data.len() as u64;
-                    let there = coming.len() + piece.len() as u64 + data.len() as u64;
+                    let there = coming.there() + piece.len() as u64 + data.len() as u64;
                     if self.part.length.is_some_and(|length| there > self.part.first + length) {
                         break Err(Refused::BadRange);
                     }
@@ -599,7 +599,7 @@ impl Receiving {
         let coming = append(coming, piece).await?;
         ended?;
         let short = match self.part.length {
-            Some(length) => coming.len() != self.part.first + length,
+            Some(length) => coming.there() != self.part.first + length,
             // The end of a body that does not say how long it is looks like the end of its connection.
             None => self.visit.is_over(),
         };
@@ -621,7 +621,7 @@ async fn look(
     let (files, file) = (&at.files, file_id(&file)?);
     if files.ticket(file, Purpose::Download, query.as_deref()).is_ok() {
         let stored = files.stored(file).await?;
-        return answer(&stored, wanted(&headers, &stored)?, Body::empty());
+        return Ok(answer(&stored, wanted(&headers, &stored)?, Body::empty()));
     }
     files.ticket(file, Purpose::Upload, query.as_deref())?;
     let mut stored = files.stored(file).await?;
@@ -661,7 +661,7 @@ async fn fetch(
         metrics::get().skynet_transfers.of(Transfer::Download).of(outcome).increment(1);
     });
     let body = futures_util::stream::unfold(body, async |mut body| body.recv().await.map(|piece| (piece, body)));
-    answer(&stored, part, Body::from_stream(body))
+    Ok(answer(&stored, part, Body::from_stream(body)))
 }
 
 /// Which part is wanted: its first byte and its last one; `None` for all of it.
@@ -678,7 +678,7 @@ fn wanted(headers: &HeaderMap, stored: &StoredFile) -> Result<Option<(u64, u64)>
     }
 }
 
-fn answer(stored: &StoredFile, part: Option<(u64, u64)>, body: Body) -> Result<Response, Refused> {
+fn answer(stored: &StoredFile, part: Option<(u64, u64)>, body: Body) -> Response {
     let (status, length) = match part {
         Some((first, last)) => (StatusCode::PARTIAL_CONTENT, last - first + 1),
         None => (StatusCode::OK, stored.length),
@@ -695,7 +695,7 @@ fn answer(stored: &StoredFile, part: Option<(u64, u64)>, body: Body) -> Result<R
     if let Some((first, last)) = part {
         headers.extend(text(header::CONTENT_RANGE, &format!("bytes {first}-{last}/{}", stored.length)));
     }
-    Ok(response)
+    response
 }
 
 /// Hands over what is to be sent. The last piece of a file only if all of it is what was brought. Says whether all was handed over.
@@ -804,4 +804,42 @@ fn length(headers: &HeaderMap) -> Option<u64> {
 fn digest(header: &str) -> Option<Vec<u8>> {
     let value = header.split(',').find_map(|it| it.trim().strip_prefix("sha-256="))?;
     BASE64.decode(value.strip_prefix(':')?.strip_suffix(':')?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_has_some_places_and_a_file_is_brought_by_one() {
+        let (places, busy) = (Arc::new(Semaphore::new(TRANSFERS_PER_ACCOUNT + 1)), Mutex::default());
+        let transfers = Arc::new(Transfers { places, busy });
+        let enter = |account, file: Option<i64>| transfers.enter(AccountId(account), file.map(FileId));
+        let mut places: Vec<_> = (1..).map(|file| enter(1, Some(file)).unwrap()).take(TRANSFERS_PER_ACCOUNT).collect();
+        assert!(matches!(enter(1, None), Err(Refused::TooMany)));
+        assert!(matches!(enter(2, Some(1)), Err(Refused::Busy)));
+        let other = enter(2, None).unwrap();
+        assert!(matches!(enter(3, None), Err(Refused::NotNow)));
+        drop(other);
+        places.remove(0);
+        assert!(enter(2, Some(1)).is_ok(), "nobody brings it any more");
+        drop(places);
+        let busy = transfers.busy.lock().unwrap();
+        assert!(busy.accounts.is_empty() && busy.coming.is_empty());
+        assert_eq!(transfers.places.available_permits(), TRANSFERS_PER_ACCOUNT + 1);
+    }
+
+    #[test]
+    fn what_a_client_says_it_sends_is_read_in_its_words() {
+        let sent = format!("sha-512=:AA==:, sha-256=:{}:", BASE64.encode(Sha256::digest(b"x")));
+        assert_eq!(digest(&sent).unwrap(), Sha256::digest(b"x").as_slice());
+        for none in ["", "sha-512=:AA==:", "sha-256=AA==", "sha-256=:?:"] {
+            assert_eq!(digest(none), None, "{none}");
+        }
+        let query = Some("session=-7&token=abc&mytoken=x");
+        assert_eq!(credentials(query).unwrap(), (SessionId(-7), "abc"));
+        for bad in [None, Some("session=x&token=abc"), Some("session=1"), Some("sessions=1&token=a")] {
+            assert!(matches!(credentials(bad), Err(Refused::Unauthorized)), "{bad:?}");
+        }
+    }
 }

@@ -85,16 +85,10 @@ impl Brought {
         })
     }
 
-    /// How many bytes it has.
+    /// How many bytes are brought: at least one.
     #[must_use]
-    pub const fn len(&self) -> u64 {
+    pub const fn bytes(&self) -> u64 {
         self.last - self.first + 1
-    }
-
-    /// Whether it has none: it always has some.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        false
     }
 }
 
@@ -172,7 +166,7 @@ mod tests {
         let brought = |first, last, total| Some(Brought { first, last, total });
         assert_eq!(Brought::read("bytes 0-0/1"), brought(0, 0, Some(1)));
         assert_eq!(Brought::read("bytes 5-9/*"), brought(5, 9, None));
-        assert_eq!(Brought::read("bytes 5-9/*").unwrap().len(), 5);
+        assert_eq!(Brought::read("bytes 5-9/*").unwrap().bytes(), 5);
         for bad in
             ["", "bytes 1-0/9", "bytes 0-9/9", "bytes */9", "bytes +1-2/9", "0-1/2", "bytes 0-18446744073709551615/*"]
         {

@@ -31,20 +31,14 @@ pub struct Disk(Arc<Path>);
 #[derive(Debug)]
 pub struct Coming {
     file: File,
-    len: u64,
+    there: u64,
 }
 
 impl Coming {
-    /// What is there, in bytes.
+    /// How much is there, in bytes.
     #[must_use]
-    pub const fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether nothing is.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
+    pub const fn there(&self) -> u64 {
+        self.there
     }
 
     /// Puts more behind it.
@@ -53,7 +47,7 @@ impl Coming {
     /// The operating system's.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
-        self.len += bytes.len() as u64;
+        self.there += bytes.len() as u64;
         Ok(())
     }
 }
@@ -93,13 +87,13 @@ impl Disk {
     /// # Errors
     /// The operating system's; `InvalidInput` when less than that is there.
     pub fn go_on(&self, file: FileId, from: u64) -> io::Result<Coming> {
-        let mut there = files::private().create(true).truncate(false).open(self.coming(file))?;
-        if there.metadata()?.len() < from {
+        let mut file = files::private().create(true).truncate(false).open(self.coming(file))?;
+        if file.metadata()?.len() < from {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        there.set_len(from)?;
-        there.seek(SeekFrom::Start(from))?;
-        Ok(Coming { file: there, len: from })
+        file.set_len(from)?;
+        file.seek(SeekFrom::Start(from))?;
+        Ok(Coming { file, there: from })
     }
 
     /// All of a file has come. Returns its SHA-256, as it was read from the disk.
