@@ -1,7 +1,9 @@
 //! Group commit: what waits is kept together, with one sync, and then answered.
 //!
-//! The thread never waits for a batch to fill. A sync takes as long as it takes; whoever asks meanwhile is in the next
-//! batch. Alone, a commit costs one sync; among a thousand it costs a share of one.
+//! A sync takes as long as it takes; whoever asks meanwhile is in the next batch. Alone, a commit costs one sync, and waits for
+//! nothing; among a thousand it costs a share of one. Only when the last batch was of many does the thread wait a moment, no longer
+//! than that batch took, for those it answered to ask again: a transaction costs most of its CPU time once, not for each
+//! commit in it, and without that moment every answer would be followed by a transaction for the first few.
 //!
 //! A batch stands or falls as a whole with the engine, but its jobs are strangers to each other. When it fails, each job is tried
 //! again in a transaction of its own, so that one that cannot be kept fails alone; if it is the engine that fails, it will tell every one of
@@ -10,6 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,6 +29,11 @@ const JOBS_QUEUED_MAX: usize = 1_024;
 const BATCH_JOBS_MAX: usize = 512;
 /// Bytes in one transaction: bounds how long the last one in it waits, and how far the write-ahead log outgrows its bound.
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Commits in a batch that make it worth waiting for as many.
+const BUSY_FROM: usize = 8;
+/// How long they are waited for at most, and how often it is looked: what a good disk takes for a sync.
+const GATHERING_MAX: Duration = Duration::from_micros(600);
+const GATHERING_STEP: Duration = Duration::from_micros(60);
 /// What a write takes beside its opaque bytes.
 const WRITE_OVERHEAD: usize = 128;
 
@@ -128,7 +136,14 @@ fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>, failing: &Atomic
     let clock = Clock::system();
     let (mut closers, mut probes): (Vec<Answer>, Vec<Answer>) = (Vec::new(), Vec::new());
     let (mut jobs, mut answers) = (Vec::new(), Vec::new());
+    let mut last = Last::default();
     while let Some(first) = next(&mut engine, &mut asked) {
+        let mut waited = Duration::ZERO;
+        while last.is_worth(waited, asked.len()) {
+            thread::sleep(GATHERING_STEP);
+            waited += GATHERING_STEP;
+        }
+        let began = clock.now().monotonic;
         let mut bytes = 0;
         let mut ask = Some(first);
         while let Some(current) = ask {
@@ -147,6 +162,7 @@ fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>, failing: &Atomic
             ask = (jobs.len() < BATCH_JOBS_MAX && bytes < BATCH_BYTES_MAX).then(|| asked.try_recv().ok()).flatten();
         }
         keep(&mut engine, &jobs, answers.drain(..), clock, failing);
+        last = Last { jobs: jobs.len(), took: clock.now().monotonic.saturating_sub(began) };
         jobs.clear();
         for answer in probes.drain(..) {
             answer.send(Ok(())).unwrap_or(());
@@ -156,6 +172,20 @@ fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>, failing: &Atomic
     let closed = engine.close();
     for answer in closers {
         answer.send(closed.clone()).unwrap_or(());
+    }
+}
+
+/// The batch before.
+#[derive(Debug, Clone, Copy, Default)]
+struct Last {
+    jobs: usize,
+    took: Duration,
+}
+
+impl Last {
+    /// Whether to wait on for more, after so long, with so many in the queue.
+    fn is_worth(self, waited: Duration, queued: usize) -> bool {
+        self.jobs >= BUSY_FROM && queued < self.jobs && waited < self.took.min(GATHERING_MAX)
     }
 }
 
@@ -292,6 +322,17 @@ mod tests {
         let batches = world.batches.lock().unwrap().clone();
         assert_eq!(batches.iter().sum::<usize>(), 100);
         assert!(batches.len() <= 2, "one that was taken alone, and the rest: {batches:?}");
+    }
+
+    #[test]
+    fn only_behind_many_is_it_waited_and_no_longer_than_they_took() {
+        let us = Duration::from_micros;
+        let many = Last { jobs: 40, took: us(300) };
+        assert!(many.is_worth(us(0), 0) && many.is_worth(us(240), 39));
+        assert!(!many.is_worth(us(0), 40), "as many are there again");
+        assert!(!many.is_worth(us(300), 0));
+        assert!(!Last { took: us(60_000), ..many }.is_worth(GATHERING_MAX, 0), "a slow disk makes nobody wait longer");
+        assert!(!Last { jobs: BUSY_FROM - 1, ..many }.is_worth(us(0), 0) && !Last::default().is_worth(us(0), 0));
     }
 
     #[tokio::test]
