@@ -318,8 +318,19 @@ async fn open_skynet(
         strict_dependencies: room.strict_dependencies,
         forward_profiles: room.forward_profiles,
         daystream_age_max: room.daystream_max_age,
+        files: skynet::FileLimits {
+            length_max: room.files.max_size,
+            per_account_max: room.files.max_size_per_account,
+            transfers_max: room.files.max_transfers,
+            unnamed_age_max: room.files.unnamed_max_age,
+        },
+        push_after: room.push.after,
+        push_every_message: room.push.every_message,
         ..settings.settings
     };
+    if let Some(dir) = &room.files.dir {
+        settings.files_dir.clone_from(dir);
+    }
     settings.connections_max = room.max_connections;
     settings.rates = skynet::Rates {
         attempts: room.attempts_per_address,
@@ -332,9 +343,28 @@ async fn open_skynet(
     if let Some(exempt) = &room.exempt {
         settings.exempt = exempt.iter().copied().collect();
     }
+    #[cfg(feature = "fcm")]
+    let fcm = match &room.push.fcm_account {
+        Some(account) => {
+            let service = skynet::serve::fcm::FcmSettings {
+                account: account.clone(),
+                service: skynet::serve::fcm::SERVICE.to_owned(),
+                ca: None,
+                forget_unreachable: room.push.forget_unreachable,
+            };
+            let (line, fcm) = skynet::serve::fcm::Fcm::open(service, clock).into_diagnostic()?;
+            settings.push = Arc::new(line);
+            Some(fcm)
+        }
+        None => None,
+    };
     let doors = vec![(secured, Door::from(tls.clone())), (plain, Door::default())];
     let mut running = skynet::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()?;
-    running.open_web(web, Door::from(tls), stop.clone());
+    #[cfg(feature = "fcm")]
+    if let Some(fcm) = fcm {
+        tokio::spawn(fcm.run(running.lost(), stop.clone()));
+    }
+    running.open_web(web, Door::from(tls), public_url.clone(), stop.clone());
     Ok((running, public_url))
 }
 

@@ -144,9 +144,12 @@ struct ShapeArgs {
 
 #[derive(Debug, Clone, clap::Args)]
 struct IdleArgs {
-    /// Connected devices, three in each group
+    /// Connected devices
     #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(1..))]
     idle_devices: u32,
+    /// Of which so many are in each group: the more, the less each carries of what a group that is awake takes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=15))]
+    idle_among: u32,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -350,16 +353,16 @@ impl Bench {
         if self.common.url.is_some() {
             return Err(miette!("memory is measured of a server that was just started: leave out --url"));
         }
-        self.report.begin("idle", json!({"devices": args.idle_devices, "devices_per_group": 3}));
+        self.report.begin("idle", json!({"devices": args.idle_devices, "devices_per_group": args.idle_among}));
         for (door, name) in [(Door::Plain, "plain"), (Door::Tls, "TLS")] {
             let mut kib = Vec::new();
             for number in 1..=self.common.rounds {
                 let target = self.target(door).await?;
                 let usage = target.usage.as_ref().ok_or_else(|| miette!("no process to measure"))?;
                 // What is made once, for whoever comes first.
-                drop(connect_many(&target.mediator, 3).await?);
+                drop(connect_many(&target.mediator, 3, 3).await?);
                 let before = self.settled(usage).await?;
-                let devices = connect_many(&target.mediator, args.idle_devices).await?;
+                let devices = connect_many(&target.mediator, args.idle_devices, args.idle_among).await?;
                 let after = self.settled(usage).await?;
                 #[expect(clippy::cast_precision_loss, reason = "a quotient to be read by people")]
                 let each = after.saturating_sub(before) as f64 / f64::from(args.idle_devices) / 1024.0;
@@ -632,16 +635,16 @@ fn server_group() -> Result<ServerGroup> {
     ServerGroup::new("a0").ok_or_else(|| miette!("not a server group"))
 }
 
-/// Devices that are connected, have their backlog, and are silent; three in each group.
-async fn connect_many(mediator: &Mediator, count: u32) -> Result<Vec<Device>> {
+/// Devices that are connected, have their backlog, and are silent.
+async fn connect_many(mediator: &Mediator, count: u32, in_each_group: u32) -> Result<Vec<Device>> {
     let few = Arc::new(tokio::sync::Semaphore::new(CONNECTING));
     let mut connecting = JoinSet::new();
     let mut key = GroupKey::generate();
     for number in 0..count {
-        if number % 3 == 0 {
+        if number % in_each_group == 0 {
             key = GroupKey::generate();
         }
-        let config = DeviceConfig::new(key.clone(), server_group()?, DeviceId(u64::from(number % 3) + 1));
+        let config = DeviceConfig::new(key.clone(), server_group()?, DeviceId(u64::from(number % in_each_group) + 1));
         let (mediator, few) = (mediator.clone(), Arc::clone(&few));
         connecting.spawn(async move {
             let _one_of_few = few.acquire().await;
