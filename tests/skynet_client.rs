@@ -940,7 +940,6 @@ fn people_and_scripts_talk_with_the_binary_over_tls_and_through_its_mediator() {
 }
 
 #[test]
-#[ignore = "waits for the server's places for files"]
 fn a_long_file_lies_beside_its_message() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir.path().join("data"));
