@@ -72,6 +72,7 @@ stories! {
     the_invisible_are_seen_by_administrators_alone
     a_password_changes_once
     a_name_changes_and_the_old_one_is_an_alias_until_the_password_follows
+    a_second_change_of_name_locked_the_account_out
     an_account_is_deleted_and_its_contacts_hear_of_it
     blocking_archives_and_unblocking_opens_again
     messages_are_requested_by_bounds_and_counts

@@ -456,6 +456,31 @@ pub async fn a_name_changes_and_the_old_one_is_an_alias_until_the_password_follo
     world.stop().await;
 }
 
+pub async fn a_second_change_of_name_locked_the_account_out(ground: Ground) {
+    let world = World::start(&ground).await;
+    let mut alice = world.account(A).await;
+    let (loopback, names) = (alice.loopback, [A, "alice@example.net", "alice@example.org"]);
+    for new in &names[1..] {
+        let wish = Content::QueueMailAddressChange((*new).into());
+        alice.say(loopback, body(&wish, own_clear())).await.unwrap();
+        assert_eq!(world.confirm(new).await, Confirmed::Done { address: (*new).into() });
+    }
+    // The first is in every key until the password follows, so it is what the password goes with, and nobody else's.
+    for name in names {
+        drop(world.device_with(name, A).await);
+    }
+    let mut client = world.greeted().await;
+    assert_eq!(client.register(A, "mine now").await, CreateAccountStatus::ACCOUNT_NAME_TAKEN);
+    let (previous_key_hash, key_hash) = (key_hash(A), key_hash("new"));
+    let content = Content::PasswordUpdate { previous_key_hash, key_hash, key_history: vec![1; 128].into() };
+    alice.say(loopback, body(&content, own_clear())).await.unwrap();
+    for old in &names[..2] {
+        assert_eq!(client.login(old, "new").await, CreateSessionStatus::INVALID_CREDENTIALS);
+    }
+    assert_eq!(client.login(names[2], "new").await, CreateSessionStatus::SUCCESS);
+    world.stop().await;
+}
+
 pub async fn an_account_is_deleted_and_its_contacts_hear_of_it(ground: Ground) {
     let world = World::start(&ground).await;
     let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);

@@ -90,8 +90,9 @@ impl Scene<'_> {
         for other in self.work.names_of(account).await? {
             match other.role {
                 _ if other.address == address => {}
-                // Good for logging in until the password follows the name, whose letters are part of every key.
-                Role::Initial | Role::Change if other.confirmed_ms != 0 => {
+                // Good for logging in until the password follows the name, whose letters are part of every key: also one
+                // that is an alias since the change before this one.
+                Role::Initial | Role::Change | Role::Alias if other.confirmed_ms != 0 => {
                     self.work.set_name(&other.address, Role::Alias, other.confirmed_ms).await?;
                 }
                 _ => self.work.remove_name(&other.address).await?,
