@@ -18,6 +18,8 @@ pub enum Refusal {
 }
 
 const DENIED: Refusal = Refusal::Status(MessageSendStatus::ACCESS_DENIED);
+/// What others are not shown leaves them a message about nothing, on which clients fail in every sync (spec 2.4, 8.8).
+const FOR_ONE: Refusal = Refusal::Violation("what a receipt or an override is about concerns one account alone");
 /// Somebody else was faster.
 pub const CONCURRENT: Refusal = Refusal::Status(MessageSendStatus::CONCURRENT_CHANGES);
 
@@ -113,6 +115,11 @@ pub fn may_depend(
             _ => Err(Refusal::Violation("public keys without the private ones they belong to")),
         },
         Kind::MessageOverride => {
+            let target = |on: &&Dependency| found(on).as_ref().is_some_and(said);
+            let mut targets = body.dependencies.iter().filter(target);
+            if targets.any(|on| !on.account.is_none()) {
+                return Err(FOR_ONE);
+            }
             let mut targets = body.dependencies.iter().filter_map(found).filter(said).peekable();
             let own = |fact: &Fact| fact.sender == sender && fact.channel == channel.id;
             if targets.peek().is_some() && targets.all(own) { Ok(()) } else { Err(DENIED) }
@@ -120,6 +127,9 @@ pub fn may_depend(
         Kind::MessageReceived | Kind::MessageRead => {
             if body.dependencies.is_empty() {
                 return Err(Refusal::Violation("a receipt for nothing"));
+            }
+            if body.dependencies.iter().any(|on| !on.account.is_none()) {
+                return Err(FOR_ONE);
             }
             let here = |fact: &Fact| said(&fact) && fact.channel == channel.id;
             if body.dependencies.iter().filter_map(found).all(here) { Ok(()) } else { Err(DENIED) }
@@ -282,6 +292,26 @@ mod tests {
         }
         let blocked = Channel { archive: ArchiveMode::BLOCKED, ..channel(Direct) };
         assert_eq!(says(&blocked, ME, NOBODY), [0x1a, 0x1c, 0x1d, 0x2a], "what is for oneself, and keys of groups");
+    }
+
+    #[test]
+    fn receipts_and_overrides_reached_others_without_what_they_are_about() {
+        let fact = Fact { id: MessageId(3), channel: ChannelId(7), sender: ME, kind: Kind::ChatMessage };
+        let keys = Fact { id: MessageId(4), channel: ChannelId(7), sender: ME, kind: Kind::DirectChannelUpdate };
+        let facts = HashMap::from([(fact.id, fact), (keys.id, keys)]);
+        let judge = |kind, dependencies: &[(AccountId, i64)]| {
+            let on = dependencies.iter().map(|(account, id)| Dependency { account: *account, message: MessageId(*id) });
+            let body = Body::new(kind, kind.rule().required, &b""[..]).on(on);
+            may_depend(&channel(Direct), ME, &body, &facts, ChannelId::NONE)
+        };
+        for kind in [Kind::MessageReceived, Kind::MessageRead, Kind::MessageOverride] {
+            assert_eq!(judge(kind, &[(AccountId::NONE, 3)]), Ok(()));
+            for account in [ME, OTHER] {
+                assert_eq!(judge(kind, &[(account, 3)]), Err(FOR_ONE), "{kind:?}");
+                assert_eq!(judge(kind, &[(AccountId::NONE, 3), (account, 3)]), Err(FOR_ONE), "{kind:?}");
+            }
+        }
+        assert_eq!(judge(Kind::MessageOverride, &[(AccountId::NONE, 3), (ME, 4)]), Ok(()), "keys are for whom they are");
     }
 
     #[test]
