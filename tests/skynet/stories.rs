@@ -6,10 +6,10 @@ use std::convert::Infallible;
 use base64::Engine as _;
 use heliostat::chat::skynet::Confirmed;
 use heliostat::chat::skynet::serve::FILES;
-use heliostat::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
+use heliostat::chat::skynet::wire::content::{ArchiveMode, ExternalFile, MemberFlags};
 use heliostat::chat::skynet::wire::{
     AccountId, Body, ChannelAction, ChannelId, ChannelType, Content, CreateAccountStatus, CreateChannelStatus,
-    CreateSessionStatus, DeleteAccountStatus, Delivery, Doing, FileId, FromClient, Kind, MessageFlags, MessageId,
+    CreateSessionStatus, DateTime, DeleteAccountStatus, Delivery, Doing, FileBlock, FileId, FromClient, Kind, MessageFlags, MessageId,
     MessageSendStatus, OnlineState, RestoreSessionStatus, ToClient, WantedChannel,
 };
 use heliostat::crypto::Secret;
@@ -174,7 +174,7 @@ pub async fn two_become_friends_and_their_keys_meet(ground: Ground) {
     // Another key, another update; and keys of nobody's are no keys.
     let (_, newer) = bob.publish_keys().await;
     assert_eq!(alice.find_message(Kind::DirectChannelUpdate).await.body.dependencies[1], on(alice.account, newer));
-    let stolen = Body::new(Kind::PublicKeys, CLEAR, vec![1]).on([on(bob.account, private_a)]);
+    let stolen = Body::new(Kind::PublicKeys, CLEAR, vec![0; 6]).on([on(bob.account, private_a)]);
     bob.post(bob.account_data, stolen).await;
     bob.seen.clear();
     assert!(bob.find_end().await, "keys that refer to another account's end the connection");
@@ -687,7 +687,7 @@ pub async fn what_is_out_of_the_protocol_ends_that_connection_alone(ground: Grou
     client.send(&FromClient::CreateAccount { name: B.into(), key_hash: key_hash("x") }).await;
     assert!(client.is_closed().await);
 
-    let late: [(&str, Says); 7] = [
+    let late: [(&str, Says); 9] = [
         ("a second login", |_| FromClient::CreateSession {
             name: A.into(),
             key_hash: key_hash(A),
@@ -703,6 +703,10 @@ pub async fn what_is_out_of_the_protocol_ends_that_connection_alone(ground: Grou
         }),
         ("what only the server says", |me| me.upload(Body::new(Kind::MailAddress, CLEAR, vec![0]))),
         ("bad flags", |me| me.upload(Body::new(Kind::Nickname, MessageFlags(0x22), vec![0]))),
+        ("a name that ends before it is over", |me| me.upload(Body::new(Kind::Nickname, CLEAR, vec![9]))),
+        ("a picture without the file that it has", |me| {
+            me.upload(body(&Content::ProfileImage(String::new()), CLEAR.and(MessageFlags::MEDIA)))
+        }),
         ("keys of nothing", |me| me.upload(Body::new(Kind::PublicKeys, CLEAR, vec![0; 6]))),
         ("a dependency that is not there", |me| {
             me.upload(Body::new(Kind::Nickname, CLEAR, vec![0]).on([on(AccountId::NONE, MessageId(1 << 40))]))
@@ -946,7 +950,20 @@ pub async fn both_versions_of_tls_are_spoken_and_plain_where_it_is_said(mut grou
 /// A message that names a file.
 fn naming(kind: Kind, flags: MessageFlags, file: FileId) -> Body {
     let flags = flags.and(MessageFlags::MEDIA).and(MessageFlags::EXTERNAL_FILE);
-    Body { file, ..Body::new(kind, flags, vec![4; 64]) }
+    if !flags.has(CLEAR) {
+        return Body { file, ..Body::new(kind, flags, vec![4; 64]) };
+    }
+    let external = ExternalFile { content_type: "image/png".into(), length: 1, key: Secret::new([4; 32]) };
+    let block = FileBlock {
+        name: "portrait.png".into(),
+        created: DateTime::NONE,
+        written: DateTime::NONE,
+        thumbnail_type: "image/png".into(),
+        thumbnail: bytes::Bytes::new(),
+        external: Some(external),
+    };
+    let content = Content::ProfileImage(String::new());
+    Body { file, ..Body::new(content.kind(), flags, content.encode(Some(&block)).unwrap()) }
 }
 
 /// The status of an answer, and one of its headers.

@@ -157,17 +157,10 @@ impl Scene<'_> {
         facts: &HashMap<MessageId, Fact>,
     ) -> Result<Result<Effect, Refusal>, Halt> {
         let denied = Ok(Err(Refusal::Status(MessageSendStatus::ACCESS_DENIED)));
-        let acts = matches!(
-            body.kind,
-            Kind::QueueMailAddressChange
-                | Kind::PasswordUpdate
-                | Kind::ArchiveChannel
-                | Kind::GroupChannelUpdate
-                | Kind::BlockList
-        );
-        if !acts {
-            let publishes = body.kind == Kind::PublicKeys;
-            return Ok(Ok(if publishes { Effect::PublishKeys } else { Effect::None }));
+        // What is sealed is relayed as it came, and does nothing here. What is in clear is read whatever it is: who gets what
+        // cannot be read would stop there, in every sync (spec 2.1, 2.3).
+        if !body.flags.has(MessageFlags::UNENCRYPTED) {
+            return Ok(Ok(Effect::None));
         }
         let (content, _) = Content::decode(body.kind, body.flags, &body.content)?;
         Ok(Ok(match content {
@@ -182,6 +175,7 @@ impl Scene<'_> {
                 }
                 Effect::ChangePassword(key_hash)
             }
+            Content::PublicKeys(_) => Effect::PublishKeys,
             Content::ArchiveChannel(ArchiveMode::DELETED) => Effect::Archive(ArchiveMode::DELETED),
             Content::GroupChannelUpdate { revision, members, .. } => {
                 let update = GroupUpdate { revision, members: &members, dependencies: &body.dependencies };
@@ -203,7 +197,8 @@ impl Scene<'_> {
                     channels: distinct(channels.into_iter().map(|it| it.0).collect()),
                 }
             }
-            _ => return denied,
+            Content::ArchiveChannel(_) => return denied,
+            _ => Effect::None,
         }))
     }
 
