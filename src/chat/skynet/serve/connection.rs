@@ -28,8 +28,10 @@ use crate::metrics::{self, Presence, Room};
 pub const STRANGER_SILENT_MAX: Duration = Duration::from_secs(300);
 /// How long one write may take before the client counts as not reading.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
-/// Messages of a sync that are read at once.
+/// Messages of a sync that are read at once, unless they are long ([`PAGE_BYTES_MAX`]).
 const PAGE: usize = 64;
+/// What these may take in memory, in bytes, unless it is one alone.
+const PAGE_BYTES_MAX: u64 = 512 * 1024;
 
 /// What all connections share.
 #[derive(Debug)]
@@ -179,11 +181,13 @@ async fn write<Io: AsyncWrite + Unpin>(store: &Store, outbox: &Outbox, mut io: I
             Item::Frame(frame) => put(&mut io, &[frame]).await,
             Item::Messages { account, ids, found } => {
                 let mut written = Ok(());
-                for page in ids.chunks(PAGE) {
-                    let frames = match page_of(store, account, page, found).await {
-                        Ok(frames) => frames,
+                let mut rest = ids.as_slice();
+                while !rest.is_empty() {
+                    let (frames, read) = match page_of(store, account, rest, found).await {
+                        Ok(page) => page,
                         Err(error) => return error.into(),
                     };
+                    rest = rest.get(read..).unwrap_or_default();
                     written = put(&mut io, &frames).await;
                     if written.is_err() {
                         break;
@@ -201,18 +205,20 @@ async fn write<Io: AsyncWrite + Unpin>(store: &Store, outbox: &Outbox, mut io: I
     Ending::Said
 }
 
+/// The first of these messages as frames, and how many they are.
 async fn page_of(
     store: &Store,
     account: crate::chat::skynet::wire::AccountId,
     ids: &[i64],
     found: bool,
-) -> Result<Vec<Bytes>, StoreError> {
+) -> Result<(Vec<Bytes>, usize), StoreError> {
     let mut work = store.read().await?;
-    let mut frames = Vec::with_capacity(ids.len());
-    for message in work.messages(ids).await? {
+    let page = work.light(ids.get(..PAGE).unwrap_or(ids), PAGE_BYTES_MAX).await?;
+    let mut frames = Vec::with_capacity(page.len());
+    for message in work.messages(page).await? {
         frames.extend(render(&mut work, &message, account, -1, found).await?);
     }
-    Ok(frames)
+    Ok((frames, page.len()))
 }
 
 async fn put<Io: AsyncWrite + Unpin>(io: &mut Io, frames: &[Bytes]) -> Result<(), Ending> {

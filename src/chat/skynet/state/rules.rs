@@ -86,6 +86,20 @@ pub fn may_write(
     if open && allowed { Ok(()) } else { Err(DENIED) }
 }
 
+/// How many others a message may build on. The layout has room for 65 535, each of which is kept, read and told on its own;
+/// nothing needs more than a few, but for a group, which names a key for each of its members.
+#[must_use]
+pub const fn dependencies_max(kind: Kind) -> usize {
+    match kind {
+        Kind::GroupChannelUpdate => GROUP_DEPENDENCIES_MAX,
+        _ => DEPENDENCIES_MAX,
+    }
+}
+
+const DEPENDENCIES_MAX: usize = 256;
+/// More than the members that fit into the content: 64 KiB of nine bytes each.
+const GROUP_DEPENDENCIES_MAX: usize = 8 * 1024;
+
 /// Whether everything that a message builds on is there and is what its kind needs. `facts` has what is there of it, `loopback`
 /// is the sender's own.
 ///
@@ -99,6 +113,9 @@ pub fn may_depend(
     loopback: ChannelId,
 ) -> Result<(), Refusal> {
     let found = |dependency: &Dependency| facts.get(&dependency.message);
+    if body.dependencies.len() > dependencies_max(body.kind) {
+        return Err(DENIED);
+    }
     if body.dependencies.iter().any(|dependency| found(dependency).is_none()) {
         return Err(Refusal::Violation("a dependency that is not there"));
     }
@@ -312,6 +329,22 @@ mod tests {
             }
         }
         assert_eq!(judge(Kind::MessageOverride, &[(AccountId::NONE, 3), (ME, 4)]), Ok(()), "keys are for whom they are");
+    }
+
+    #[test]
+    fn a_message_could_build_on_the_same_one_as_often_as_its_layout_allowed() {
+        let fact = Fact { id: MessageId(3), channel: ChannelId(7), sender: ME, kind: Kind::ChatMessage };
+        let facts = HashMap::from([(fact.id, fact)]);
+        let judge = |kind: Kind, times: usize| {
+            let on = Dependency { account: AccountId::NONE, message: fact.id };
+            let body = Body::new(kind, kind.rule().required, &b""[..]).on(vec![on; times]);
+            may_depend(&channel(Group), ME, &body, &facts, ChannelId::NONE)
+        };
+        for kind in [Kind::PrivateKeys, Kind::ChatMessage, Kind::MessageRead, Kind::GroupChannelUpdate] {
+            assert_eq!(judge(kind, dependencies_max(kind)), Ok(()), "{kind:?}");
+            assert_eq!(judge(kind, dependencies_max(kind) + 1), Err(DENIED), "{kind:?}");
+        }
+        assert!(GROUP_DEPENDENCIES_MAX > usize::from(u16::MAX) / 9);
     }
 
     #[test]
