@@ -9,8 +9,8 @@ use heliostat::chat::skynet::serve::FILES;
 use heliostat::chat::skynet::wire::content::{ArchiveMode, ExternalFile, MemberFlags};
 use heliostat::chat::skynet::wire::{
     AccountId, Body, ChannelAction, ChannelId, ChannelType, Content, CreateAccountStatus, CreateChannelStatus,
-    CreateSessionStatus, DateTime, DeleteAccountStatus, Delivery, Doing, FileBlock, FileId, FromClient, Kind, MessageFlags, MessageId,
-    MessageSendStatus, OnlineState, RestoreSessionStatus, ToClient, WantedChannel,
+    CreateSessionStatus, DateTime, DeleteAccountStatus, Delivery, Doing, FileBlock, FileId, FromClient, Kind,
+    MessageFlags, MessageId, MessageSendStatus, OnlineState, RestoreSessionStatus, ToClient, WantedChannel,
 };
 use heliostat::crypto::Secret;
 use heliostat::net::listen::Door;

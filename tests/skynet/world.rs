@@ -14,8 +14,8 @@ use heliostat::chat::skynet::store::Place;
 use heliostat::chat::skynet::wire::content::KeyFormat;
 use heliostat::chat::skynet::wire::{
     AccountId, Announced, Body, ChannelId, ChannelType, Content, CreateAccountStatus, CreateSessionStatus, Delivery,
-    Dependency, FromClient, HEADER, Keys, Kind, MessageFlags, MessageId, MessageSendStatus, RestoreSessionStatus, SessionId,
-    ToClient, Upload, WantedChannel, read_header,
+    Dependency, FromClient, HEADER, Keys, Kind, MessageFlags, MessageId, MessageSendStatus, RestoreSessionStatus,
+    SessionId, ToClient, Upload, WantedChannel, read_header,
 };
 use heliostat::chat::skynet::{self, Config, Confirmed, Letter, MailHook, PushHook, Reason, Settings, Wake};
 use heliostat::crypto::Secret;

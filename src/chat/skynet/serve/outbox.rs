@@ -179,7 +179,10 @@ mod tests {
         let outbox = Outbox::default();
         let ids = vec![1; OUTBOX_BYTES_MAX / size_of::<i64>() + 1];
         assert!(outbox.put(frame(1)) && outbox.put(Item::Messages { account: AccountId(1), ids, found: false }));
-        assert!(outbox.put(frame(1)) && outbox.put(frame(OUTBOX_BYTES_MAX / 2)), "it ends, and live messages have room");
+        assert!(
+            outbox.put(frame(1)) && outbox.put(frame(OUTBOX_BYTES_MAX / 2)),
+            "it ends, and live messages have room"
+        );
         assert!(!outbox.cut.is_cancelled());
         // But whoever asks for it again is not heard before it is read.
         outbox.next().await;

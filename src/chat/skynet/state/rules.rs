@@ -328,7 +328,11 @@ mod tests {
                 assert_eq!(judge(kind, &[(AccountId::NONE, 3), (account, 3)]), Err(FOR_ONE), "{kind:?}");
             }
         }
-        assert_eq!(judge(Kind::MessageOverride, &[(AccountId::NONE, 3), (ME, 4)]), Ok(()), "keys are for whom they are");
+        assert_eq!(
+            judge(Kind::MessageOverride, &[(AccountId::NONE, 3), (ME, 4)]),
+            Ok(()),
+            "keys are for whom they are"
+        );
     }
 
     #[test]

@@ -148,7 +148,8 @@ impl Work {
         let mut weights = HashMap::with_capacity(ids.len());
         for row in self.rows_of(sql, &[], ids).await? {
             let (content, dependencies): (u64, u64) = (narrow(&row, 1)?, narrow(&row, 2)?);
-            weights.insert(get::<i64>(&row, 0)?, content.saturating_add(dependencies.saturating_mul(DEPENDENCY_WEIGHT)));
+            weights
+                .insert(get::<i64>(&row, 0)?, content.saturating_add(dependencies.saturating_mul(DEPENDENCY_WEIGHT)));
         }
         let mut bytes: u64 = 0;
         let fits = |id: &&i64| {
