@@ -37,10 +37,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::state::ConnId;
-use super::store::disk::Disk;
+use super::store::disk::{Disk, LOST};
 use super::store::{Place, Store, StoreError};
 use super::wire::SessionId;
 use crate::metrics::{self, Push};
@@ -250,9 +250,9 @@ pub async fn start_on(
     let addresses = doors.iter().map(|(listener, _)| listener.local_addr()).collect::<io::Result<_>>()?;
     let store = Store::open(&config.place, &config.data_dir).await?;
     let disk = Disk::open(&config.files_dir).map_err(StoreError::Files)?;
-    let removed = disk.tidy(&store).await?;
-    if removed > 0 {
-        info!(removed, "removed what was left of files that never were");
+    let moved = disk.tidy(&store).await?;
+    if moved > 0 {
+        warn!(moved, directory = LOST, "moved aside what the database does not know of the files");
     }
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
