@@ -83,6 +83,7 @@ stories! {
     of_two_who_create_the_same_channel_one_does
     a_restart_loses_nothing_that_was_answered
     what_is_too_old_is_forgotten
+    sessions_were_there_for_ever_and_any_number_of_them
     who_does_not_acknowledge_is_woken_once_until_it_comes
     who_is_strict_takes_sealed_messages_with_their_keys_only
     what_is_promised_holds_whatever_is_said

@@ -855,11 +855,49 @@ pub async fn what_is_too_old_is_forgotten(mut ground: Ground) {
 
     ground.later = day * 190;
     let world = World::start(&ground).await;
-    let mut tablet = world.device(B).await;
     let mut late = world.greeted().await;
     assert_eq!(late.restore(&bob, 0, &[]).await, RestoreSessionStatus::INVALID_SESSION);
-    tablet.find_message(Kind::DeviceList).await;
     assert_eq!(late.login(B, B).await, CreateSessionStatus::SUCCESS, "the connection may try otherwise");
+    world.stop().await;
+}
+
+pub async fn sessions_were_there_for_ever_and_any_number_of_them(mut ground: Ground) {
+    let devices = |list: &Delivery| match Content::decode(Kind::DeviceList, list.body.flags, &list.body.content) {
+        Ok((Content::DeviceList(devices), None)) => devices.into_iter().map(|it| it.session).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let newest = |sync: &super::world::Sync| {
+        devices(sync.messages.iter().rfind(|it| it.body.kind == Kind::DeviceList).expect("a device list"))
+    };
+    let world = World::start(&ground).await;
+    let alice = world.account(A).await;
+    let mut client = world.greeted().await;
+    client.push_token = "t".repeat(5_000);
+    assert_eq!(client.login(A, A).await, CreateSessionStatus::INVALID_FCM_REGISTRATION_TOKEN);
+    world.stop().await;
+
+    // What was away the longest makes room.
+    ground.settings.sessions_max = 2;
+    let world = World::start(&ground).await;
+    let gone = world.device(A).await.session;
+    world.stop().await;
+    let world = World::start(&ground).await;
+    let (mut phone, sync) = world.back(&alice, 0, &[]).await;
+    assert_eq!(newest(&sync), [alice.session, gone]);
+    let tablet = world.device(A).await;
+    assert_eq!(devices(&phone.find_message(Kind::DeviceList).await), [alice.session, tablet.session]);
+    world.stop().await;
+
+    // One comes back, and the other never does.
+    ground.later = ground.settings.session_age_max / 2;
+    let world = World::start(&ground).await;
+    let (_, sync) = world.back(&alice, 0, &[]).await;
+    assert_eq!(newest(&sync), [alice.session, tablet.session]);
+    world.stop().await;
+    ground.later = ground.settings.session_age_max + std::time::Duration::from_secs(3_600);
+    let world = World::start(&ground).await;
+    let (_, sync) = world.back(&alice, 0, &[]).await;
+    assert_eq!(newest(&sync), [alice.session]);
     world.stop().await;
 }
 
