@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,7 @@ use super::store::disk::{Disk, LOST};
 use super::store::{Place, Store, StoreError};
 use super::wire::SessionId;
 use crate::metrics::{self, Push};
-use crate::net::listen::{self, Bounds, Door};
+use crate::net::listen::{self, Bounds, Door, Stream};
 use crate::net::tasks::Tasks;
 use crate::time::Clock;
 use actor::{Actor, Mail};
@@ -310,7 +310,9 @@ async fn serve(
 ) {
     let tasks = Tasks::new();
     let shutdown = shared.stop.clone();
-    let handler = move |stream, origin: SocketAddr| {
+    let handler = move |stream: Stream<TcpStream>, origin: SocketAddr| {
+        // The protocol has no ping: without it, who vanishes holds a place, and is active for others (spec 1.1).
+        stream.keep_alive();
         let conn = ConnId(next_conn.fetch_add(1, Ordering::Relaxed));
         connection::run(Arc::clone(&shared), mailbox.clone(), conn, origin.ip(), stream)
     };
