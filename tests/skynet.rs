@@ -77,6 +77,7 @@ stories! {
     blocking_archives_and_unblocking_opens_again
     messages_are_requested_by_bounds_and_counts
     presence_is_the_accounts_and_actions_are_the_sessions
+    who_was_there_at_a_crash_was_there_for_ever
     searching_finds_names_and_nicknames_and_only_the_newest_is_kept
     what_is_out_of_the_protocol_ends_that_connection_alone
     nothing_is_lost_or_doubled_between_sync_and_live

@@ -620,6 +620,37 @@ pub async fn presence_is_the_accounts_and_actions_are_the_sessions(ground: Groun
     world.stop().await;
 }
 
+pub async fn who_was_there_at_a_crash_was_there_for_ever(ground: Ground) {
+    // A server that ends without another word, in a runtime of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let started = runtime.spawn(async move { (World::start(&ground).await, ground) });
+    let (world, ground) = soon(started).await.unwrap();
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    world.friends(&mut alice, &mut bob).await;
+    let active = || FromClient::SetClientState { online: OnlineState::ACTIVE, doing: Doing::default() };
+    let is_there = |said: &Delivery| match Content::decode(Kind::OnlineState, said.body.flags, &said.body.content) {
+        Ok((Content::OnlineState(since), None)) => since.is_none(),
+        other => panic!("{other:?}"),
+    };
+    alice.send(&active()).await;
+    assert!(is_there(&bob.find_message(Kind::OnlineState).await));
+    runtime.shutdown_background();
+    assert!(alice.find_end().await && bob.find_end().await);
+    drop(world);
+
+    let world = World::start(&ground).await;
+    let (mut bob, sync) = world.back(&bob, 0, &[]).await;
+    let said = |it: &&Delivery| it.body.kind == Kind::OnlineState && it.sender == alice.account;
+    assert!(!is_there(sync.messages.iter().rfind(said).unwrap()));
+    // And who deletes the account goes.
+    let (mut alice, _) = world.back(&alice, 0, &[]).await;
+    alice.send(&active()).await;
+    assert!(is_there(&bob.find_message(Kind::OnlineState).await));
+    alice.send(&FromClient::DeleteAccount { key_hash: key_hash(A) }).await;
+    assert!(!is_there(&bob.find_message(Kind::OnlineState).await));
+    world.stop().await;
+}
+
 pub async fn searching_finds_names_and_nicknames_and_only_the_newest_is_kept(ground: Ground) {
     let world = World::start(&ground).await;
     let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);

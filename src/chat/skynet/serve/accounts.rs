@@ -331,6 +331,17 @@ impl Scene<'_> {
         self.tell_online(seat.account, changed.active).await
     }
 
+    /// Says of those of whom nobody is here that nobody is, where the last word was another: a crash took the one that should
+    /// have followed.
+    pub(super) async fn tell_absent(&mut self) -> Result<(), StoreError> {
+        for account in self.work.said_to_be_active().await? {
+            if !self.presence.is_active(account) {
+                self.tell_online(account, Some(false)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Tells contacts whether somebody of an account is there, if that changed.
     pub(super) async fn tell_online(&mut self, account: AccountId, active: Option<bool>) -> Result<(), StoreError> {
         let Some(active) = active else { return Ok(()) };
@@ -356,6 +367,8 @@ impl Scene<'_> {
         for other in self.conns(account, None) {
             let Some((_, changed)) = self.presence.leave(other) else { continue };
             self.act(other, account, changed.actions).await?;
+            // While there still are contacts to tell.
+            self.tell_online(account, changed.active).await?;
             if other != conn {
                 self.out.push(Out::Cut(other));
             }

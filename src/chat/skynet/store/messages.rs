@@ -70,6 +70,9 @@ pub struct Fact {
     pub kind: Kind,
 }
 
+/// The content of an online state that says *somebody is there*: since when nobody is, is missing.
+const ONLINE: u8 = 1;
+
 /// What a dependency takes in memory while it is read, in bytes, roughly: a row that owns its names and types.
 const DEPENDENCY_WEIGHT: u64 = 512;
 
@@ -296,6 +299,14 @@ impl Work {
         self.ids(sql, values![account.0]).await
     }
 
+    /// The accounts of which the last word is that somebody is there.
+    pub(in crate::chat::skynet) async fn said_to_be_active(&mut self) -> Result<Vec<AccountId>, StoreError> {
+        let sql = "SELECT c.owner_id FROM message m JOIN channel c ON c.id = m.channel_id \
+                   WHERE m.kind = 43 AND m.content = $1 AND c.type = 1 ORDER BY c.owner_id";
+        let active = values![[ONLINE].as_slice()];
+        Ok(self.ids(sql, active).await?.into_iter().map(AccountId).collect())
+    }
+
     /// Whether an account sees a message that names a file.
     pub(super) async fn sees_file(&mut self, account: AccountId, file: FileId) -> Result<bool, StoreError> {
         let sql = visible!("AND m.file_id = $2 AND m.file_id <> 0 LIMIT 1");
@@ -315,6 +326,7 @@ impl Work {
 const _: () = {
     // The numbers in the queries above.
     assert!(Kind::GroupChannelUpdate.id() == 30 && Kind::Nickname.id() == 37 && Kind::Bio.id() == 38);
+    assert!(Kind::OnlineState.id() == 43);
     assert!(Kind::ProfileImage.id() == 39 && Kind::PublicKeys.id() == 24 && Kind::DaystreamMessage.id() == 36);
     assert!(MessageFlags::LOOPBACK.0 == 1 && MessageFlags::UNENCRYPTED.0 == 2 && MessageFlags::NO_SENDER_SYNC.0 == 4);
 };
@@ -323,6 +335,12 @@ const _: () = {
 mod tests {
     use super::super::{Place, Store};
     use super::*;
+
+    #[test]
+    fn somebody_there_is_one_byte() {
+        let active = crate::chat::skynet::wire::Content::OnlineState(None).encode(None).unwrap();
+        assert_eq!(active[..], [ONLINE]);
+    }
 
     #[tokio::test]
     async fn a_page_of_the_longest_messages_took_all_memory() {
