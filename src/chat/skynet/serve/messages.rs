@@ -165,7 +165,10 @@ impl Scene<'_> {
         let (content, _) = Content::decode(body.kind, body.flags, &body.content)?;
         Ok(Ok(match content {
             Content::QueueMailAddressChange(wanted) => match normalised(&wanted) {
-                Some(address) if self.named(&address).await?.is_none() => Effect::ChangeName(address),
+                // Only what somebody has confirmed is taken.
+                Some(address) if self.named(&address).await?.is_none_or(|it| it.confirmed_ms == 0) => {
+                    Effect::ChangeName(address)
+                }
                 _ => return denied,
             },
             Content::PasswordUpdate { previous_key_hash, key_hash, .. } => {
@@ -301,6 +304,15 @@ impl Scene<'_> {
 
     /// An account wants another name: the new address has to confirm it, the old one hears of it.
     async fn queue_name(&mut self, account: AccountId, address: String) -> Result<(), StoreError> {
+        match self.work.name(&address).await? {
+            // The mail was lost: it is the same wish.
+            Some(wish) if wish.account == account => {
+                self.letters.push(Letter { to: address, reason: Reason::Confirm { token: wish.token } });
+                return Ok(());
+            }
+            Some(other) => self.work.forget_unconfirmed(&other).await?,
+            None => {}
+        }
         let mut present = None;
         for named in self.work.names_of(account).await? {
             match named.role {
