@@ -26,7 +26,7 @@ use crate::metrics::{self, Presence, Room};
 
 /// How long somebody who has not logged in may be silent: the protocol has no ping, and people type passwords.
 pub const STRANGER_SILENT_MAX: Duration = Duration::from_secs(300);
-/// How long one write may take before the client counts as not reading.
+/// How long nothing of what is written may get out before the client counts as not reading.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Messages of a sync that are read at once, unless they are long ([`PAGE_BYTES_MAX`]).
 const PAGE: usize = 64;
@@ -221,12 +221,37 @@ async fn page_of(
     Ok((frames, page.len()))
 }
 
+/// Writes frames. The limit is for each write that makes progress: who is slow is not gone.
 async fn put<Io: AsyncWrite + Unpin>(io: &mut Io, frames: &[Bytes]) -> Result<(), Ending> {
-    let write = async {
-        for frame in frames {
-            io.write_all(frame).await?;
+    for frame in frames {
+        let mut rest = Bytes::clone(frame);
+        while !rest.is_empty() {
+            let writes = tokio::time::timeout(WRITE_STALL_MAX, io.write_buf(&mut rest));
+            if writes.await.map_err(|_| Ending::Stalled)?? == 0 {
+                return Err(Ending::Left);
+            }
         }
-        io.flush().await
-    };
-    Ok(tokio::time::timeout(WRITE_STALL_MAX, write).await.map_err(|_| Ending::Stalled)??)
+    }
+    Ok(tokio::time::timeout(WRITE_STALL_MAX, io.flush()).await.map_err(|_| Ending::Stalled)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_read_slowly_was_cut_as_one_who_does_not_read() {
+        let (mut io, mut client) = tokio::io::duplex(16);
+        let frames = [Bytes::from_static(&[7; 100])];
+        let reads = async {
+            let mut read = [0; 16];
+            for _ in 0..6 {
+                // Each is in time, and all together are not.
+                tokio::time::sleep(WRITE_STALL_MAX / 2).await;
+                client.read_exact(&mut read).await.unwrap();
+            }
+        };
+        assert!(tokio::join!(put(&mut io, &frames), reads).0.is_ok());
+        assert!(matches!(put(&mut io, &frames).await, Err(Ending::Stalled)));
+    }
 }
