@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
@@ -26,6 +26,10 @@ use crate::metrics::{self, Presence, Room};
 
 /// How long somebody who has not logged in may be silent: the protocol has no ping, and people type passwords.
 pub const STRANGER_SILENT_MAX: Duration = Duration::from_secs(300);
+/// How long somebody who has not logged in may take for a packet that has begun.
+const STRANGERS_PACKET_MAX: Duration = Duration::from_secs(30);
+/// Longest first packet, in bytes: a handshake is shorter. Only who has said which client it is may say more.
+const HELLO_PAYLOAD_MAX: usize = 512;
 /// How long nothing of what is written may get out before the client counts as not reading.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Messages of a sync that are read at once, unless they are long ([`PAGE_BYTES_MAX`]).
@@ -113,8 +117,8 @@ async fn read<Io: AsyncRead + Unpin>(
         let packet = if line == Line::Authenticated {
             next_packet(&mut io, MEMBERS_PAYLOAD_MAX).await
         } else {
-            let packet = tokio::time::timeout(STRANGER_SILENT_MAX, next_packet(&mut io, STRANGERS_PAYLOAD_MAX)).await;
-            packet.unwrap_or(Err(Ending::Silent))
+            let max = if line == Line::Initialised { STRANGERS_PAYLOAD_MAX } else { HELLO_PAYLOAD_MAX };
+            strangers_packet(&mut io, max).await
         };
         let packet = match packet {
             Ok(packet) if line.accepts(&packet) => packet,
@@ -151,6 +155,14 @@ async fn read<Io: AsyncRead + Unpin>(
             Err(_) => return Ending::Cut,
         }
     }
+}
+
+/// The next packet of somebody who has not logged in, and has less time for it.
+async fn strangers_packet<Io: AsyncBufRead + Unpin>(io: &mut Io, max: usize) -> Result<FromClient, Ending> {
+    let begins = async { io.fill_buf().await.map(drop) };
+    tokio::time::timeout(STRANGER_SILENT_MAX, begins).await.map_err(|_| Ending::Silent)??;
+    let packet = tokio::time::timeout(STRANGERS_PACKET_MAX, next_packet(io, max)).await;
+    packet.map_err(|_| Ending::Silent)?
 }
 
 /// The next packet. Its payload is read as it comes: what is only announced takes no memory.
@@ -238,6 +250,21 @@ async fn put<Io: AsyncWrite + Unpin>(io: &mut Io, frames: &[Bytes]) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn strangers_held_memory_for_five_minutes() {
+        let (mut client, io) = tokio::io::duplex(1024);
+        let mut io = tokio::io::BufReader::new(io);
+        assert!(matches!(strangers_packet(&mut io, 512).await, Err(Ending::Silent)));
+        // A byte of a packet, and then nothing.
+        client.write_all(&[0]).await.unwrap();
+        let soon = tokio::time::timeout(STRANGERS_PACKET_MAX * 2, strangers_packet(&mut io, 512));
+        assert!(matches!(soon.await, Ok(Err(Ending::Silent))));
+        let (mut client, io) = tokio::io::duplex(1024);
+        client.write_all(&[0, 1, 2, 0]).await.unwrap();
+        let long = strangers_packet(&mut tokio::io::BufReader::new(io), HELLO_PAYLOAD_MAX).await;
+        assert!(matches!(long, Err(Ending::Violation(_))), "a handshake is not so long");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_read_slowly_was_cut_as_one_who_does_not_read() {
