@@ -1190,6 +1190,12 @@ pub async fn uploads_are_gone_on_with_checked_and_bounded(mut ground: Ground) {
     assert_eq!(world.asks_with("PUT", &location, &[], chunks(&bytes[..50_000])).await.status(), 507);
     assert_eq!(world.asks_with("PUT", &location, &[], chunks(&bytes[..49_999])).await.status(), 201);
     assert_eq!(world.asks("PUT", &alice.file_api("upload"), &[], b"").await.status(), 507);
+    // What nobody knows the length of took all that was left, and kept it when it was over; so did what was refused for good.
+    let (unknown, _) = begin(&bob).await;
+    let range = [("Content-Range", "bytes 0-999/*")];
+    assert_eq!(world.asks("PATCH", &unknown, &range, &bytes[..1_000]).await.status(), 204);
+    assert_eq!(with(&begin(&bob).await.0, digest(b"b"), &bytes[..60_000]).await, 422);
+    assert_eq!(world.asks("PUT", &begin(&bob).await.0, &[], &bytes).await.status(), 201);
     // What is interrupted is kept as far as it came.
     let (location, file) = begin(&bob).await;
     let path = location.split_once("localhost").unwrap().1.split_once('/').unwrap().1;
