@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 pub use super::promises::what_is_promised_holds_whatever_is_said;
-use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, secured, seed, soon};
+use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, secured, seed, soon, until};
 
 const CLEAR: MessageFlags = MessageFlags::UNENCRYPTED;
 const DENIED: Result<MessageId, MessageSendStatus> = Err(MessageSendStatus::ACCESS_DENIED);
@@ -1204,16 +1204,18 @@ pub async fn uploads_are_gone_on_with_checked_and_bounded(mut ground: Ground) {
     soon(broken.write_all(&[head.as_bytes(), &bytes[..300]].concat())).await.unwrap();
     soon(broken.flush()).await.unwrap();
     // Nobody else brings it meanwhile.
-    while world.asks("PUT", &location, &[], b"x").await.status() != 409 {}
+    until(async || world.asks("PUT", &location, &[], b"x").await.status() == 409).await;
     drop(broken);
-    while look(&location).await.1 != "300" {}
+    until(async || look(&location).await.1 == "300").await;
     let mut rest = (0, String::new());
     // The interrupted attempt may still be on its way out.
-    while rest.0 != 204 {
+    until(async || {
         let range = [("Content-Range", "bytes 300-999/1000")];
         let answer = world.asks("PATCH", &location, &range, &bytes[300..1_000]).await;
         rest = (answer.status().as_u16(), format!("{:?}", answer.headers().get("upload-complete")));
-    }
+        rest.0 == 204
+    })
+    .await;
     assert_eq!(rest.1, "Some(\"?1\")");
     assert_eq!(fetched(&world, &bob, file).await.unwrap(), bytes[..1_000]);
     // Who asks whether to send at all is told to where it is taken, and not where it is not.
@@ -1229,7 +1231,7 @@ pub async fn uploads_are_gone_on_with_checked_and_bounded(mut ground: Ground) {
         soon(asking.read_exact(&mut answer)).await.unwrap();
         assert_eq!(answer, answers.as_bytes());
     }
-    while world.asks("PUT", &bob.file_api("upload"), &[], b"").await.status() == 307 {}
+    until(async || world.asks("PUT", &bob.file_api("upload"), &[], b"").await.status() != 307).await;
     let answer = world.asks("PUT", &bob.file_api("upload"), &[], b"").await;
     assert!(answer.status() == 429 && answer.headers().contains_key("retry-after"), "{answer:?}");
     world.stop().await;
@@ -1266,9 +1268,7 @@ pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
     );
     alice.say(loopback, naming(Kind::BackgroundImage, MessageFlags::LOOPBACK, default)).await.unwrap();
     alice.say(direct, naming(Kind::ChatMessage, MessageFlags::NONE, sent)).await.unwrap();
-    while !on_disk(&[newer, default, sent, unnamed]) {
-        tokio::task::yield_now().await;
-    }
+    until(async || on_disk(&[newer, default, sent, unnamed])).await;
 
     // Nobody named it for a day. What nobody goes on with goes sooner, and a crash's leavings are moved aside at once.
     let (location, half) = ticket(&world.asks("PUT", &alice.file_api("upload"), &[], b"").await);
@@ -1280,9 +1280,7 @@ pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
     ground.later = std::time::Duration::from_secs(86_400);
     let world = World::start(&ground).await;
     assert!(dir.join("lost/00000000000000ff.part").exists());
-    while !on_disk(&[newer, default, sent]) {
-        tokio::task::yield_now().await;
-    }
+    until(async || on_disk(&[newer, default, sent])).await;
     let (mut alice, _) = world.back(&alice, 0, &[]).await;
     assert_eq!(fetched(&world, &alice, unnamed).await, Err(404));
     let last = uploaded(&world, &alice, b"last").await;
@@ -1290,9 +1288,7 @@ pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
     alice.send(&FromClient::DeleteAccount { key_hash: key_hash(A) }).await;
     assert!(alice.find_end().await);
     assert_eq!(fetched(&world, &bob, sent).await.unwrap(), [3][..]);
-    while !on_disk(&[newer, sent]) {
-        tokio::task::yield_now().await;
-    }
+    until(async || on_disk(&[newer, sent])).await;
     assert_eq!(fetched(&world, &bob, last).await, Err(404));
     world.stop().await;
 }

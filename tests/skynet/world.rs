@@ -51,6 +51,16 @@ pub async fn soon<T>(happens: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, happens).await.expect("this happens in time")
 }
 
+/// Waits until something holds that nobody tells of.
+pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let waits = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(waits).await;
+}
+
 /// What servers here present, and who trusts it. Made once: its files are read and gone.
 static SECURED: LazyLock<(Tls, RootCertStore)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
