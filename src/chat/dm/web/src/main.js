@@ -1,0 +1,97 @@
+// The page: who is logged in, and which of its parts is shown.
+
+import { Conversations } from "./conversation.js";
+import { compare, details, newConversation, people, profile } from "./dialogs.js";
+import { button, h } from "./dom.js";
+import { welcome } from "./welcome.js";
+
+const NOTICES_MAX = 5;
+const main = document.getElementById("main");
+const state = document.getElementById("state");
+const tools = document.getElementById("tools");
+const notices = document.getElementById("notices");
+
+function notify(text, level = "warn", ...actions) {
+  const notice = h("div", { className: "notice", "data-level": level }, h("span", {}, text), ...actions,
+    button("Dismiss", () => notice.remove(), { className: "plain" }));
+  notices.append(notice);
+  while (notices.childElementCount > NOTICES_MAX) {
+    notices.firstElementChild.remove();
+  }
+}
+
+/** Runs something a person asked for, and says what went wrong. */
+async function act(work) {
+  try {
+    return await work();
+  } catch (error) {
+    notify(error.message);
+  }
+}
+
+function entered(session, trouble) {
+  if (trouble) {
+    notify(trouble);
+  }
+  const shown = { act, compare: (name) => compare(session, name, { act }) };
+  const conversations = new Conversations(session, {
+    ...shown,
+    details: (id) => details(session, id, shown),
+    create: () => newConversation(session, (id) => conversations.open(id)),
+  });
+  const count = h("span", { className: "badge", hidden: true });
+  const lock = () => {
+    conversations.close();
+    session.close();
+    // Nothing of it stays in the memory of the page.
+    location.reload();
+  };
+  tools.replaceChildren(
+    h("button", { type: "button", id: "people-open", onclick: () => people(session, shown) }, "People ", count),
+    button(session.username, () => profile(session, shown), { id: "profile-open", "aria-label": `Your profile, ${session.username}` }),
+    button("Lock", lock, { id: "lock" }),
+  );
+  main.replaceChildren(...conversations.element);
+  document.body.dataset.pane = "list";
+
+  const connection = () => {
+    state.dataset.state = session.online ? "online" : "offline";
+    state.textContent = session.online ? "Connected" : "Not connected; trying again";
+    conversations.render();
+  };
+  const requests = () => {
+    count.hidden = session.requests.length === 0;
+    count.textContent = String(session.requests.length);
+    count.setAttribute("aria-label", `${session.requests.length} waiting`);
+    conversations.render();
+  };
+  const seen = () => {
+    if (!document.hidden && conversations.dm) {
+      conversations.dm.unread = 0;
+    }
+    conversations.render();
+  };
+  const on = (event, handle) => session.addEventListener(event, (happened) => handle(happened.detail));
+  on("connection", connection);
+  on("all", () => conversations.render());
+  on("people", requests);
+  on("dm", () => conversations.render());
+  on("message", seen);
+  on("typing", ({ id }) => conversations.renderTyping(id));
+  on("warning", ({ text }) => notify(text));
+  on("key", ({ username }) => notify(`The key of ${username} has changed.`, "warn", button("Compare", () => shown.compare(username))));
+  on("soon", ({ id }) => notify("A scheduled message is sent within a minute.", "info", button("Details", () => details(session, id, shown))));
+  on("request", ({ username }) => {
+    notify(`${username} asks to be your friend.`, "info", button("People", () => people(session, shown)));
+    requests();
+  });
+  on("answer", ({ username, accept }) => {
+    notify(accept ? `${username} is now your friend.` : `${username} has refused.`, "info");
+    requests();
+  });
+  document.addEventListener("visibilitychange", seen);
+  connection();
+  requests();
+}
+
+welcome(main, entered);
