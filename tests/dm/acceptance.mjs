@@ -182,6 +182,7 @@ async function pair(a = "ann", b = "ben") {
   const [one, other] = await people(a, b);
   await befriend(one, other);
   const { id, key } = await makes(one, other);
+  await other.hears("x3dh_notification");
   return [one, other, id, key];
 }
 
@@ -192,6 +193,9 @@ async function settled(client, by, id, key) {
   await by.ok("send_message", { id, ...sealed, schedule: 0, delete: 0 });
   return client.hears("message_notification", (it) => it.message === sealed.message);
 }
+
+/** Without what comes by itself: others come and go, and an invitation is repeated until it has certainly arrived. */
+const said = (heard) => heard.filter(([event]) => !["profile_notification", "x3dh_notification"].includes(event));
 
 // ---- the steps
 
@@ -348,7 +352,7 @@ const steps = {
     for (const time of ["first", "second"]) {
       const back = await c.again().connects();
       await back.logsIn();
-      await back.hears("x3dh_notification", (it) => it.id === id, 2_500);
+      await back.hears("x3dh_notification", (it) => it.id === id, 5_000);
       assert.equal(hex(await joins(back, a, id)), hex(key), time);
       await settled(back, a, id, key);
       assert.equal(back.count("x3dh_notification"), 1, time);
@@ -406,14 +410,13 @@ const steps = {
   async 12() {
     const [a, b, id, key] = await pair();
     const start = performance.now();
-    await a.sends(id, key, "later, and not for long", { schedule: 2, delete: 2 });
+    await a.sends(id, key, "later, and not for long", { schedule: 3, delete: 2 });
     await a.sends(id, key, "in a minute", { schedule: 62 });
     const pending = Object.keys((await a.ok("get_dm", { id })).scheduled_messages);
     assert.equal(pending.length, 2);
     assert.deepEqual((await b.ok("get_dm", { id })).scheduled_messages, {});
-    assert.equal(a.count("message_notification"), 0);
     const message = await b.hears("message_notification");
-    assert.ok(performance.now() - start > 1_500);
+    assert.ok(performance.now() - start > 2_500);
     const { schedule_id } = await a.hears("scheduled_message_sent_notification", (it) => it.dm_id === id);
     await a.hears("message_notification", (it) => it.id === message.id);
     const soon = await a.hears("scheduled_soon_notification", (it) => it.dm_id === id);
@@ -424,7 +427,7 @@ const steps = {
     await a.refused("no_schedule", "cancel_scheduled_message", cancel);
     await a.refused("no_schedule", "cancel_scheduled_message", { dm_id: id, schedule_id });
     await b.hears("message_delete_notification", (it) => it === message.id);
-    assert.ok(performance.now() - start > 3_000);
+    assert.ok(performance.now() - start > 4_000);
     assert.equal(b.count("scheduled_message_sent_notification") + b.count("scheduled_soon_notification"), 0);
   },
 
@@ -504,7 +507,7 @@ const steps = {
     await a.sends(id, key, "alone");
     await a.hears("message_notification");
     await b.refused("no_dm_access", "get_message_history", { id });
-    assert.deepEqual(b.heard.slice(before).filter(([event]) => event !== "profile_notification"), []);
+    assert.deepEqual(said(b.heard.slice(before)), []);
     assert.deepEqual(await b.ok("get_dms"), []);
     await a.ok("leave_dm", { id });
     await a.refused("no_dm_access", "get_dm", { id });
@@ -540,7 +543,7 @@ const steps = {
       await client.refused("not_friends", "ping_typing", { id });
     }
     await b.refused("cannot_friend", "send_friend_request", { username: a.name });
-    assert.deepEqual(b.heard.slice(before).filter(([event]) => event !== "profile_notification"), [], "silently");
+    assert.deepEqual(said(b.heard.slice(before)), [], "silently");
     await a.ok("send_friend_request", { username: b.name });
     assert.deepEqual(await a.ok("get_blocked"), []);
     await b.hears("friend_request_notification", (it) => it.username === a.name);
