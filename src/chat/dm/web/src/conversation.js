@@ -223,6 +223,7 @@ export class Conversations {
         item(message.pinned ? "Unpin" : "Pin", () => this.session.setPinned(message, !message.pinned)),
         own && message.text !== null && item("Edit", () => this.#edit(message.id))),
     );
+    menu.addEventListener("toggle", () => menu.open && menu.lastElementChild.scrollIntoView({ block: "nearest" }));
     menu.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && menu.open) {
         menu.open = false;
@@ -307,7 +308,6 @@ export class Conversations {
       }
     });
     this.input.addEventListener("input", () => this.session.typing(this.current));
-    this.scheduled = h("p", { className: "quiet", id: "scheduled" });
     const composer = h("form", { className: "composer", onsubmit: submit, "aria-label": "Write" },
       when, h("div", { className: "row" }, h("div", { className: "grow" }, this.input), timing, this.send));
     return composer;

@@ -39,8 +39,16 @@ export const newSeed = () => randomBytes(32);
 /** The public form of a seed, as hex. */
 export const publicKey = (seed) => bytesToHex(ed25519.getPublicKey(seed));
 
+/** Keys that were looked at: the same few people sign everything. */
+const points = new Map();
+const POINTS_MAX = 512;
+
 /** The point of a public key: canonical, on the curve, of the prime order. Anything else could make a secret guessable. */
 export function point(hex) {
+  const known = points.get(hex);
+  if (known !== undefined) {
+    return known;
+  }
   const bytes = unhex(hex, 32);
   let found;
   try {
@@ -51,6 +59,10 @@ export function point(hex) {
   if (found.isSmallOrder() || !found.isTorsionFree()) {
     refuse("a key is not of the prime order");
   }
+  if (points.size === POINTS_MAX) {
+    points.clear();
+  }
+  points.set(hex, found);
   return found;
 }
 

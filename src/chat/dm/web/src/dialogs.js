@@ -11,7 +11,7 @@ const section = (title, ...children) => h("section", {}, h("h3", {}, title), ...
 
 /** A person in a list, with what can be done. */
 function row(session, username, ...actions) {
-  const user = session.users.get(username);
+  const user = session.person(username);
   const about = user?.biography ? ` · ${user.biography.slice(0, 60)}` : "";
   const said = h("span", { className: "grow" }, username, h("span", { className: "quiet" }, ` ${statusText(user)}${about}`));
   return h("li", {}, face(user, username), said, actions);
@@ -91,7 +91,7 @@ export function newConversation(session, opened) {
 }
 
 /** What there is to know and to do about a conversation. */
-export function details(session, id, { act, compare, show }) {
+export function details(session, id, { act, compare }) {
   const dm = session.dms.get(id);
   const name = h("input", { id: "dm-name", value: dm.name ?? "", maxLength: NAME_MAX });
   const rename = form({ id: "rename" }, [field("Name, for all members", name)], { submit: () => session.rename(id, name.value.trim()), label: "Save", className: "" });
@@ -135,7 +135,6 @@ export function details(session, id, { act, compare, show }) {
   const changed = (event) => event.detail.id === id && fill();
   session.addEventListener("dm", changed);
   shown.addEventListener("close", () => session.removeEventListener("dm", changed));
-  return show;
 }
 
 /** What two people compare by another way. */

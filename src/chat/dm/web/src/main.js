@@ -11,9 +11,14 @@ const state = document.getElementById("state");
 const tools = document.getElementById("tools");
 const notices = document.getElementById("notices");
 
+/** Shows a line until it is dismissed; `actions` are what can be done about it, each a text and a function. */
 function notify(text, level = "warn", ...actions) {
-  const notice = h("div", { className: "notice", "data-level": level }, h("span", {}, text), ...actions,
-    button("Dismiss", () => notice.remove(), { className: "plain" }));
+  const done = (work) => () => {
+    notice.remove();
+    work?.();
+  };
+  const notice = h("div", { className: "notice", "data-level": level }, h("span", {}, text),
+    actions.map(([label, work]) => button(label, done(work))), button("Dismiss", done(), { className: "plain" }));
   notices.append(notice);
   while (notices.childElementCount > NOTICES_MAX) {
     notices.firstElementChild.remove();
@@ -40,9 +45,9 @@ function entered(session, trouble) {
     create: () => newConversation(session, (id) => conversations.open(id)),
   });
   const count = h("span", { className: "badge", hidden: true });
-  const lock = () => {
+  const lock = async () => {
     conversations.close();
-    session.close();
+    await session.close();
     // Nothing of it stays in the memory of the page.
     location.reload();
   };
@@ -79,10 +84,10 @@ function entered(session, trouble) {
   on("message", seen);
   on("typing", ({ id }) => conversations.renderTyping(id));
   on("warning", ({ text }) => notify(text));
-  on("key", ({ username }) => notify(`The key of ${username} has changed.`, "warn", button("Compare", () => shown.compare(username))));
-  on("soon", ({ id }) => notify("A scheduled message is sent within a minute.", "info", button("Details", () => details(session, id, shown))));
+  on("key", ({ username }) => notify(`The key of ${username} has changed.`, "warn", ["Compare", () => shown.compare(username)]));
+  on("soon", ({ id }) => notify("A scheduled message is sent within a minute.", "info", ["Details", () => details(session, id, shown)]));
   on("request", ({ username }) => {
-    notify(`${username} asks to be your friend.`, "info", button("People", () => people(session, shown)));
+    notify(`${username} asks to be your friend.`, "info", ["People", () => people(session, shown)]);
     requests();
   });
   on("answer", ({ username, accept }) => {

@@ -138,7 +138,9 @@ export class Session extends EventTarget {
     }
   }
 
-  close() {
+  /** Keeps what is not kept yet, and ends. */
+  async close() {
+    await Promise.allSettled([this.#saving?.now(), this.#noting?.now()]);
     this.#socket.removeAllListeners();
     this.#socket.disconnect();
     this.#seed.fill(0);
@@ -157,14 +159,13 @@ export class Session extends EventTarget {
     await each(ids, (id) => this.#readDm(id));
     const names = new Set([...this.friends, ...this.requests, ...[...this.dms.values()].flatMap((dm) => dm.users)]);
     await each(names, (name) => this.#readUser(name));
-    this.online = true;
     for (const dm of this.dms.values()) {
       if (dm.opened) {
         // What changed or went meanwhile was told to nobody: what is shown is read anew.
-        dm.messages.clear();
-        await this.#readPage(dm);
+        await this.#readPage(dm, { anew: true });
       }
     }
+    this.online = true;
     this.#tell("connection");
     this.#tell("all");
   }
@@ -283,8 +284,7 @@ export class Session extends EventTarget {
       await this.#readDm(invitation.id);
       const dm = this.dms.get(invitation.id);
       if (dm.opened) {
-        dm.messages.clear();
-        await this.#readPage(dm);
+        await this.#readPage(dm, { anew: true });
       }
       await each(dm.users, (name) => this.#readUser(name));
       this.#tell("dm", { id: invitation.id });
@@ -315,6 +315,11 @@ export class Session extends EventTarget {
   };
 
   // ---- people and their keys
+
+  /** What is known of a person; of oneself, what others see. */
+  person(username) {
+    return username === this.username ? this.me : this.users.get(username);
+  }
 
   async #readPeople() {
     const ask = (event) => this.#call(event);
@@ -496,23 +501,35 @@ export class Session extends EventTarget {
       const own_storage = await sealText(this.#personal, JSON.stringify(this.#storage));
       await this.#call("set_user", { own_storage, ...more });
     };
-    await (navigator.locks ? navigator.locks.request(`heliostat-dm ${this.username}`, turn) : turn());
+    await (globalThis.navigator?.locks?.request(`heliostat-dm ${this.username}`, turn) ?? turn());
   }
 
   #saveSoon() {
-    this.#saving ??= setTimeout(() => {
+    this.#saving ??= this.#soon(() => {
       this.#saving = null;
-      this.#save().catch((error) => this.#warn(error.message));
-    }, SAVE_AFTER_MS);
+      return this.#save();
+    });
   }
 
   #noteSoon() {
-    if (this.#notebook) {
-      this.#noting ??= setTimeout(() => {
-        this.#noting = null;
-        this.#notebook.save(this.#local).catch((error) => this.#warn(error.message));
-      }, SAVE_AFTER_MS);
-    }
+    this.#noting ??= this.#soon(() => {
+      this.#noting = null;
+      return this.#notebook?.save(this.#local);
+    });
+  }
+
+  /** Several changes are written at once, a little later, or `now`. */
+  #soon(work) {
+    const run = async () => {
+      clearTimeout(timer);
+      try {
+        await work();
+      } catch (error) {
+        this.#warn(error.message);
+      }
+    };
+    const timer = setTimeout(run, SAVE_AFTER_MS);
+    return { now: run };
   }
 
   // ---- conversations
@@ -559,9 +576,9 @@ export class Session extends EventTarget {
       if (!signed && this.#local.signedOnly) {
         throw new CryptoError("its keys are not signed, and this account wants them to be");
       }
-      await this.#save(() => (this.#storage.sharedKeys[id] = bytesToHex(key)));
       this.#local.signed[id] = signed;
       this.#noteSoon();
+      await this.#save(() => (this.#storage.sharedKeys[id] = bytesToHex(key)));
     } catch (error) {
       if (!(error instanceof CryptoError)) {
         throw error;
@@ -633,8 +650,7 @@ export class Session extends EventTarget {
     const dm = this.dms.get(id);
     await this.#readDm(id);
     if (dm.opened) {
-      dm.messages.clear();
-      await this.#readPage(dm);
+      await this.#readPage(dm, { anew: true });
     }
     this.#tell("dm", { id });
   }
@@ -642,19 +658,21 @@ export class Session extends EventTarget {
   /** Reads one page of older messages. */
   async older(id) {
     const dm = this.dms.get(id);
-    await this.#readPage(dm, [...dm.messages.values()][0]?.stamp);
+    await this.#readPage(dm, { cursor: [...dm.messages.values()][0]?.stamp });
     this.#tell("dm", { id });
   }
 
-  async #readPage(dm, cursor = null) {
+  async #readPage(dm, { cursor = null, anew = false } = {}) {
     const page = await this.#call("get_message_history", { id: dm.id, cursor, count: PAGE });
     const views = [];
     for (const message of page.reverse()) {
       views.push(await this.#view(message));
     }
-    // The oldest first; what arrived meanwhile stays behind what is older.
     const all = new Map(views.map((view) => [view.id, view]));
-    dm.messages.forEach((view, id) => all.set(id, view));
+    if (!anew) {
+      dm.messages.forEach((view, id) => all.set(id, view));
+    }
+    // The oldest first, wherever they came from.
     dm.messages = new Map([...all].sort(([a], [b]) => a - b));
     dm.more = page.length === PAGE;
   }

@@ -1,0 +1,187 @@
+// The page's session without the page, against a server: DM_URL. What a browser cannot be made to do is done here: servers and
+// members that are not honest, by changing what arrives.
+
+import assert from "node:assert/strict";
+import test, { afterEach } from "node:test";
+
+import * as dm from "../src/crypto.js";
+import { Session, register } from "../src/session.js";
+import { connect } from "../src/wire.js";
+
+const url = process.env.DM_URL;
+const options = { skip: url === undefined && "no server: DM_URL is not set", timeout: 30_000 };
+
+const open = [];
+afterEach(() => Promise.all(open.splice(0).map((session) => session.close())));
+
+/** An account; `between` may change what the server says before the session hears it. */
+async function person(name, between = (event, argument) => argument, seed = undefined) {
+  const socket = connect(url);
+  const username = seed ? name : `${name} ${dm.bytesToHex(dm.randomBytes(4))}`;
+  const known = seed ?? (await register(socket, username));
+  const session = new Session(socket, username, known, null);
+  session.heard = [];
+  for (const event of ["warning", "key", "message", "dm"]) {
+    session.addEventListener(event, ({ detail }) => session.heard.push([event, detail]));
+  }
+  await session.start();
+  const listeners = new Map(["message_notification", "x3dh_notification", "profile_notification"].map((event) => [event, socket.listeners(event)]));
+  listeners.forEach((all, event) => {
+    socket.off(event);
+    socket.on(event, (argument) => [between(event, argument)].flat().forEach((one) => all.forEach((listener) => listener(one))));
+  });
+  open.push(session);
+  return Object.assign(session, { socket });
+}
+
+/** Waits for something to become true. */
+async function until(what, fits) {
+  const end = performance.now() + 15_000;
+  for (let value; ; await new Promise((resolve) => setTimeout(resolve, 10))) {
+    value = await fits();
+    if (value) {
+      return value;
+    }
+    assert.ok(performance.now() < end, `never: ${what}`);
+  }
+}
+
+async function friends(a, b) {
+  await a.requestFriend(b.username);
+  await until("the request", () => b.requests.includes(a.username));
+  await b.answerFriend(a.username, true);
+  await until("the answer", () => a.friends.includes(b.username));
+}
+
+async function pair(between) {
+  const [a, b] = [await person("ann"), await person("ben", between)];
+  await friends(a, b);
+  const id = await a.create([b.username]);
+  await until("the key", () => b.hasKey(id) || b.heard.some(([event]) => event === "warning"));
+  return [a, b, id];
+}
+
+const lastOf = (session, id) => session.dms.get(id)?.latest;
+const heardText = (session, id, text) => until(text, () => lastOf(session, id)?.text === text);
+
+test("a group of four reads, edits, reacts and pages, and a second device of one knows the same", options, async () => {
+  const [a, b, c, d] = await Promise.all(["ann", "ben", "cat", "dan"].map((name) => person(name)));
+  const id = await a.create([b.username, c.username, d.username]);
+  await until("all keys", () => [b, c, d].every((it) => it.hasKey(id)));
+  assert.equal(b.signedSetup(id), true);
+  for (let i = 0; i < 52; i += 1) {
+    await [a, b, c, d][i % 4].send(id, `number ${i}`);
+  }
+  await heardText(c, id, "number 51");
+  const seed = d.seed.slice();
+  const second = await person(d.username, undefined, seed);
+  assert.ok(second.hasKey(id));
+  await second.openDm(id);
+  const shown = () => [...second.dms.get(id).messages.values()].map(({ text }) => text);
+  assert.deepEqual([shown().length, shown()[0], second.dms.get(id).more], [50, "number 2", true]);
+  await second.older(id);
+  assert.deepEqual(shown(), Array.from({ length: 52 }, (_, i) => `number ${i}`));
+  assert.equal(second.dms.get(id).more, false);
+  await d.edit(lastOf(d, id), "edited");
+  await heardText(second, id, "edited");
+  await a.react(lastOf(a, id), "👍");
+  await until("the reaction", () => lastOf(second, id).reactions[0]?.text === "👍");
+  // Both devices of one account write to what is kept for it; neither forgets what the other knows.
+  const other = await d.create([b.username, c.username]);
+  await until("the other device's key", () => second.hasKey(other));
+  await second.send(other, "from the second");
+  await heardText(b, other, "from the second");
+});
+
+test("what is not signed by its author, or was said before, is not taken for what it claims", options, async () => {
+  let change = (argument) => argument;
+  const [a, b, id] = await pair((event, argument) => (event === "message_notification" ? change(argument) : argument));
+  await a.send(id, "honest");
+  await heardText(b, id, "honest");
+  for (const lie of [{ sender: b.username }, { message: "00".repeat(40) }, { signature: "00".repeat(64) }]) {
+    const { id: before } = lastOf(b, id);
+    change = (it) => ({ ...it, ...lie });
+    await a.send(id, "not to be shown");
+    await until("the next", () => lastOf(b, id).id > before);
+    assert.match(lastOf(b, id).problem, /signature/);
+    assert.equal(lastOf(b, id).text, null);
+  }
+  change = (it) => [it, { ...it, id: it.id + 1_000_000 }];
+  await a.send(id, "twice");
+  await until("the repetition", () => lastOf(b, id).repeated === true);
+  assert.equal(lastOf(b, id).text, "twice");
+});
+
+test("a tree with a key of the server's in it is refused, and so is one without signature where that is wanted", options, async () => {
+  const forge = (it) => ({ ...it, key_tree: [dm.publicKey(dm.newSeed()), ...it.key_tree.slice(1)] });
+  const [a, b, id] = await pair((event, argument) => (event === "x3dh_notification" ? forge(argument) : argument));
+  assert.ok(!b.hasKey(id));
+  assert.match(b.heard.find(([event]) => event === "warning")[1].text, /changed on the way/);
+  await until("the conversation", () => b.dms.has(id));
+  await assert.rejects(b.send(id, "no"), /has not arrived/);
+  await a.send(id, "to nobody");
+  await until("the placeholder", () => lastOf(b, id)?.problem?.includes("has not arrived"));
+
+  const [c, d] = [await person("cat"), await person("dan", (event, argument) => (event === "x3dh_notification" ? { ...argument, setup_sig: undefined } : argument))];
+  await friends(c, d);
+  d.signedOnly = true;
+  await c.create([d.username]);
+  await until("the refusal", () => d.heard.some(([event, { text }]) => event === "warning" && text.includes("not signed")));
+});
+
+test("a key that changes is told, blocks, and is taken only when a person says so", options, async () => {
+  const other = dm.newSeed();
+  let lie = false;
+  const [a, b, id] = await pair((event, argument) => (lie && event === "profile_notification" ? { ...argument, public_key: dm.publicKey(other) } : argument));
+  await a.send(id, "before");
+  await heardText(b, id, "before");
+  const known = b.fingerprintWith(a.username);
+  assert.equal(a.fingerprintWith(b.username), known);
+  lie = true;
+  await a.setProfile({ biography: "new" });
+  await until("the warning", () => b.changed.has(a.username));
+  assert.notEqual(b.fingerprintWith(a.username, true), known);
+  assert.equal(b.fingerprintWith(a.username), known, "the pinned one stays");
+  await a.send(id, "still the old key");
+  await heardText(b, id, "still the old key");
+  await b.acceptKey(a.username);
+  await until("its old messages are not the new key's", () => lastOf(b, id).problem?.includes("signature"));
+});
+
+test("invitations made for an old prekey still arrive, and none after it is withdrawn", options, async () => {
+  let held = null;
+  const [a, b] = [await person("ann"), await person("ben", (event, argument) => {
+    if (event === "x3dh_notification" && !held?.through) {
+      held = { argument };
+      return [];
+    }
+    return argument;
+  })];
+  await friends(a, b);
+  const id = await a.create([b.username]);
+  await until("the invitation", () => held);
+  await b.replacePrekey();
+  // As after a login: the server repeats it.
+  held.through = true;
+  b.socket.listeners("x3dh_notification").forEach((listener) => listener(held.argument));
+  await until("the key", () => b.hasKey(id));
+  const c = await person("cat");
+  assert.ok(await c.create([a.username, b.username]));
+  await b.withdrawPrekey();
+  await assert.rejects(c.create([a.username, b.username]), /cannot be invited/);
+});
+
+test("after the connection was lost everything that happened meanwhile is there", options, async () => {
+  const [a, b, id] = await pair();
+  await a.send(id, "first");
+  await heardText(b, id, "first");
+  await b.openDm(id);
+  b.socket.io.engine.close();
+  await until("the loss", () => !b.online);
+  await a.send(id, "while away");
+  await until("the return", () => b.online);
+  await heardText(b, id, "while away");
+  assert.deepEqual([...b.dms.get(id).messages.values()].map(({ text }) => text), ["first", "while away"]);
+  await b.send(id, "back");
+  await heardText(a, id, "back");
+});
