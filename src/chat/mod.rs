@@ -2,4 +2,5 @@
 
 pub mod chatos;
 pub mod csp;
+pub mod dm;
 pub mod skynet;
