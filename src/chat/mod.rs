@@ -4,3 +4,4 @@ pub mod chatos;
 pub mod csp;
 pub mod dm;
 pub mod skynet;
+pub mod sql;
