@@ -121,6 +121,9 @@ pub struct ServeArgs {
     /// Run the embedded Skynet server there [default: none]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub skynet_listen: Option<SocketAddr>,
+    /// Run the embedded DM server there [default: none]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub dm_listen: Option<SocketAddr>,
     /// Where the operator connects: a loopback address, unless `admin.token` is set [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
@@ -196,6 +199,8 @@ impl ServeArgs {
             ("--chatos-listen", "chat.chatos.listen", address(self.chatos_listen)),
             ("--skynet-listen", "chat.skynet.enabled", word(self.skynet_listen.is_some(), "true")),
             ("--skynet-listen", "chat.skynet.listen", address(self.skynet_listen)),
+            ("--dm-listen", "chat.dm.enabled", word(self.dm_listen.is_some(), "true")),
+            ("--dm-listen", "chat.dm.listen", address(self.dm_listen)),
             ("--admin-listen", "admin.listen", address(self.admin_listen)),
             ("--memory", "durability", word(self.memory, "memory")),
         ];
@@ -450,9 +455,10 @@ mod tests {
 
     #[test]
     fn every_flag_sets_a_key_that_exists() {
-        let addresses = ["--listen", "--csp-listen", "--chatos-listen", "--skynet-listen", "--admin-listen"]
-            .map(|flag| [flag, "127.0.0.1:7"])
-            .concat();
+        let addresses =
+            ["--listen", "--csp-listen", "--chatos-listen", "--skynet-listen", "--dm-listen", "--admin-listen"]
+                .map(|flag| [flag, "127.0.0.1:7"])
+                .concat();
         let args = [&["--data", "d", "--plain", "--memory"], &addresses[..]].concat();
         let effective = configured(&args, &[]).unwrap();
         for flag in serve(&args).unwrap().flags() {

@@ -338,6 +338,34 @@ label! {
 }
 
 label! {
+    /// What became of a request to the DM server.
+    DmAnswer("result") {
+        /// It was done.
+        Done = "done",
+        /// It was not, and the client heard why.
+        Refused = "refused",
+        /// It came too soon.
+        TooFast = "too_fast",
+        /// We failed.
+        Failed = "failed",
+    }
+}
+
+label! {
+    /// What the DM server did at its time.
+    DmTimer("timer") {
+        /// A scheduled message was sent.
+        Sent = "sent",
+        /// It was dropped: its author may not speak there any more.
+        Dropped = "dropped",
+        /// The author of one was to be warned.
+        Warned = "warned",
+        /// A message was deleted.
+        Deleted = "deleted",
+    }
+}
+
+label! {
     /// What became of waking a device.
     Push("result") {
         /// The push service took it.
@@ -824,6 +852,15 @@ metrics! {
             "Mails that were taken by the mail server, or dropped.", "";
         skynet_pushes: By<Push, Counter> = "heliostat_skynet_pushes_total", COUNT, NONE,
             "Devices that were to be woken.", "";
+    }
+    "The DM server" {
+        dm_requests: By<DmAnswer, Counter> = "heliostat_dm_requests_total", COUNT, NONE,
+            "Requests that were answered; those of a connection that was too fast as a whole are not among them.", "";
+        dm_timers: By<DmTimer, Counter> = "heliostat_dm_timers_total", COUNT, NONE,
+            "What was done because its time had come.", "";
+        dm_cut: Counter = "heliostat_dm_cut_total", COUNT, NONE,
+            "Clients that were cut off because they did not read, or did not wait for answers.",
+            "at most heliostat_chat_connections_closed_total with room dm";
     }
     "Logs and limits" {
         log_suppressed: Counter = "heliostat_log_suppressed_total", COUNT, NONE,

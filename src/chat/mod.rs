@@ -2,4 +2,6 @@
 
 pub mod chatos;
 pub mod csp;
+pub mod dm;
 pub mod skynet;
+pub mod sql;

@@ -40,6 +40,7 @@ use self::kinds::{
     unlimited,
 };
 use self::settings::{settings, words};
+use crate::chat::dm;
 use crate::chat::skynet::{self, Platform, Release};
 use crate::net::acme;
 use crate::net::proxies::{Proxies, SaidBy};
@@ -67,6 +68,8 @@ const YEAR: Duration = Duration::from_secs(365 * 86_400);
 const ADDRESS: Parsed = Parsed("an address", "127.0.0.1:8443");
 /// How often something may happen that somebody asks for.
 const HANDSHAKES: Times = Times(1..=1_000_000);
+/// The same at the DM server.
+const DM_RATE: Or<Times> = Or(Some("off"), Times(1..=1_000_000));
 /// More connections than any machine has.
 const CONNECTIONS: Number = Number(1..=100_000_000);
 
@@ -101,8 +104,8 @@ settings! {
             /// The chat servers behind the mediator, by the server group in a device's URL: `exact.NAME`, else `template`,
             /// whose addresses contain `{serverGroup}`, else `default`. Each has `addresses`, a list of `"host:port"` that
             /// are tried in this order, and `framing`, `"csp"` (the default), `"chatos"`, `"skynet"`, or `"raw"` for anything
-            /// else. When not set, `chatos` and `skynet` lead to the embedded servers of these names and all others to the
-            /// embedded CSP chat server, as far as they are enabled.
+            /// else. When not set, `chatos`, `skynet` and `dm` lead to the embedded servers of these names and all others to
+            /// the embedded CSP chat server, as far as they are enabled.
             server_groups: Option<ServerGroups> = None, Or(None, ServerGroupsTable), Reload;
         }
         sections {
@@ -215,6 +218,7 @@ settings! {
             csp: CspConfig,
             chatos: ChatOsConfig,
             skynet: SkynetConfig,
+            dm: DmConfig,
         }
     }
 
@@ -370,6 +374,74 @@ settings! {
         }
     }
 
+    /// The DM server: end-to-end encrypted direct messages over Socket.IO.
+    pub struct DmConfig {
+        keys {
+            /// Whether it runs.
+            enabled: bool = false, Switch, Restart;
+            /// Where it listens, with TLS.
+            listen: SocketAddr = local(dm::PORT), ADDRESS, Restart;
+            /// Where it listens without TLS, for the mediator and for a proxy that ends TLS: a loopback address. Port 0 takes one
+            /// that is free.
+            plain_listen: SocketAddr = local(0), ADDRESS, Restart;
+            /// Its certificate chain, PEM, where it is not the one that is presented to devices. What the file holds may change
+            /// while the server runs.
+            cert: Option<PathBuf> = None, Or(None, File), Restart;
+            /// The private key of that certificate, PEM.
+            key: Option<PathBuf> = None, Or(None, File), Restart;
+            /// Where the database is, for PostgreSQL: one of its own. When not set, it is a file in the data directory.
+            database: Option<Secret> = None, Or(None, Postgres), Restart;
+            /// Whether two have to be friends to have a DM of their own and to speak in it. Else only a block is in the way.
+            pair_requires_friendship: bool = true, Switch, Restart;
+            /// Whether `users_in_call` is an object that says where each of them is, as the first web client of this protocol
+            /// wants it, and not a list of names.
+            calls_as_object: bool = false, Switch, Restart;
+            /// Connections at once; further ones are dropped without a word.
+            max_connections: usize = 10_000, Number(1..=1_000_000), Restart;
+            /// Connections at once from one address that is not in `exempt`; further ones are dropped without a word. All of an
+            /// IPv6 /64 count as one address.
+            max_connections_per_address: usize = 256, Number(1..=1_000_000), Restart;
+            /// Addresses behind which many clients stand, so that none is held up for what others do: the mediator's above all.
+            /// When not set, this machine's own.
+            exempt: Option<BTreeSet<IpAddr>> = None, Or(None, List(Parsed("an IP address", "10.0.0.2"))), Restart;
+            /// How long after logging in a client is sent the keys of new DMs: it needs a moment to fetch what it has.
+            x3dh_after: Duration = dm::Settings::default().x3dh_after, Time(Duration::ZERO..=MINUTE), Restart;
+            /// How long a client that was sent keys has to stay for them to count as received. Until then they are sent again at the
+            /// next login.
+            x3dh_kept: Duration = dm::Settings::default().x3dh_kept, Time(SECOND / 10..=DAY), Restart;
+            /// How long a connection may stay on which nobody logs in.
+            login_timeout: Duration = dm::Settings::default().stranger_max, Time(SECOND..=DAY), Restart;
+        }
+        sections {
+            rates: DmRatesConfig,
+        }
+    }
+
+    /// How often something may be done at the DM server. Who is faster is answered `rate_limited`.
+    pub struct DmRatesConfig {
+        keys {
+            /// Requests of a connection; four periods' may come at once. Who is three times as fast for ten periods is
+            /// disconnected.
+            requests_per_connection: Option<Rate> = dm::Rates::default().events, DM_RATE, Restart;
+            /// Messages, changes of messages and reactions of a user; three periods' may come at once.
+            messages_per_user: Option<Rate> = dm::Rates::default().writes, DM_RATE, Restart;
+            /// Notifications that a user types in a DM. More are left out without a word.
+            typing: Option<Rate> = dm::Rates::default().typing, DM_RATE, Restart;
+            /// DMs that a user makes.
+            new_dms_per_user: Option<Rate> = dm::Rates::default().dms, DM_RATE, Restart;
+            /// Requests for friendship of a user.
+            friend_requests_per_user: Option<Rate> = dm::Rates::default().requests, DM_RATE, Restart;
+            /// Accounts made from one address, or on one connection from an address in `chat.dm.exempt`.
+            registrations_per_address: Option<Rate> = dm::Rates::default().registrations, DM_RATE, Restart;
+            /// Names looked up from one address, likewise.
+            lookups_per_address: Option<Rate> = dm::Rates::default().lookups, DM_RATE, Restart;
+            /// Lists of all users sent to one connection.
+            user_lists_per_connection: Option<Rate> = dm::Rates::default().lists, DM_RATE, Restart;
+            /// New connections from one address that is not in `chat.dm.exempt`.
+            connections_per_address: Option<Rate> = dm::Rates::default().connections, DM_RATE, Restart;
+        }
+    }
+
     /// How much of everything a device group may take.
     pub struct LimitsConfig {
         keys {
@@ -509,6 +581,25 @@ const RULES: &[Rule<Config>] = &[
         reason: "what is not encrypted does not leave this machine: a loopback address",
     },
     Rule {
+        keys: &["chat.dm.cert", "chat.dm.key"],
+        broken: |config| config.chat.dm.cert.is_some() != config.chat.dm.key.is_some(),
+        reason: "`cert` and `key` need each other",
+    },
+    Rule {
+        keys: &["chat.dm.listen", "listen.plain"],
+        broken: |config| {
+            let DmConfig { enabled, listen, cert, .. } = &config.chat.dm;
+            *enabled && config.listen.plain && cert.is_none() && !listen.ip().is_loopback()
+        },
+        reason: "with `listen.plain` there is no certificate but `chat.dm.cert`; without one, clients can only be on this \
+                 machine, or behind a proxy on it",
+    },
+    Rule {
+        keys: &["chat.dm.plain_listen"],
+        broken: |config| !config.chat.dm.plain_listen.ip().is_loopback(),
+        reason: "what is not encrypted does not leave this machine: a loopback address",
+    },
+    Rule {
         keys: &["chat.skynet.plain_listen"],
         broken: |config| !config.chat.skynet.plain_listen.ip().is_loopback(),
         reason: "what is not encrypted does not leave this machine: a loopback address",
@@ -588,6 +679,9 @@ pub const CHATOS_GROUP: &str = "chatos";
 /// The server group that leads to the embedded Skynet server when no others are configured.
 pub const SKYNET_GROUP: &str = "skynet";
 
+/// The server group that leads to the embedded DM server when no others are configured.
+pub const DM_GROUP: &str = "dm";
+
 /// Where the mediator reaches the chat servers in this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rooms {
@@ -597,6 +691,8 @@ pub struct Rooms {
     pub chatos: Option<SocketAddr>,
     /// The Skynet server, without TLS.
     pub skynet: Option<SocketAddr>,
+    /// The DM server, without TLS.
+    pub dm: Option<SocketAddr>,
 }
 
 /// How the public door is secured.
@@ -629,13 +725,18 @@ impl Config {
         Sources::text(name, text).read().map(|effective| effective.config)
     }
 
-    /// The directory to use: the configured one; else the groups `chatos` and `skynet` go to the embedded servers of these names
-    /// and everything else to the embedded CSP chat server, as far as there are any, at the addresses where they really listen.
+    /// The directory to use: the configured one; else the groups `chatos`, `skynet` and `dm` go to the embedded servers of these
+    /// names and everything else to the embedded CSP chat server, as far as there are any, at the addresses where they really listen.
     #[must_use]
     pub fn directory(&self, rooms: Rooms) -> Directory {
         let embedded = || {
             let target = |address: SocketAddr, framing| Target { addresses: vec![address.to_string()], framing };
-            let named = [(CHATOS_GROUP, rooms.chatos, Framing::ChatOs), (SKYNET_GROUP, rooms.skynet, Framing::Skynet)];
+            let named = [
+                (CHATOS_GROUP, rooms.chatos, Framing::ChatOs),
+                (SKYNET_GROUP, rooms.skynet, Framing::Skynet),
+                // HTTP and what becomes of it: a browser's business, not the mediator's.
+                (DM_GROUP, rooms.dm, Framing::Raw),
+            ];
             let exact = named.map(|(name, room, framing)| Some((name.to_owned(), target(room?, framing))));
             let default = rooms.csp.map(|address| target(address, Framing::Csp));
             let config = DirectoryConfig { exact: exact.into_iter().flatten().collect(), default, template: None };
@@ -681,6 +782,32 @@ impl SkynetConfig {
     #[must_use]
     pub fn cert_files(&self) -> Option<CertFiles> {
         Some(CertFiles { cert: self.cert.clone()?, key: self.key.clone()? })
+    }
+}
+
+impl DmConfig {
+    /// The files of its own certificate, if it has one.
+    #[must_use]
+    pub fn cert_files(&self) -> Option<CertFiles> {
+        Some(CertFiles { cert: self.cert.clone()?, key: self.key.clone()? })
+    }
+}
+
+impl DmRatesConfig {
+    /// As the room takes them.
+    #[must_use]
+    pub fn rates(&self) -> dm::Rates {
+        dm::Rates {
+            events: self.requests_per_connection,
+            writes: self.messages_per_user,
+            typing: self.typing,
+            dms: self.new_dms_per_user,
+            requests: self.friend_requests_per_user,
+            registrations: self.registrations_per_address,
+            lookups: self.lookups_per_address,
+            lists: self.user_lists_per_connection,
+            connections: self.connections_per_address,
+        }
     }
 }
 
@@ -1257,6 +1384,22 @@ mod tests {
     }
 
     #[test]
+    fn the_embedded_dm_server_has_a_server_group_of_its_own_and_its_bytes_come_as_they_are() {
+        let (group, address) = (ServerGroup::new(DM_GROUP).unwrap(), "127.0.0.1:5000".parse().unwrap());
+        let directory = Config::development().directory(Rooms { dm: Some(address), ..Rooms::default() });
+        let expected = Target { addresses: vec![address.to_string()], framing: Framing::Raw };
+        assert_eq!(directory.find(&group), Some(expected));
+        assert_eq!(Config::default().chat.dm.rates.rates(), dm::Rates::default());
+        let text = "chat.dm.rates.messages_per_user = 'off'\nchat.dm.rates.typing = '5/s'";
+        let rates = parse(text).unwrap().chat.dm.rates.rates();
+        assert_eq!((rates.writes, rates.typing.unwrap().amount), (None, 5));
+        let with = |more: &str| parse(&format!("chat.dm.enabled = true\n{more}"));
+        assert!(with("chat.dm.listen = '0.0.0.0:5000'").is_ok());
+        assert!(with("chat.dm.listen = '0.0.0.0:5000'\nlisten.plain = true").is_err());
+        assert!(with("chat.dm.plain_listen = '0.0.0.0:1'").is_err() && with("chat.dm.cert = 'c'").is_err());
+    }
+
+    #[test]
     fn the_embedded_skynet_server_has_a_server_group_of_its_own() {
         let skynet = ServerGroup::new(SKYNET_GROUP).unwrap();
         let address = "127.0.0.1:4713".parse().unwrap();
@@ -1325,7 +1468,7 @@ mod tests {
     fn the_embedded_chatos_server_has_a_server_group_of_its_own() {
         let [chatos, other] = [CHATOS_GROUP, "a0"].map(|name| ServerGroup::new(name).unwrap());
         let (csp, address) = (Some("127.0.0.1:4711".parse().unwrap()), "127.0.0.1:4712".parse().unwrap());
-        let directory = Config::development().directory(Rooms { csp, chatos: Some(address), skynet: None });
+        let directory = Config::development().directory(Rooms { csp, chatos: Some(address), ..Rooms::default() });
         let expected = Target { addresses: vec![address.to_string()], framing: Framing::ChatOs };
         assert_eq!(directory.find(&chatos), Some(expected));
         assert_eq!(directory.find(&other).unwrap().framing, Framing::Csp);

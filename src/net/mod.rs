@@ -18,6 +18,7 @@ pub mod development;
 pub mod https;
 pub mod inherited;
 pub mod listen;
+pub mod places;
 pub mod proxies;
 pub mod rate;
 pub mod tasks;

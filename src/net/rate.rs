@@ -84,6 +84,11 @@ impl Measure {
             Per::Hour => Quota::per_hour(cells),
         }
     }
+
+    /// What a bucket holds that holds `periods` of a rate.
+    fn of_periods(self, rate: Rate, periods: u32) -> NonZeroU32 {
+        self.cells(rate.amount.saturating_mul(periods.into()))
+    }
 }
 
 /// Our clock, as governor reads one.
@@ -123,8 +128,15 @@ impl Bucket {
     /// A full one.
     #[must_use]
     pub fn new(rate: Rate, measure: Measure, clock: Clock) -> Self {
-        let (clock, holds) = (Ticks(clock), measure.cells(rate.amount));
-        Self { limiter: RateLimiter::direct_with_clock(measure.quota(rate), clock), clock, measure, holds }
+        Self::holding(1, rate, measure, clock)
+    }
+
+    /// A full one that holds what so many periods allow.
+    #[must_use]
+    pub fn holding(periods: u32, rate: Rate, measure: Measure, clock: Clock) -> Self {
+        let (clock, holds) = (Ticks(clock), measure.of_periods(rate, periods));
+        let quota = measure.quota(rate).allow_burst(holds);
+        Self { limiter: RateLimiter::direct_with_clock(quota, clock), clock, measure, holds }
     }
 
     /// Takes so much. What is more than the bucket holds takes all there is in a full one.
@@ -159,12 +171,19 @@ impl Buckets {
     /// Full ones.
     #[must_use]
     pub fn new(rate: Rate, clock: Clock) -> Self {
-        Self::with_slots(SLOTS, rate, clock)
+        Self::with_slots(SLOTS, 1, rate, clock)
     }
 
-    fn with_slots(slots: u32, rate: Rate, clock: Clock) -> Self {
-        let clock = Ticks(clock);
-        let limiter = RateLimiter::dashmap_with_clock(Measure::Times.quota(rate), clock);
+    /// Full ones that each hold what so many periods allow.
+    #[must_use]
+    pub fn holding(periods: u32, rate: Rate, clock: Clock) -> Self {
+        Self::with_slots(SLOTS, periods, rate, clock)
+    }
+
+    fn with_slots(slots: u32, periods: u32, rate: Rate, clock: Clock) -> Self {
+        let (clock, measure) = (Ticks(clock), Measure::Times);
+        let quota = measure.quota(rate).allow_burst(measure.of_periods(rate, periods));
+        let limiter = RateLimiter::dashmap_with_clock(quota, clock);
         Self { limiter, clock, hash: RandomState::new(), slots }
     }
 
@@ -221,6 +240,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_bucket_may_hold_more_than_a_period_and_fills_no_faster() {
+        let clock = Clock::following(0);
+        let bucket = Bucket::holding(4, rate(5, Per::Second), Measure::Times, clock);
+        let buckets = Buckets::holding(4, rate(5, Per::Second), clock);
+        assert_eq!((0..99).filter(|_| bucket.take(1).is_ok()).count(), 20);
+        assert_eq!((0..99).filter(|_| buckets.take(&"a").is_ok()).count(), 20);
+        advance(Duration::from_secs(1)).await;
+        assert_eq!((0..99).filter(|_| bucket.take(1).is_ok()).count(), 5);
+        assert_eq!((0..99).filter(|_| buckets.take(&"a").is_ok()).count(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn bytes_are_taken_at_their_rate_and_what_exceeds_the_bucket_takes_all_of_it() {
         let mib = 1 << 20;
         let bucket = Bucket::new(rate(mib, Per::Second), Measure::Bytes, Clock::following(0));
@@ -252,7 +283,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn strangers_without_number_take_a_bounded_number_of_buckets() {
-        let buckets = Buckets::with_slots(1_000, rate(1, Per::Hour), Clock::following(0));
+        let buckets = Buckets::with_slots(1_000, 1, rate(1, Per::Hour), Clock::following(0));
         let passed = (0..20_000_u32).filter(|stranger| buckets.take(stranger).is_ok()).count();
         assert_eq!((passed, buckets.in_use()), (1_000, 1_000), "one each");
     }

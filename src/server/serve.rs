@@ -23,7 +23,7 @@ use super::drain::Pace;
 use super::load::Shedding;
 use super::parent::Parent;
 use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
-use crate::chat::{chatos, csp, skynet};
+use crate::chat::{chatos, csp, dm, skynet};
 use crate::config::{Changed, Config, Durability, Rooms, Security};
 use crate::group::Limits;
 use crate::metrics::Outcome;
@@ -101,6 +101,11 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         None
     };
 
+    let dm = match config.chat.dm.enabled {
+        true => Some(open_dm(&config, secured.door.tls.as_ref(), clock, &stop_chat).await?),
+        false => None,
+    };
+
     let addresses = Addresses {
         public: public.local_addr().into_diagnostic()?,
         admin: admin.local_addr().into_diagnostic()?,
@@ -108,10 +113,12 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
             csp: csp.as_ref().map(csp::Running::local_addr),
             chatos: chatos.as_ref().and_then(|chatos| chatos.addresses().last().copied()),
             skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().get(1).copied()),
+            dm: dm.as_ref().and_then(|dm| dm.addresses().get(1).copied()),
         },
         chatos: chatos.as_ref().and_then(|chatos| chatos.addresses().first().copied()),
         skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().first().copied()),
         skynet_pages: skynet.as_ref().map(|(_, pages)| pages.clone()),
+        dm: dm.as_ref().and_then(|dm| dm.addresses().first().copied()),
     };
     if config.admin.token.is_none() && !addresses.admin.ip().is_loopback() {
         // Of the configured address the configuration knows.
@@ -176,7 +183,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
                 }
             },
             () = mediator.drain_asked() => break End::ByOperator,
-            fault = ended_unasked(csp.as_ref(), chatos.as_ref(), skynet.as_ref()) => break End::Fault(fault),
+            fault = ended_unasked(csp.as_ref(), chatos.as_ref(), skynet.as_ref(), dm.as_ref()) => break End::Fault(fault),
             never = supervisor::watchdog(&mediator) => match never {},
         }
     };
@@ -208,6 +215,9 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     if let Some(skynet) = skynet {
         skynet.wait().await;
     }
+    if let Some(dm) = dm {
+        dm.wait().await;
+    }
     kept.close().await?;
     match end {
         End::BySignal | End::ByOperator | End::Orphaned => Ok(ExitCode::SUCCESS),
@@ -230,6 +240,7 @@ async fn ended_unasked(
     csp: Option<&csp::Running>,
     chatos: Option<&chatos::Running>,
     skynet: Option<&skynet::Running>,
+    dm: Option<&dm::Running>,
 ) -> miette::Report {
     let csp = async {
         match csp {
@@ -249,10 +260,17 @@ async fn ended_unasked(
             None => std::future::pending().await,
         }
     };
+    let dm = async {
+        match dm {
+            Some(dm) => dm.over().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         () = csp => miette!("the CSP chat server ended unexpectedly"),
         () = chatos => miette!("the ChatOs server ended unexpectedly"),
         () = skynet => miette!("the Skynet server ended unexpectedly"),
+        () = dm => miette!("the DM server ended unexpectedly"),
     }
 }
 
@@ -369,6 +387,41 @@ async fn open_skynet(
     Ok((running, public_url))
 }
 
+/// Opens the DM server as it is configured: at the first of its addresses with TLS, as far as there is a certificate, and at the
+/// second without.
+async fn open_dm(
+    config: &Config,
+    presented_to_devices: Option<&Tls>,
+    clock: Clock,
+    stop: &CancellationToken,
+) -> miette::Result<dm::Running> {
+    let room = &config.chat.dm;
+    let own = room.cert_files().map(|files| watched(files, clock, stop)).transpose()?;
+    let tls = own.or_else(|| presented_to_devices.cloned());
+    let secured = open_door("the DM server", room.listen, "--dm-listen").await?;
+    let plain = open_door("the DM server's mediator", room.plain_listen, "--set chat.dm.plain_listen=").await?;
+    let mut settings = dm::Config::new(config.data_dir.clone());
+    settings.settings = dm::Settings {
+        pair_requires_friendship: room.pair_requires_friendship,
+        calls_as_map: room.calls_as_object,
+        x3dh_after: room.x3dh_after,
+        x3dh_kept: room.x3dh_kept,
+        stranger_max: room.login_timeout,
+        ..settings.settings
+    };
+    settings.rates = room.rates.rates();
+    settings.connections_max = room.max_connections;
+    settings.connections_per_address_max = room.max_connections_per_address;
+    if let Some(url) = &room.database {
+        settings.place = dm::store::Place::Postgres(url.expose().to_owned());
+    }
+    if let Some(exempt) = &room.exempt {
+        settings.exempt = exempt.iter().copied().collect();
+    }
+    let doors = vec![(secured, Door::from(tls)), (plain, Door::default())];
+    dm::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()
+}
+
 /// A certificate of a room's own, which is looked at until the rooms close.
 fn watched(files: CertFiles, clock: Clock, stop: &CancellationToken) -> miette::Result<Tls> {
     let watch = Watch::open(files, clock).into_diagnostic()?;
@@ -469,7 +522,7 @@ impl Kept {
         let data = config.data_dir.clone();
         match config.durability {
             Durability::Memory => {
-                let keeps = config.chat.csp.enabled || config.chat.skynet.enabled;
+                let keeps = config.chat.csp.enabled || config.chat.skynet.enabled || config.chat.dm.enabled;
                 let lock = keeps.then(|| DirLock::take(&data)).transpose().into_diagnostic()?;
                 Ok(Self { store: Arc::new(MemoryStore::new()), sqlite: None, durability: "memory", _lock: lock })
             }
@@ -556,6 +609,8 @@ struct Addresses {
     skynet: Option<SocketAddr>,
     /// Where its users confirm their addresses.
     skynet_pages: Option<String>,
+    /// Where DM clients connect, and browsers find a page.
+    dm: Option<SocketAddr>,
 }
 
 /// What can be changed while running.
@@ -648,6 +703,11 @@ fn banner(
     if let Some(pages) = &addresses.skynet_pages {
         writeln!(out, "               {pages}/confirm/...  (where its users confirm their addresses)")?;
     }
+    if let (Some(address), Some(plain)) = (addresses.dm, addresses.rooms.dm) {
+        let tls = secured.door.tls.is_some() || config.chat.dm.cert.is_some();
+        let scheme = if tls { "https" } else { "http" };
+        writeln!(out, "  DM           {scheme}://{}/  (Socket.IO; without TLS on {plain})", self::host(address))?;
+    }
     writeln!(out, "  admin        http://{}/", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;
     if durability == "memory" {
@@ -655,7 +715,7 @@ fn banner(
             out,
             "\nDevice groups and their messages are in memory only: they are lost when this process ends, for good."
         )?;
-        let rooms = csp.is_some() || addresses.skynet.is_some();
+        let rooms = csp.is_some() || addresses.skynet.is_some() || addresses.dm.is_some();
         match (rooms, secured.ca.is_some()) {
             (true, true) => {
                 writeln!(out, "Kept all the same: the chat server's data, and the development certificate.")?
@@ -735,7 +795,7 @@ mod tests {
         let settings = csp::Config::new("127.0.0.1:0".parse().unwrap(), dir.path().to_owned());
         let csp = csp::start(settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(Some(&csp), None, None).await;
+        let fault = ended_unasked(Some(&csp), None, None, None).await;
         assert!(fault.to_string().contains("CSP"), "{fault}");
         csp.wait().await;
 
@@ -743,7 +803,7 @@ mod tests {
         let settings = chatos::Config::new("127.0.0.1:0".parse().unwrap());
         let chatos = chatos::start(settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(None, Some(&chatos), None).await;
+        let fault = ended_unasked(None, Some(&chatos), None, None).await;
         assert!(fault.to_string().contains("ChatOs"), "{fault}");
         chatos.wait().await;
 
@@ -753,8 +813,17 @@ mod tests {
         let doors = vec![(listener, Door::default())];
         let skynet = skynet::start_on(doors, settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(None, None, Some(&skynet)).await;
+        let fault = ended_unasked(None, None, Some(&skynet), None).await;
         assert!(fault.to_string().contains("Skynet"), "{fault}");
         skynet.wait().await;
+
+        let (stop, dir) = (CancellationToken::new(), tempfile::tempdir().unwrap());
+        let doors = vec![(TcpListener::bind("127.0.0.1:0").await.unwrap(), Door::default())];
+        let settings = dm::Config::new(dir.path().to_owned());
+        let dm = dm::start_on(doors, settings, Clock::system(), stop.clone()).await.unwrap();
+        stop.cancel();
+        let fault = ended_unasked(None, None, None, Some(&dm)).await;
+        assert!(fault.to_string().contains("DM"), "{fault}");
+        dm.wait().await;
     }
 }

@@ -1,0 +1,62 @@
+//! What happens by itself (spec 4): messages that are sent and deleted, warnings, and keys that are delivered.
+
+use super::scene::{Halt, Scene, Task};
+use crate::chat::dm::state::ConnId;
+use crate::chat::dm::wire::{Notice, ScheduleNotice};
+use crate::chat::sql::SqlError;
+use crate::metrics::{self, DmTimer};
+
+/// What is done at once, of each kind, so that nobody waits for a whole backlog.
+const AT_ONCE: i64 = 64;
+
+impl Scene<'_> {
+    /// Does the first of what is due, and says when there is more to do.
+    pub(super) async fn fire(&mut self) -> Result<Option<i64>, SqlError> {
+        let now = self.now_us();
+        for schedule in self.work.take_due(now, AT_ONCE).await? {
+            let Some(dm) = self.work.dm_of(schedule.sender, schedule.dm).await? else { continue };
+            let author = dm.members.iter().find(|member| member.id == schedule.sender);
+            let Some(username) = author.map(|member| member.username.clone()) else { continue };
+            // He may have lost the right to since (spec 4.1); nobody is told.
+            if let Some(partner) = dm.partner(schedule.sender) {
+                let between = self.work.between(schedule.sender, partner).await?;
+                if between.may_speak(self.settings.pair_requires_friendship).is_err() {
+                    metrics::get().dm_timers.of(DmTimer::Dropped).increment(1);
+                    continue;
+                }
+            }
+            let notice = ScheduleNotice { dm_id: schedule.dm, schedule_id: schedule.id };
+            let authors = self.house.presence.conns(schedule.sender).to_vec();
+            self.say(authors, Notice::ScheduledSent, &notice);
+            let said = (schedule.body.as_slice(), &schedule.signature);
+            self.publish(&dm, (schedule.sender, &username), said, schedule.delete_after_s).await?;
+            metrics::get().dm_timers.of(DmTimer::Sent).increment(1);
+        }
+        for soon in self.work.due_soon(now, AT_ONCE).await? {
+            let authors = self.house.presence.conns(soon.sender).to_vec();
+            self.work.warned(soon.id, authors.is_empty()).await?;
+            let notice = ScheduleNotice { dm_id: soon.dm, schedule_id: soon.id };
+            self.say(authors, Notice::ScheduledSoon, &notice);
+            metrics::get().dm_timers.of(DmTimer::Warned).increment(1);
+        }
+        for (message, dm) in self.work.overdue(now, AT_ONCE).await? {
+            let room = self.work.dm(dm).await?.map(|dm| self.room(&dm.members)).unwrap_or_default();
+            self.work.remove_message(message).await?;
+            self.say(room, Notice::MessageDelete, &message);
+            metrics::get().dm_timers.of(DmTimer::Deleted).increment(1);
+        }
+        self.work.next_due().await
+    }
+
+    /// Does what was to be done on a connection after a while.
+    pub(super) async fn perform(&mut self, conn: ConnId, task: Task) -> Result<(), Halt> {
+        match task {
+            Task::Invite(user) => {
+                let waiting = self.work.invitations(user).await?;
+                self.invite(conn, &waiting);
+            }
+            Task::Received(invitations) => self.work.received(&invitations).await?,
+        }
+        Ok(())
+    }
+}
