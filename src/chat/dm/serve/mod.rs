@@ -207,7 +207,16 @@ pub async fn start_on(
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let (over, tracker) = (CancellationToken::new(), TaskTracker::new());
     let next_conn = AtomicU64::new(1);
-    let hall = Hall { gate, mailbox, next_conn, stranger_max: settings.stranger_max, clock, tracker: tracker.clone() };
+    let closed = CancellationToken::new();
+    let hall = Hall {
+        gate,
+        mailbox,
+        next_conn,
+        stranger_max: settings.stranger_max,
+        clock,
+        tracker: tracker.clone(),
+        closed: closed.clone(),
+    };
     let (router, io) = web::router(Arc::new(hall), &settings);
     let heard_all = CancellationToken::new();
     let acting = tokio::spawn(telling(over.clone(), actor.run(mail, heard_all.clone())));
@@ -220,6 +229,7 @@ pub async fn start_on(
         shutdown.cancelled().await;
         // What is not closed by then is cut below.
         let _in_vain = tokio::time::timeout(ENDS_WITHIN, io.close()).await;
+        closed.cancel();
         tracker.close();
         tracker.wait().await;
         heard_all.cancel();

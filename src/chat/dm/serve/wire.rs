@@ -172,6 +172,8 @@ pub(super) struct Hall {
     pub(super) stranger_max: Duration,
     pub(super) clock: Clock,
     pub(super) tracker: tokio_util::task::TaskTracker,
+    /// Cancelled when every connection is closed: Socket.IO, closed whole, tells none of them.
+    pub(super) closed: CancellationToken,
 }
 
 /// Why nobody is let in.
@@ -197,7 +199,7 @@ impl Hall {
             waiting: Arc::default(),
             known: Arc::default(),
             cut: CancellationToken::new(),
-            gone: CancellationToken::new(),
+            gone: self.closed.child_token(),
             socket: Arc::downgrade(socket),
         };
         let worker = Worker {
