@@ -17,11 +17,19 @@ struct Asset {
 
 /// The page, at `/`.
 const PAGE: Asset =
-    Asset { name: "index.html", kind: "text/html; charset=utf-8", bytes: include_bytes!("assets/index.html") };
+    Asset { name: "index.html", kind: "text/html; charset=utf-8", bytes: include_bytes!("../web/index.html") };
 
-/// What it loads.
-const ASSETS: &[Asset] =
-    &[Asset { name: "page.css", kind: "text/css; charset=utf-8", bytes: include_bytes!("assets/page.css") }];
+/// What it loads. The script and the licences are made of the sources in `web/src` and of packages: `npm ci && npm run build`.
+const ASSETS: &[Asset] = &[
+    Asset { name: "app.js", kind: "text/javascript; charset=utf-8", bytes: include_bytes!("../web/dist/app.js") },
+    Asset { name: "app.css", kind: "text/css; charset=utf-8", bytes: include_bytes!("../web/app.css") },
+    Asset { name: "icon.svg", kind: "image/svg+xml", bytes: include_bytes!("../web/icon.svg") },
+    Asset {
+        name: "licences.txt",
+        kind: "text/plain; charset=utf-8",
+        bytes: include_bytes!("../web/dist/licences.txt"),
+    },
+];
 
 /// Scripts and everything else come from here; connections go here; nothing is done by what stands in the page.
 const HEADERS: [(HeaderName, &str); 5] = [

@@ -23,7 +23,7 @@ const { metafile, outputFiles } = await build({
   outfile: "app.js",
 });
 
-const names = Object.keys(metafile.inputs).map((path) => /^node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(path)?.[1]);
+const names = Object.keys(metafile.inputs).map((path) => /.*node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(path)?.[1]);
 const licences = [...new Set(names.filter(Boolean))].sort().map((name) => {
   const dir = join(here, "node_modules", name);
   const { version, license } = JSON.parse(readFileSync(join(dir, "package.json"), "utf8"));
