@@ -2,12 +2,7 @@
 //!
 //! Screenshots go to `target/dashboard/`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a test may panic"
-)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic")]
 
 #[path = "common/binary.rs"]
 mod binary;

@@ -199,6 +199,10 @@ const said = (heard) => heard.filter(([event]) => !["profile_notification", "x3d
 
 // ---- the steps
 
+// What makes much work waits until what has to be seen in time was seen.
+let arm;
+const armed = new Promise((resolve) => (arm = resolve));
+
 const steps = {
   async 1() {
     const [a, b, c] = await Promise.all(["Aa", "Ba", "Ca"].map((name) => new Client(unique(name)).connects()));
@@ -277,7 +281,7 @@ const steps = {
   async 5() {
     const [a, b] = await people("profile", "watcher");
     assert.equal(await a.ok("set_user", { biography: "é".repeat(500) }), true);
-    assert.equal((await a.ask("set_user", { biography: "é".repeat(501) })).success, false);
+    await a.refused("too_large", "set_user", { biography: "é".repeat(501) });
     await a.refused("bad_request", "set_user", { spk: b.keys.spk });
     await a.refused("bad_signature", "set_user", { spk: b.keys.spk, sig: b.keys.sig, biography: "no" });
     await a.refused("bad_request", "set_user", { status: "asleep" });
@@ -395,14 +399,13 @@ const steps = {
 
   async 11() {
     const [a, b, id, key] = await pair();
+    const start = performance.now();
     await a.sends(id, key, "short-lived", { delete: 2 });
     const message = await b.hears("message_notification");
-    const start = performance.now();
     assert.ok(message.delete_timestamp > message.timestamp);
-    assert.equal((await b.ok("get_message", { id: message.id })).id, message.id);
     await Promise.all([a, b].map((client) => client.hears("message_delete_notification", (it) => it === message.id)));
     const after = performance.now() - start;
-    assert.ok(after > 900 && after < 3_500, `deleted after ${after} ms`);
+    assert.ok(after > 1_900 && after < 8_000, `deleted after ${after} ms`);
     await b.refused("no_message_access", "get_message", { id: message.id });
     assert.ok((await settled(b, a, id, key)).id > message.id);
   },
@@ -415,6 +418,7 @@ const steps = {
     const pending = Object.keys((await a.ok("get_dm", { id })).scheduled_messages);
     assert.equal(pending.length, 2);
     assert.deepEqual((await b.ok("get_dm", { id })).scheduled_messages, {});
+    arm();
     const message = await b.hears("message_notification");
     assert.ok(performance.now() - start > 2_500);
     const { schedule_id } = await a.hears("scheduled_message_sent_notification", (it) => it.dm_id === id);
@@ -465,6 +469,7 @@ const steps = {
   },
 
   async 16() {
+    await armed;
     const [a, b, id, key] = await pair();
     const sealed = await Promise.all(Array.from({ length: 120 }, (_, i) => a.writes(key, `number ${i}`)));
     await Promise.all(sealed.map((one) => a.ok("send_message", { id, ...one, schedule: 0, delete: 0 })));
@@ -498,7 +503,7 @@ const steps = {
     await Promise.all([a, b].map((client) => client.hears("dm_notification", (it) => it.name === "Ours")));
     await b.ok("set_dm", { id, name: null });
     await a.hears("dm_notification", (it) => it.id === id && it.name === null);
-    await a.refused("bad_request", "set_dm", { id, name: "x".repeat(101) });
+    await a.refused("too_large", "set_dm", { id, name: "x".repeat(101) });
     await b.ok("leave_dm", { id });
     const left = await a.hears("dm_notification", (it) => it.users.length === 1);
     assert.deepEqual(left.users, [a.name]);
@@ -579,6 +584,7 @@ const steps = {
   },
 
   async 22() {
+    await armed;
     const [a] = await people("garbler");
     for (const event of ["get_user", "send_message", "create_dm", "set_user", "join_call", "login", "register"]) {
       for (const argument of [5, -1.5, [], [[1, 2], 3], null, "", true, { id: {}, usernames: 7, messages: [null], key_tree: [[]] }]) {
@@ -618,6 +624,7 @@ const steps = {
   },
 
   async 23() {
+    await armed;
     const [a, b, id, key] = await pair();
     const sealed = [];
     for (let i = 0; i < 1_000; i += 1) {

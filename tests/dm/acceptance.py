@@ -308,6 +308,8 @@ def said(heard):
 # ---- the steps
 
 strangers = []
+# What makes much work waits until what has to be seen in time was seen.
+armed = asyncio.Event()
 
 
 async def step_1():
@@ -380,7 +382,7 @@ async def step_5():
     a, b = await people("profile", "watcher")
     foreign = b.keys()
     same(await a.ok("set_user", biography="é" * 500), True)
-    same((await a.ask("set_user", {"biography": "é" * 501}))["success"], False, "501")
+    await a.refused("too_large", "set_user", biography="é" * 501)
     await a.refused("bad_request", "set_user", spk=foreign["spk"])
     await a.refused("bad_signature", "set_user", spk=foreign["spk"], sig=foreign["sig"], biography="no")
     await a.refused("bad_request", "set_user", status="asleep")
@@ -491,13 +493,13 @@ async def step_10():
 
 async def step_11():
     a, b, id, key = await pair()
+    start = time.monotonic()
     await a.sends(id, key, "short-lived", delete=2)
-    message, start = await b.hears("message_notification"), time.monotonic()
+    message = await b.hears("message_notification")
     expect(message["delete_timestamp"] > message["timestamp"], "it has a time to go")
-    await b.ok("get_message", id=message["id"])
     for client in (a, b):
         await client.hears("message_delete_notification", lambda it: it == message["id"])
-    expect(0.9 < time.monotonic() - start < 3.5, f"deleted after {time.monotonic() - start} s")
+    expect(1.9 < time.monotonic() - start < 8, f"deleted after {time.monotonic() - start} s")
     await b.refused("no_message_access", "get_message", id=message["id"])
     expect((await settled(b, a, id, key))["id"] > message["id"], "numbers are not used again")
 
@@ -509,6 +511,7 @@ async def step_12():
     await a.sends(id, key, "in a minute", schedule=62)
     pending = (await a.ok("get_dm", id=id))["scheduled_messages"]
     same((await b.ok("get_dm", id=id))["scheduled_messages"], {}, "what others have scheduled")
+    armed.set()
     message = await b.hears("message_notification")
     expect(time.monotonic() - start > 2.5, "it waited")
     sent = await a.hears("scheduled_message_sent_notification")
@@ -556,6 +559,7 @@ async def step_15():
 
 
 async def step_16():
+    await armed.wait()
     a, b, id, key = await pair()
     sealed = [a.writes(key, f"number {i}") for i in range(120)]
     await asyncio.gather(*(a.ok("send_message", id=id, schedule=0, delete=0, **one) for one in sealed))
@@ -587,7 +591,7 @@ async def step_18():
         await client.hears("dm_notification", lambda it: it["name"] == "Ours")
     await b.ok("set_dm", id=id, name=None)
     await a.hears("dm_notification", lambda it: it["id"] == id and it["name"] is None)
-    await a.refused("bad_request", "set_dm", id=id, name="x" * 101)
+    await a.refused("too_large", "set_dm", id=id, name="x" * 101)
     await b.ok("leave_dm", id=id)
     await a.hears("dm_notification", lambda it: it["users"] == [a.name])
     before = len(b.heard)
@@ -677,6 +681,7 @@ async def answered(ws, packet):
 
 
 async def step_22():
+    await armed.wait()
     (a,) = await people("garbler")
     odd = {"id": {}, "usernames": 7, "messages": [None], "key_tree": [[]]}
     for event in "get_user send_message create_dm set_user join_call login register".split():
@@ -702,6 +707,7 @@ async def step_22():
 
 
 async def step_23():
+    await armed.wait()
     a, b, id, key = await pair()
     sealed = [a.writes(key, str(i)) for i in range(1_000)]
     for one in sealed:
