@@ -296,6 +296,7 @@ async fn story((one, other): (Page, Page)) {
     ben.presses("#people-open").await;
     ben.does("Accept ann").await;
     ben.page.shows("#friends", "ann").await;
+    ben.page.has("#notices .notice", 0).await;
     ann.page.shows("#friends", "ben").await;
     ann.page.screenshot("dm-web", "people.png").await;
     ann.closes_dialogs().await;
@@ -347,6 +348,8 @@ async fn story((one, other): (Page, Page)) {
     ann.types("#later", "2").await;
     ann.types("#gone", "3").await;
     ann.says("later, and not for long").await;
+    ann.page.has("#when[hidden]", 1).await;
+    ann.presses("#timing").await;
     ann.types("#later", "9").await;
     ann.says("never").await;
     ann.presses("#details-open").await;

@@ -278,10 +278,11 @@ export class Conversations {
     const later = duration("later", "Send after");
     const gone = duration("gone", "Delete after");
     const when = h("div", { className: "when", id: "when", hidden: true }, later.element, gone.element);
-    const timing = button("Timing", () => {
-      when.hidden = !when.hidden;
-      timing.setAttribute("aria-expanded", String(!when.hidden));
-    }, { id: "timing", "aria-expanded": "false", "aria-controls": "when" });
+    const unfold = (open) => {
+      when.hidden = !open;
+      timing.setAttribute("aria-expanded", String(open));
+    };
+    const timing = button("Timing", () => unfold(when.hidden), { id: "timing", "aria-expanded": "false", "aria-controls": "when" });
     const submit = (event) => {
       event.preventDefault();
       const text = this.input.value.trim();
@@ -295,6 +296,7 @@ export class Conversations {
           this.input.value = "";
           later.clear();
           gone.clear();
+          unfold(false);
           this.#bottom();
         } finally {
           this.send.disabled = false;

@@ -23,6 +23,7 @@ function notify(text, level = "warn", ...actions) {
   while (notices.childElementCount > NOTICES_MAX) {
     notices.firstElementChild.remove();
   }
+  return notice;
 }
 
 /** Runs something a person asked for, and says what went wrong. */
@@ -64,7 +65,15 @@ function entered(session, trouble) {
     state.textContent = session.online ? "Connected" : "Not connected; trying again";
     conversations.render();
   };
+  /** Notices of requests that wait, by who asks. */
+  const asking = new Map();
   const requests = () => {
+    for (const [username, notice] of asking) {
+      if (!session.requests.includes(username)) {
+        notice.remove();
+        asking.delete(username);
+      }
+    }
     count.hidden = session.requests.length === 0;
     count.textContent = String(session.requests.length);
     count.setAttribute("aria-label", `${session.requests.length} waiting`);
@@ -87,7 +96,8 @@ function entered(session, trouble) {
   on("key", ({ username }) => notify(`The key of ${username} has changed.`, "warn", ["Compare", () => shown.compare(username)]));
   on("soon", ({ id }) => notify("A scheduled message is sent within a minute.", "info", ["Details", () => details(session, id, shown)]));
   on("request", ({ username }) => {
-    notify(`${username} asks to be your friend.`, "info", ["People", () => people(session, shown)]);
+    asking.get(username)?.remove();
+    asking.set(username, notify(`${username} asks to be your friend.`, "info", ["People", () => people(session, shown)]));
     requests();
   });
   on("answer", ({ username, accept }) => {

@@ -32,7 +32,8 @@ const TYPING_EVERY_MS = 1_000;
 /** How many of what was seen are remembered, per conversation. */
 const SEEN_MAX = 2_000;
 const SAVE_AFTER_MS = 400;
-const RETURN_AFTER_MS = 2_000;
+/** How long after a connection the server has ended the next one is tried. */
+const RETURN_AFTER_MS = 5_000;
 /** How many questions are open at a time. */
 const ABREAST = 8;
 
@@ -84,6 +85,7 @@ export class Session extends EventTarget {
   #seed;
   #personal;
   #notebook;
+  #closed = false;
   #tail = Promise.resolve();
   #storage = { privSPK: null, sharedKeys: {}, oldSPKs: [], pins: {} };
   /** What only this browser knows. */
@@ -121,14 +123,14 @@ export class Session extends EventTarget {
     await connected(this.#socket);
     await this.#begin();
     this.#socket.on("connect", () => {
-      this.#later(() => this.#begin());
+      this.#later(() => this.#returns());
     });
     this.#socket.on("disconnect", (reason) => {
       this.online = false;
       this.#tell("connection");
       if (reason === "io server disconnect") {
         // After this one alone the library does not come back by itself.
-        setTimeout(() => this.#socket.connect(), RETURN_AFTER_MS);
+        this.#connectLater();
       }
     });
     for (const [event, handle] of Object.entries(this.#handlers)) {
@@ -141,10 +143,26 @@ export class Session extends EventTarget {
   /** Keeps what is not kept yet, and ends. */
   async close() {
     await Promise.allSettled([this.#saving?.now(), this.#noting?.now()]);
+    this.#closed = true;
     this.#socket.removeAllListeners();
     this.#socket.disconnect();
     this.#seed.fill(0);
     this.#personal.fill(0);
+  }
+
+  #connectLater() {
+    setTimeout(() => this.#closed || this.#socket.connect(), RETURN_AFTER_MS);
+  }
+
+  /** Begins again; when that fails, it is tried with another connection. */
+  async #returns() {
+    try {
+      await this.#begin();
+    } catch (error) {
+      this.#socket.disconnect();
+      this.#connectLater();
+      throw error;
+    }
   }
 
   async #begin() {
