@@ -121,9 +121,15 @@ export class Session extends EventTarget {
       Object.assign(this.#local, await this.#notebook.load());
     }
     await connected(this.#socket);
-    await this.#begin();
+    // Before anything is asked: what arrives while everything is being read waits for that, and is not lost.
+    for (const [event, handle] of Object.entries(this.#handlers)) {
+      this.#socket.on(event, (argument) => {
+        this.#later(() => handle.call(this, argument));
+      });
+    }
     this.#socket.on("connect", () => {
-      this.#later(() => this.#returns());
+      const { id } = this.#socket;
+      this.#later(() => this.#returns(id));
     });
     this.#socket.on("disconnect", (reason) => {
       this.online = false;
@@ -133,11 +139,9 @@ export class Session extends EventTarget {
         this.#connectLater();
       }
     });
-    for (const [event, handle] of Object.entries(this.#handlers)) {
-      this.#socket.on(event, (argument) => {
-        this.#later(() => handle.call(this, argument));
-      });
-    }
+    const first = this.#begin();
+    this.#tail = first.catch(() => {});
+    await first;
   }
 
   /** Keeps what is not kept yet, and ends. */
@@ -154,14 +158,20 @@ export class Session extends EventTarget {
     setTimeout(() => this.#closed || this.#socket.connect(), RETURN_AFTER_MS);
   }
 
-  /** Begins again; when that fails, it is tried with another connection. */
-  async #returns() {
+  /** Begins again on this connection; when that fails, it is tried with another one. */
+  async #returns(id) {
+    // Lost again by now: the next one has its own turn.
+    const current = () => this.#socket.id === id;
     try {
-      await this.#begin();
+      if (current()) {
+        await this.#begin();
+      }
     } catch (error) {
-      this.#socket.disconnect();
-      this.#connectLater();
-      throw error;
+      if (current()) {
+        this.#socket.disconnect();
+        this.#connectLater();
+        throw error;
+      }
     }
   }
 

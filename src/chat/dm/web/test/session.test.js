@@ -15,8 +15,7 @@ const open = [];
 afterEach(() => Promise.all(open.splice(0).map((session) => session.close())));
 
 /** An account; `between` may change what the server says before the session hears it. */
-async function person(name, between = (event, argument) => argument, seed = undefined) {
-  const socket = connect(url);
+async function person(name, between = (event, argument) => argument, seed = undefined, socket = connect(url)) {
   const username = seed ? name : `${name} ${dm.bytesToHex(dm.randomBytes(4))}`;
   const known = seed ?? (await register(socket, username));
   const session = new Session(socket, username, known, null);
@@ -184,4 +183,26 @@ test("after the connection was lost everything that happened meanwhile is there"
   assert.deepEqual([...b.dms.get(id).messages.values()].map(({ text }) => text), ["first", "while away"]);
   await b.send(id, "back");
   await heardText(a, id, "back");
+});
+
+test("an invitation that arrives while everything is still being read is not lost", options, async () => {
+  const [a, b] = [await person("ann"), await person("ben")];
+  const seed = b.seed.slice();
+  await b.close();
+  const c = await person("cat");
+  const id = await a.create([b.username, c.username]);
+  const slow = connect(url);
+  const ask = slow.emitWithAck.bind(slow);
+  // The server repeats it a second after the login.
+  slow.emitWithAck = async (event, ...parameters) => {
+    if (event === "get_dms") {
+      await new Promise((resolve) => slow.once("x3dh_notification", resolve));
+      slow.timeout(10_000);
+    }
+    return ask(event, ...parameters);
+  };
+  const back = await person(b.username, undefined, seed, slow);
+  await until("the key", () => back.hasKey(id));
+  await a.send(id, "not lost");
+  await heardText(back, id, "not lost");
 });
