@@ -7,12 +7,15 @@
 // `start` the new address. Ends with status 0, or names the step that failed and why.
 
 import assert from "node:assert/strict";
-import { createPrivateKey, randomBytes, sign as signature } from "node:crypto";
+import { createPrivateKey, randomBytes, sign as signature, webcrypto } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
+
+// Node 18 has it under this name alone.
+globalThis.crypto ??= webcrypto;
 
 const here = pathToFileURL(`${process.cwd()}/`);
 const require = createRequire(new URL("package.json", here));
@@ -526,7 +529,7 @@ const steps = {
     await b.hears("dm_notification", (it) => it.users_in_call.length === 1);
     assert.deepEqual(await b.ok("join_call", { id, uuid: "peer-b" }), { [a.name]: "peer-a", [b.name]: "peer-b" });
     const both = await a.hears("dm_notification", (it) => it.users_in_call.length === 2);
-    assert.deepEqual([both.users_in_call.toSorted(), both.call_peers[b.name]], [[a.name, b.name].sort(), "peer-b"]);
+    assert.deepEqual([[...both.users_in_call].sort(), both.call_peers[b.name]], [[a.name, b.name].sort(), "peer-b"]);
     await a.refused("bad_request", "join_call", { id, uuid: "no spaces" });
     await b.ok("leave_call", { id });
     assert.deepEqual(await a.hears("user_left_call"), { id, username: b.name });

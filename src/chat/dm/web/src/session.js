@@ -207,7 +207,7 @@ export class Session extends EventTarget {
   }
 
   #tell(what, detail = {}) {
-    this.dispatchEvent(new CustomEvent(what, { detail }));
+    this.dispatchEvent(Object.assign(new Event(what), { detail }));
   }
 
   #warn(text) {

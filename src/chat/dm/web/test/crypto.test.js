@@ -1,12 +1,15 @@
 // Every vector of the direct messages, against this page's own code: `node --test`, with the vectors' file in DM_VECTORS.
 
 import assert from "node:assert/strict";
-import { createHash } from "node:crypto";
+import { createHash, webcrypto } from "node:crypto";
 import { readFileSync } from "node:fs";
 import test from "node:test";
 
 import * as dm from "../src/crypto.js";
 import { seedOf, wordsOf } from "../src/words.js";
+
+// Node 18 has it under this name alone.
+globalThis.crypto ??= webcrypto;
 
 const file = process.env.DM_VECTORS ?? new URL("../../../../../tests/vectors/dm.json", import.meta.url);
 const v = JSON.parse(readFileSync(file, "utf8"));
@@ -179,9 +182,10 @@ test("recovery words give the seed back, and a wrong one is named", () => {
     const any = dm.newSeed();
     assert.deepEqual(seedOf(wordsOf(any).join(" ")), any);
   }
+  const changed = (at, word) => words.map((old, i) => (i === at ? word : old)).join(" ");
   assert.throws(() => seedOf(words.slice(1).join(" ")), /24 words; these are 23/);
-  assert.throws(() => seedOf(words.with(3, "heliostat").join(" ")), /“heliostat”/);
-  assert.throws(() => seedOf(words.with(7, words[7] === "zoo" ? "able" : "zoo").join(" ")), /words 7 to 12 is wrong/);
+  assert.throws(() => seedOf(changed(3, "heliostat")), /“heliostat”/);
+  assert.throws(() => seedOf(changed(7, words[7] === "zoo" ? "able" : "zoo")), /words 7 to 12 is wrong/);
 });
 
 test("a fingerprint is the same for both", () => {
