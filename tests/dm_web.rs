@@ -130,21 +130,25 @@ async fn judges(mut script: Command) {
     };
     let last = tokio::time::timeout(SCRIPT_MAX, conversation).await.expect("the script ends");
     let output = soon(running.wait_with_output()).await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{script:?}: {}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(last, "all 23 steps passed");
     room.take().unwrap().close().await;
 }
 
+/// Two clients that share no code with the server, at the same time: most of what they do is wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_npm_client_of_socket_io_finds_what_it_expects() {
+async fn independent_clients_find_what_they_expect() {
+    tokio::join!(the_npm_client(), python_socketio());
+}
+
+async fn the_npm_client() {
     let Some(dir) = workshop() else { return };
     let mut node = Command::new("node");
     node.arg(here("tests/dm/acceptance.mjs")).current_dir(dir.path());
     judges(node).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn python_socketio_finds_what_it_expects() {
+async fn python_socketio() {
     let ours = installed("python/bin/python");
     let python = if ours.exists() { ours } else { PathBuf::from("python3") };
     let modules = "import aiohttp, cryptography, nacl, socketio";
@@ -275,7 +279,7 @@ impl Person {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_people_in_two_browsers_write_react_schedule_and_forget() {
+async fn in_two_browsers_two_people_write_react_schedule_and_forget() {
     let (Some(one), Some(other)) = tokio::join!(Browser::open(), Browser::open()) else { return };
     let pages = (one.page.clone(), other.page.clone());
     one.tells(async { other.tells(story(pages)).await }).await;
