@@ -72,6 +72,10 @@ stories! {
     the_invisible_are_seen_by_administrators_alone
     a_password_changes_once
     a_name_changes_and_the_old_one_is_an_alias_until_the_password_follows
+    who_was_logged_in_could_have_mails_sent_to_anybody
+    a_store_that_fails_has_said_nothing_and_ends_everybody
+    a_damaged_row_was_the_end_of_everybody
+    who_does_not_read_is_disconnected_and_finds_everything
     a_second_change_of_name_locked_the_account_out
     an_account_is_deleted_and_its_contacts_hear_of_it
     blocking_archives_and_unblocking_opens_again

@@ -192,7 +192,7 @@ impl Scene<'_> {
         let (status, session) = (CreateSessionStatus::SUCCESS, session.id);
         self.say(conn, &ToClient::CreateSessionResponse { status, account, session, token, web_token });
         self.catch_up(conn, account, MessageId::NONE, &[]).await?;
-        Ok(Answer::Authenticated)
+        Ok(Answer::Authenticated(account))
     }
 
     /// Lets go of the session that was away the longest, where an account has as many as it can.
@@ -275,7 +275,7 @@ impl Scene<'_> {
         self.presence.join(conn, account, session);
         self.say(conn, &ToClient::RestoreSessionResponse { status: RestoreSessionStatus::SUCCESS });
         self.catch_up(conn, account, last_message, &channels).await?;
-        Ok(Answer::Authenticated)
+        Ok(Answer::Authenticated(account))
     }
 
     /// A session is none any more: its device cannot be reached, and will not come.
@@ -307,20 +307,20 @@ impl Scene<'_> {
     ) -> Result<(), StoreError> {
         let known: HashSet<ChannelId> = known.iter().copied().collect();
         let mine = self.work.channels_of(account).await?;
-        let mut ids = self.work.pushed(account, last).await?;
+        let mut listed = self.work.pushed(account, last).await?;
         let mut first = Vec::new();
         for channel in mine.iter().filter(|channel| !known.contains(&channel.id)) {
             first.push(ToClient::CreateChannel { channel: channel.id, announced: channel.announced(account) });
             if !last.is_none() {
-                ids.extend(self.work.pushed_of(account, channel.id, last).await?);
+                listed.extend(self.work.pushed_of(account, channel.id, last).await?);
             }
         }
-        ids.sort_unstable();
+        listed.ids.sort_unstable();
         let mine: HashSet<ChannelId> = mine.iter().map(|channel| channel.id).collect();
         let mut gone: Vec<_> = known.difference(&mine).copied().collect();
         gone.sort_unstable();
         first.extend(gone.into_iter().map(|channel| ToClient::DeleteChannel { channel }));
-        self.sync(conn, account, &first, ids, false);
+        self.sync(conn, account, &first, listed);
         Ok(())
     }
 

@@ -63,12 +63,14 @@ const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 pub struct FileLimits {
     /// Of one file, in bytes.
     pub length_max: u64,
-    /// Of all files that an account uploaded, in bytes.
+    /// Of the files that an account uploaded lately, or that no message names, in bytes.
     pub per_account_max: u64,
     /// Transfers at a time, of everybody.
     pub transfers_max: usize,
     /// How long a file is kept that no message names.
     pub unnamed_age_max: Duration,
+    /// How long a file that a message names counts among what its account uploaded.
+    pub counted_for: Duration,
 }
 
 impl Default for FileLimits {
@@ -78,6 +80,7 @@ impl Default for FileLimits {
             per_account_max: 2 * 1024 * 1024 * 1024,
             transfers_max: 128,
             unnamed_age_max: Duration::from_secs(86_400),
+            counted_for: Duration::from_secs(30 * 86_400),
         }
     }
 }
@@ -775,10 +778,13 @@ pub(super) async fn remove_all(files: Arc<Files>, let_go: Arc<Notify>, stop: Can
     }
 }
 
-/// As many as there are. What cannot be removed is tried again another time.
+/// All that there are, in the order of their ids. What cannot be removed keeps none of the others, and is tried again another time.
 async fn remove_some(files: &Files) -> Result<(), Refused> {
+    let (mut after, mut failure) = (FileId(i64::MIN), Ok(()));
     loop {
-        let gone = files.store.read().await?.gone_files(REMOVED_AT_ONCE).await?;
+        let gone = files.store.read().await?.gone_files(after, REMOVED_AT_ONCE).await?;
+        let Some(last) = gone.last() else { return Ok(failure?) };
+        after = *last;
         let disk = files.disk.clone();
         let remove = move || {
             let (removed, mut failed) = (gone.into_iter(), Ok(()));
@@ -793,10 +799,7 @@ async fn remove_some(files: &Files) -> Result<(), Refused> {
             info!(files = count, "files that nobody can have any more are removed");
             metrics::get().skynet_files_removed.increment(count as u64);
         }
-        failed?;
-        if count == 0 {
-            return Ok(());
-        }
+        failure = failure.and(failed);
     }
 }
 
