@@ -5,13 +5,14 @@ use std::convert::Infallible;
 
 use base64::Engine as _;
 use heliostat::chat::skynet::serve::{FILES, OUTBOX_BYTES_MAX};
+use heliostat::chat::skynet::store::{KEY_FILE, Place, StoreError};
 use heliostat::chat::skynet::wire::content::{ArchiveMode, ExternalFile, MemberFlags};
 use heliostat::chat::skynet::wire::{
     AccountId, Body, ChannelAction, ChannelId, ChannelType, Content, CreateAccountStatus, CreateChannelStatus,
     CreateSessionStatus, DateTime, DeleteAccountStatus, Delivery, Doing, FileBlock, FileId, FromClient, Kind,
     MessageFlags, MessageId, MessageSendStatus, OnlineState, RestoreSessionStatus, ToClient, WantedChannel,
 };
-use heliostat::chat::skynet::{Confirmed, Platform};
+use heliostat::chat::skynet::{self, Config, Confirmed, Platform, StartError};
 use heliostat::crypto::Secret;
 use heliostat::net::listen::Door;
 use heliostat::time::Clock;
@@ -19,6 +20,7 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
 
 pub use super::promises::what_is_promised_holds_whatever_is_said;
 use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, secured, seed, soon, until};
@@ -496,6 +498,28 @@ pub async fn a_store_that_fails_has_said_nothing_and_ends_everybody(ground: Grou
     let next = alice.say(channel, chat("on")).await.unwrap();
     assert_eq!(bob.find_message(Kind::ChatMessage).await.id, next);
     world.stop().await;
+}
+
+pub async fn one_process_serves_a_database_and_with_its_key(ground: Ground) {
+    let world = World::start(&ground).await;
+    // A database in a directory is that directory's; another one can be reached from everywhere.
+    let is_file = ground.place == Place::Sqlite;
+    let dir = if is_file { ground.dir.clone() } else { ground.dir.join("another") };
+    let second = async || {
+        let config = Config { place: ground.place.clone(), ..Config::new(dir.clone()) };
+        match skynet::start_on(Vec::new(), config, Clock::system(), CancellationToken::new()).await {
+            Err(StartError::Store(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(matches!(second().await, StoreError::Taken));
+    world.stop().await;
+    if is_file {
+        std::fs::remove_file(dir.join(KEY_FILE)).unwrap();
+    }
+    assert!(matches!(second().await, StoreError::Key(_)));
+    std::fs::write(dir.join(KEY_FILE), "00".repeat(32)).unwrap();
+    assert!(matches!(second().await, StoreError::OtherKey));
 }
 
 pub async fn a_damaged_row_was_the_end_of_everybody(ground: Ground) {

@@ -54,7 +54,7 @@ const READERS_MAX: u32 = 5;
 /// How long one of these may wait for its turn, when thousands come back at once.
 const TURN_WITHIN: Duration = Duration::from_secs(600);
 /// How long another process may take to be gone: it was killed, and PostgreSQL has not noticed yet.
-const GONE_WITHIN: Duration = Duration::from_secs(10);
+const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked for meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The number is only ours in a database of ours.
