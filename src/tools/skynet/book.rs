@@ -11,9 +11,17 @@
 //! | 0x1B | agreed between the private keys (0x17) and the public ones (0x18) that it names |
 //! | 0x1E | in the notification (0x1D) it names for this account; those before it, one sealed with the next |
 //!
-//! A message that says nothing was sealed with the newest key before it. What cannot be opened yet, because a key is itself
+//! A message that says nothing was sealed with the newest key before it. Named can be what announced a key of *this* channel, and
+//! nothing else: whoever could choose another channel's key could pass on there what was said here. What cannot be opened yet, because a key is itself
 //! sealed and its key still to come, waits; whatever brings a key opens everything that waited for it, in order. A message whose key is
 //! there and that does not open is reported: somebody changed it, or sealed it with something else.
+//!
+//! # Who is believed
+//!
+//! The server carries what is sealed, and is not to be able to say it. So a kind that is to be sealed is never taken in clear, nothing is
+//! taken where its kind has no place, and what is for an account's own devices alone only from the account itself. The keys of
+//! two are taken from the two: a note of the server that names anybody else's announces none. When two have compared their keys, what one
+//! of them says is sealed for those and no others.
 //!
 //! An administrator's other devices are told the keys of a group in what is sent to its members; which of several such
 //! notifications became the group's key is told by what opens.
@@ -70,6 +78,9 @@ pub enum CannotSeal {
     /// No key is known. In a direct channel, the other side has not been there yet.
     #[error("there is no key for it yet")]
     Key,
+    /// The counterpart's keys are others than those that were compared.
+    #[error("their keys are not those that were verified: `/verify` shows them, `/verified` says that they are right")]
+    Unverified,
     /// It is longer than a message can be.
     #[error("it is too long")]
     TooLong,
@@ -394,8 +405,9 @@ impl Book {
         if self.knows(&delivery) || !self.channels.contains_key(&delivery.channel) {
             return Vec::new();
         }
+        let believed = self.is_in_its_place(&delivery);
         self.messages.insert(id, Entry { delivery, opened: None });
-        if kind == Kind::PasswordUpdate {
+        if kind == Kind::PasswordUpdate && believed {
             self.updates.insert(id);
             self.resolve_passwords();
         }
@@ -436,20 +448,45 @@ impl Book {
         let kind = entry.delivery.body.kind;
         self.apply(id);
         read.push(Read::Opened(id));
-        matches!(
-            kind,
-            Kind::PasswordUpdate
-                | Kind::PrivateKeys
-                | Kind::PublicKeys
-                | Kind::DirectChannelUpdate
-                | Kind::GroupChannelKeyNotify
-                | Kind::GroupChannelUpdate
-        )
+        match kind {
+            // One that nobody told the keys of brings none.
+            Kind::GroupChannelUpdate => !self.group_keys(id).is_empty(),
+            kind => matches!(
+                kind,
+                Kind::PasswordUpdate
+                    | Kind::PrivateKeys
+                    | Kind::PublicKeys
+                    | Kind::DirectChannelUpdate
+                    | Kind::GroupChannelKeyNotify
+            ),
+        }
+    }
+
+    /// Whether such a message may be there at all: sealed if it has to be, in a channel for its kind, and from somebody who has a
+    /// say there (spec 2.4, 2.6). A server that is what it should be sends no other.
+    fn is_in_its_place(&self, delivery: &Delivery) -> bool {
+        let Delivery { channel, sender, body, .. } = delivery;
+        let Some(announced) = self.channels.get(channel).map(|it| it.announced) else { return false };
+        let rule = body.kind.rule();
+        let has_a_say = match announced.channel_type {
+            ChannelType::Loopback => *sender == self.me && announced.owner == self.me,
+            ChannelType::AccountData => *sender == announced.owner && body.flags.has(MessageFlags::UNENCRYPTED),
+            // Only the server archives.
+            ChannelType::Direct if !rule.from_client || body.kind == Kind::ArchiveChannel => sender.is_none(),
+            ChannelType::Direct => [self.me, announced.counterpart].contains(sender),
+            ChannelType::Group | ChannelType::ProfileData => !sender.is_none(),
+        };
+        let of_this_account = !body.flags.has(MessageFlags::LOOPBACK) || *sender == self.me;
+        body.flags.obey(&rule) && rule.channels.contains(&announced.channel_type) && has_a_say && of_this_account
     }
 
     /// The content of a message; nothing as long as there is no key for it.
     fn try_open(&mut self, id: MessageId) -> Option<Result<Opened, ()>> {
-        let body = self.messages.get(&id)?.delivery.body.clone();
+        let delivery = &self.messages.get(&id)?.delivery;
+        if !self.is_in_its_place(delivery) {
+            return Some(Err(()));
+        }
+        let body = delivery.body.clone();
         let decode = |plain: &[u8]| {
             let decoded = Content::decode(body.kind, body.flags, plain);
             decoded.map(|(content, file)| Opened { content, file }).map_err(|_| ())
@@ -471,19 +508,18 @@ impl Book {
         let Delivery { channel, body, .. } = &entry.delivery;
         let Some(channel) = self.channels.get(channel) else { return Vec::new() };
         let loopback = body.flags.has(MessageFlags::LOOPBACK);
-        let named = |kind: Kind| {
-            let mut on = body.dependencies.iter().map(|on| on.message);
-            on.find(|on| self.messages.get(on).is_some_and(|it| it.delivery.body.kind == kind))
+        let mut named = body.dependencies.iter().map(|on| on.message);
+        let announced_by = if loopback {
+            named.find(|on| self.updates.contains(on)).or_else(|| self.updates.range(..id).next_back().copied())
+        } else {
+            let before = channel.updates.partition_point(|it| *it < id).checked_sub(1);
+            let before = before.and_then(|at| channel.updates.get(at)).copied();
+            named.find(|on| channel.updates.binary_search(on).is_ok()).or(before)
         };
-        let (kind, before) = match channel.channel_type() {
-            _ if loopback => (Kind::PasswordUpdate, self.updates.range(..id).next_back().copied()),
-            ChannelType::Direct => (Kind::DirectChannelUpdate, channel.updates.iter().rfind(|it| **it < id).copied()),
-            _ => (Kind::GroupChannelUpdate, channel.updates.iter().rfind(|it| **it < id).copied()),
-        };
-        let Some(announced_by) = named(kind).or(before) else { return Vec::new() };
-        match kind {
-            Kind::PasswordUpdate => self.account_keys.get(&announced_by).cloned().into_iter().collect(),
-            Kind::DirectChannelUpdate => self.direct_key(announced_by).into_iter().collect(),
+        let Some(announced_by) = announced_by else { return Vec::new() };
+        match channel.channel_type() {
+            _ if loopback => self.account_keys.get(&announced_by).cloned().into_iter().collect(),
+            ChannelType::Direct => self.direct_key(announced_by).into_iter().collect(),
             _ => self.group_keys(announced_by).into_iter().map(|keys| keys.channel).collect(),
         }
     }
@@ -509,17 +545,27 @@ impl Book {
         }
     }
 
+    /// The messages with this account's private and the counterpart's public keys that the server's note on the keys of two names;
+    /// nothing when they are anybody else's.
+    fn keys_of_two(&self, update: MessageId) -> Option<(&Entry, &Entry)> {
+        let delivery = &self.messages.get(&update)?.delivery;
+        let with = self.channels.get(&delivery.channel)?.announced.counterpart;
+        let find = |kind: Kind, of: AccountId, within: ChannelType| {
+            let named = delivery.body.dependencies.iter().filter_map(|on| self.messages.get(&on.message));
+            let there = |id: ChannelId| self.channels.get(&id).map(|it| (it.channel_type(), it.announced.owner));
+            let mut named = named.filter(|it| (it.delivery.body.kind, it.delivery.sender) == (kind, of));
+            named.find(|it| there(it.delivery.channel) == Some((within, of)))
+        };
+        let private = find(Kind::PrivateKeys, self.me, ChannelType::Loopback)?;
+        Some((private, find(Kind::PublicKeys, with, ChannelType::AccountData)?))
+    }
+
     /// The key that the server's note on the keys of two announces.
     fn direct_key(&mut self, update: MessageId) -> Option<ChannelKey> {
         if let Some(key) = self.direct_keys.get(&update) {
             return Some(key.clone());
         }
-        let on = &self.messages.get(&update)?.delivery.body.dependencies;
-        let find = |kind: Kind| {
-            on.iter().filter_map(|on| self.messages.get(&on.message)).find(|it| it.delivery.body.kind == kind)
-        };
-        let private = find(Kind::PrivateKeys).filter(|it| it.delivery.sender == self.me)?;
-        let public = find(Kind::PublicKeys).filter(|it| it.delivery.sender != self.me)?;
+        let (private, public) = self.keys_of_two(update)?;
         let (Content::PrivateKeys(own), Content::PublicKeys(other)) =
             (&private.opened.as_ref()?.content, &public.opened.as_ref()?.content)
         else {
@@ -530,19 +576,80 @@ impl Book {
         Some(key)
     }
 
+    /// What two people compare: the fingerprints of the keys with which their channel is sealed now, the counterpart's and one's
+    /// own. One's own is made of the private keys that are here, not of what the server shows others.
+    #[must_use]
+    pub fn fingerprints(&self, channel: ChannelId) -> Option<([u8; 32], [u8; 32])> {
+        let (private, public) = self.keys_of_two(*self.channels.get(&channel)?.updates.last()?)?;
+        let Content::PrivateKeys(own) = &private.opened.as_ref()?.content else { return None };
+        let own = Content::PublicKeys(keys::public(own).ok()?).encode(None).ok()?;
+        Some((keys::fingerprint(&public.delivery.body.content), keys::fingerprint(&own)))
+    }
+
+    /// Whether the keys of a channel were compared and are others now.
+    #[must_use]
+    pub fn is_unverified(&self, channel: ChannelId) -> bool {
+        let Some(verified) = self.channels.get(&channel).and_then(|it| it.verified) else { return false };
+        let update = self.channels.get(&channel).and_then(|it| it.updates.last().copied());
+        let theirs = update.and_then(|update| Some(self.keys_of_two(update)?.1));
+        theirs.is_none_or(|it| keys::fingerprint(&it.delivery.body.content) != verified)
+    }
+
+    /// Whether the server shows others keys as this account's that are not the public halves of its own.
+    #[must_use]
+    pub fn is_impersonated(&self) -> bool {
+        let shown = self.people.get(&self.me).and_then(|it| self.messages.get(&it.keys?));
+        let Some(Entry { delivery, opened: Some(Opened { content: Content::PublicKeys(shown), .. }) }) = shown else {
+            return false;
+        };
+        let mut named = delivery.body.dependencies.iter().filter_map(|on| self.messages.get(&on.message));
+        match named.find(|it| it.delivery.body.kind == Kind::PrivateKeys) {
+            Some(Entry { opened: Some(Opened { content: Content::PrivateKeys(own), .. }), .. }) => {
+                keys::public(own).as_ref() != Ok(shown)
+            }
+            // Sealed with a password that is not known here.
+            Some(Entry { delivery, opened: None }) => !self.sealed.contains(&delivery.id),
+            _ => true,
+        }
+    }
+
     /// What may be the keys that a list of members announces, the likeliest first.
+    ///
+    /// When nobody told this account, because it was not in the group yet, each change opens the keys before it, from one whose keys are
+    /// known on backwards. What is found on the way is remembered, also that there is nothing, until something comes that may have it.
+    /// A loop: how often a group changed is for others to say.
     fn group_keys(&mut self, update: MessageId) -> Vec<GroupKeys> {
         if let Some(keys) = self.group_keys.get(&update) {
             return keys.clone();
         }
-        let found = self.find_group_keys(update);
-        if !found.is_empty() {
-            self.group_keys.insert(update, found.clone());
+        let channel = self.messages.get(&update).and_then(|it| self.channels.get(&it.delivery.channel));
+        let Some(channel) = channel.filter(|it| it.is_group()) else { return Vec::new() };
+        let from = channel.updates.partition_point(|it| *it < update);
+        let later: Vec<MessageId> = channel.updates.iter().skip(from).copied().collect();
+        let (mut walked, mut keys) = (Vec::new(), Vec::new());
+        for at in later {
+            walked.push(at);
+            let known = self.group_keys.get(&at).cloned();
+            let is_known = known.is_some();
+            keys = known.unwrap_or_else(|| self.told_keys(at));
+            if is_known || !keys.is_empty() {
+                break;
+            }
         }
-        found
+        while let Some(at) = walked.pop() {
+            self.group_keys.insert(at, keys.clone());
+            if at == update {
+                break;
+            }
+            let history = self.key_history(at);
+            let opened = keys.iter().find_map(|keys| two_keys(&keys.history.as_ref()?.open(&history).ok()?));
+            keys = opened.into_iter().collect();
+        }
+        keys
     }
 
-    fn find_group_keys(&mut self, update: MessageId) -> Vec<GroupKeys> {
+    /// The same from what this account was told, or told others.
+    fn told_keys(&self, update: MessageId) -> Vec<GroupKeys> {
         let Some(Entry { delivery, .. }) = self.messages.get(&update) else { return Vec::new() };
         let (group, sender) = (delivery.channel, delivery.sender);
         let named = delivery.body.dependencies.iter().filter(|on| on.account == self.me);
@@ -551,38 +658,35 @@ impl Book {
         if let Some(keys) = named {
             return vec![keys];
         }
-        let Some(channel) = self.channels.get(&group) else { return Vec::new() };
-        let at = channel.updates.iter().position(|it| *it == update);
-        let (before, after) = match at {
-            Some(at) => (
-                at.checked_sub(1).and_then(|at| channel.updates.get(at)).copied().unwrap_or_default(),
-                channel.updates.get(at + 1).copied(),
-            ),
-            None => (MessageId::NONE, None),
-        };
-        if sender == self.me {
-            // Of another device of this account, or of this one: whoever it was for, it is the key.
-            let own = self.notified.range(before..update).rev().map(|(_, it)| it).filter(of);
-            let mut found: Vec<GroupKeys> = Vec::new();
-            for notified in own {
-                match found.iter_mut().find(|it| it.channel == notified.keys.channel) {
-                    Some(same) => same.history = same.history.take().or_else(|| notified.keys.history.clone()),
-                    None => found.push(notified.keys.clone()),
-                }
-            }
-            let history = self.key_history(update);
-            // The one that opens what was sealed with it comes first; of the others, the newest.
-            found.sort_by_key(|keys| keys.history.as_ref().is_none_or(|key| key.open(&history).is_err()));
-            if !found.is_empty() {
-                return found;
+        if sender != self.me {
+            return Vec::new();
+        }
+        // Of another device of this account, or of this one: whoever it was for, it is the key.
+        let updates = self.channels.get(&group).map(|it| it.updates.as_slice()).unwrap_or_default();
+        let before = updates.partition_point(|it| *it < update).checked_sub(1);
+        let before = before.and_then(|at| updates.get(at)).copied().unwrap_or_default();
+        let own = self.notified.range(before..update).rev().map(|(_, it)| it).filter(of);
+        let mut found: Vec<GroupKeys> = Vec::new();
+        for notified in own {
+            match found.iter_mut().find(|it| it.channel == notified.keys.channel) {
+                Some(same) => same.history = same.history.take().or_else(|| notified.keys.history.clone()),
+                None => found.push(notified.keys.clone()),
             }
         }
-        // Before this account was in it.
-        let Some(after) = after else { return Vec::new() };
-        let history = self.key_history(after);
-        let later = self.group_keys(after);
-        let opened = later.iter().find_map(|keys| two_keys(&keys.history.as_ref()?.open(&history).ok()?));
-        opened.into_iter().collect()
+        let history = self.key_history(update);
+        // The one that opens what was sealed with it comes first; of the others, the newest.
+        found.sort_by_key(|keys| keys.history.as_ref().is_none_or(|key| key.open(&history).is_err()));
+        found
+    }
+
+    /// Something may be known of a group's keys that was not.
+    fn look_again(&mut self, group: ChannelId) {
+        let updates = self.channels.get(&group).map(|it| it.updates.as_slice()).unwrap_or_default();
+        for update in updates {
+            if self.group_keys.get(update).is_some_and(Vec::is_empty) {
+                self.group_keys.remove(update);
+            }
+        }
     }
 
     fn key_history(&self, update: MessageId) -> Bytes {
@@ -658,15 +762,23 @@ impl Book {
                 let keys = GroupKeys { channel: ChannelKey(new_key), history };
                 let counterpart = found.announced.counterpart;
                 self.notified.insert(id, Notified { group, sender, counterpart, keys });
+                self.look_again(group);
             }
             Content::GroupChannelUpdate { revision, members, .. } => {
                 note(&mut found.updates, id);
                 if found.updates.last() == Some(&id) {
                     (found.revision, found.members) = (revision, members.into_iter().collect());
                 }
-                // Of what comes before it more may be known now.
-                let known: BTreeSet<MessageId> = found.updates.iter().copied().collect();
-                self.group_keys.retain(|update, _| !known.contains(update));
+                if found.updates.last() == Some(&id) {
+                    // Of what comes before it more may be known now, if this one is.
+                    if !self.told_keys(id).is_empty() {
+                        self.look_again(channel);
+                    }
+                } else {
+                    for update in &found.updates {
+                        self.group_keys.remove(update);
+                    }
+                }
             }
             Content::MessageOverride(text) => {
                 for on in dependencies {
@@ -728,15 +840,20 @@ impl Book {
         }
     }
 
-    /// The key that is used in a channel now.
-    pub fn key(&mut self, channel: ChannelId, flags: MessageFlags) -> Option<(MessageId, ChannelKey)> {
-        let base = self.base(channel, flags)?;
-        let key = match self.channels.get(&channel)?.channel_type() {
+    /// The key that is used in a channel now, and what announced it.
+    ///
+    /// # Errors
+    /// [`CannotSeal`].
+    pub fn key(&mut self, channel: ChannelId, flags: MessageFlags) -> Result<(MessageId, ChannelKey), CannotSeal> {
+        let channel_type = self.channels.get(&channel).ok_or(CannotSeal::Channel)?.channel_type();
+        let base = self.base(channel, flags).ok_or(CannotSeal::Key)?;
+        let key = match channel_type {
             _ if flags.has(MessageFlags::LOOPBACK) => self.account_keys.get(&base).cloned(),
+            ChannelType::Direct if self.is_unverified(channel) => return Err(CannotSeal::Unverified),
             ChannelType::Direct => self.direct_key(base),
             _ => self.group_keys(base).into_iter().next().map(|keys| keys.channel),
         };
-        key.map(|key| (base, key))
+        Ok((base, key.ok_or(CannotSeal::Key)?))
     }
 
     /// The keys of a group now.
@@ -771,7 +888,7 @@ impl Book {
         if flags.has(MessageFlags::UNENCRYPTED) {
             return within(Body::new(content.kind(), flags, plain));
         }
-        let (base, key) = self.key(channel, flags).ok_or(CannotSeal::Key)?;
+        let (base, key) = self.key(channel, flags)?;
         let on = Dependency { account: AccountId::NONE, message: base };
         within(Body::new(content.kind(), flags, key.seal(&plain)).on([on]))
     }
@@ -806,3 +923,6 @@ fn two_keys(plain: &[u8]) -> Option<GroupKeys> {
     let history = Some(history).filter(|key| key.0.expose() != &[0; 64]);
     Some(GroupKeys { channel: ChannelKey(Secret::new(*channel)), history })
 }
+
+#[cfg(test)]
+mod tests;

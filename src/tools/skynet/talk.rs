@@ -36,6 +36,8 @@ const RECEIPTS_MAX: usize = 64;
 const ATTEMPTS: u32 = 8;
 /// Messages that are asked for at a time.
 const PAGE: u16 = 100;
+const IMPERSONATED: &str =
+    "the server shows others keys as yours that are not: whoever sits between reads what is sealed with them";
 
 /// What is to be done, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -592,6 +594,7 @@ impl Talk {
                 let name = self.address().to_owned();
                 self.tell(Event::Name { name });
             }
+            Kind::PublicKeys if mine && self.book.is_impersonated() => self.problem(IMPERSONATED),
             _ if self.fresh => {}
             Kind::Nickname | Kind::Bio | Kind::ProfileImage | Kind::MailAddress => {
                 match self.book.channel(channel).map(Channel::channel_type) {
@@ -610,7 +613,8 @@ impl Talk {
             }
             Kind::DirectChannelUpdate => {
                 let name = self.channel_name(channel);
-                self.tell(Event::Keys { channel, name });
+                let unverified = self.book.is_unverified(channel);
+                self.tell(if unverified { Event::Unverified { channel, name } } else { Event::Keys { channel, name } });
             }
             Kind::BlockList => {
                 let shown = self.show_blocked();
@@ -810,7 +814,9 @@ impl Talk {
                     CannotSeal::Key => {
                         format!("{what} cannot be said in {name}: {why}; the other side may not have been here")
                     }
-                    CannotSeal::Channel | CannotSeal::TooLong => format!("{what} cannot be said in {name}: {why}"),
+                    CannotSeal::Channel | CannotSeal::Unverified | CannotSeal::TooLong => {
+                        format!("{what} cannot be said in {name}: {why}")
+                    }
                 });
                 None
             }
@@ -923,14 +929,12 @@ impl Talk {
 
     /// Shows the keys of a counterpart; `verified` says that they were compared.
     pub(super) fn verify(&mut self, channel: ChannelId, verified: bool) -> Acts {
-        let print = |account| {
-            let keys = self.book.person(account).and_then(|it| it.keys).and_then(|id| self.book.message(id));
-            keys.map(|it| keys::fingerprint(&it.delivery.body.content))
-        };
         let with = self.book.channel(channel).map(|it| it.announced.counterpart).unwrap_or_default();
-        let (theirs, own) = (print(with), print(self.book.me));
-        match (theirs, own) {
-            (Some(theirs), Some(own)) => {
+        if self.book.is_impersonated() {
+            self.problem(IMPERSONATED);
+        }
+        match self.book.fingerprints(channel) {
+            Some((theirs, own)) => {
                 let before = self.book.channel(channel).and_then(|it| it.verified);
                 if verified && before != Some(theirs) {
                     self.say(channel, MessageFlags::LOOPBACK, &Content::VerifiedKeys(theirs), None, &[]);
@@ -939,7 +943,7 @@ impl Talk {
                 let name = self.book.name_of(with);
                 self.tell(Event::Fingerprint { name, theirs: hex::encode(theirs), own: hex::encode(own), verified });
             }
-            _ => self.problem("there are no keys to compare yet"),
+            None => self.problem("there are no keys to compare yet"),
         }
         self.take_acts()
     }
@@ -1124,7 +1128,7 @@ impl Talk {
         else {
             return;
         };
-        let keys = self.book.key(channel, MessageFlags::NONE).is_some();
+        let keys = self.book.key(channel, MessageFlags::NONE).is_ok();
         let none = complete && self.book.person(with).is_none_or(|it| it.keys.is_none());
         if keys || none {
             self.work = None;
@@ -1159,7 +1163,7 @@ impl Talk {
 
     fn can_be_told(&mut self, account: AccountId) -> bool {
         let direct = self.book.direct(account).filter(|it| it.archive != ArchiveMode::DELETED).map(|it| it.id);
-        direct.is_some_and(|direct| self.book.key(direct, MessageFlags::NONE).is_some())
+        direct.is_some_and(|direct| self.book.key(direct, MessageFlags::NONE).is_ok())
     }
 
     /// Changes who is in a group.
@@ -1271,7 +1275,7 @@ impl Talk {
     }
 
     pub(super) fn show_channel(&mut self, id: ChannelId) -> Option<ChannelShown> {
-        let ready = self.book.key(id, MessageFlags::NONE).is_some();
+        let ready = self.book.key(id, MessageFlags::NONE).is_ok();
         let it = self.book.channel(id)?;
         let name = self.channel_name(id);
         let members = match it.channel_type() {
