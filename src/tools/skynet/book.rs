@@ -265,16 +265,39 @@ impl Book {
         self.people.iter().map(|(account, person)| (*account, person))
     }
 
-    /// What to call somebody.
+    /// What this account calls somebody, by `/rename`; empty if nothing.
+    #[must_use]
+    pub fn own_name_of(&self, account: AccountId) -> &str {
+        self.direct(account).map(|it| it.name.as_str()).unwrap_or_default()
+    }
+
+    /// What to call somebody: by what this account calls them, else what they call themselves, else their address. People may call
+    /// themselves anything, so what could be taken for somebody else comes with the address.
     #[must_use]
     pub fn name_of(&self, account: AccountId) -> String {
-        let custom = self.direct(account).map(|it| it.name.as_str()).unwrap_or_default();
-        let person = self.people.get(&account);
-        let [nickname, address] = person.map_or([""; 2], |person| [person.nickname.as_str(), person.address.as_str()]);
-        match [custom, nickname, address].into_iter().find(|name| !name.is_empty()) {
-            Some(name) => name.to_owned(),
-            None => format!("#{}", account.0),
+        let own = self.own_name_of(account);
+        if !own.is_empty() {
+            return own.to_owned();
         }
+        let Some(Person { nickname, address, .. }) = self.people.get(&account) else {
+            return format!("#{}", account.0);
+        };
+        let shown = if address.is_empty() { format!("#{}", account.0) } else { address.clone() };
+        match nickname.as_str() {
+            "" => shown,
+            name if looks_like_an_address(name) || self.is_name_of_another(name, account) => {
+                format!("{name} ({shown})")
+            }
+            name => name.to_owned(),
+        }
+    }
+
+    /// Whether somebody else is called this, by this account or by themselves.
+    pub(super) fn is_name_of_another(&self, name: &str, account: AccountId) -> bool {
+        let named = |(other, person): (&AccountId, &Person)| {
+            *other != account && (person.nickname == name || self.own_name_of(*other) == name)
+        };
+        self.people.iter().any(named)
     }
 
     /// A message.
@@ -892,6 +915,11 @@ impl Book {
         let on = Dependency { account: AccountId::NONE, message: base };
         within(Body::new(content.kind(), flags, key.seal(&plain)).on([on]))
     }
+}
+
+/// Addresses are found by their `@`; whatever else has one could be taken for one.
+pub(super) fn looks_like_an_address(name: &str) -> bool {
+    name.contains('@')
 }
 
 /// Whether it is for people alone: nothing else needs it.

@@ -16,7 +16,7 @@ use std::fmt;
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use super::book::{Blocked, Book, CannotSeal, Channel, GroupKeys, Read};
+use super::book::{Blocked, Book, CannotSeal, Channel, GroupKeys, Read, looks_like_an_address};
 use super::event::{ChannelShown, DeviceShown, Event, FileShown, Said};
 use super::keys;
 use crate::chat::skynet::wire::blob::{AccountKeys, ChannelKey};
@@ -1269,8 +1269,14 @@ impl Talk {
             Some(it) if it.channel_type() == ChannelType::ProfileData => {
                 format!("the profile of {}", self.book.name_of(it.announced.owner))
             }
-            Some(it) if !it.name.is_empty() => it.name.clone(),
-            _ => format!("#{}", id.0),
+            // What its administrators call it may be somebody's name.
+            Some(it) if it.name.is_empty() => format!("#{}", id.0),
+            // What its administrators call it may be somebody's name.
+            Some(it) if looks_like_an_address(&it.name) || self.book.is_name_of_another(&it.name, AccountId::NONE) => {
+                format!("{} (#{})", it.name, id.0)
+            }
+            Some(it) => it.name.clone(),
+            None => format!("#{}", id.0),
         }
     }
 
@@ -1340,46 +1346,67 @@ impl Talk {
         said
     }
 
-    /// Who is meant: a `#` and a number, an address, or what somebody is called, if nobody else is.
+    /// Who is meant: a `#` and a number, an address, what this account calls them, or what they call themselves if nobody else is
+    /// called that. What others choose comes last, and cannot be an address: nobody puts themselves in somebody's place.
     pub(super) fn find_person(&self, who: &str) -> Result<AccountId, String> {
-        if let Some(id) = who.strip_prefix('#').and_then(|id| id.parse().ok()) {
-            return Ok(AccountId(id));
-        }
-        let others = || self.book.people().filter(|(account, _)| *account != self.book.me);
-        let address = who.to_lowercase();
-        if let Some((account, _)) = others().find(|(_, it)| it.address == address) {
-            return Ok(account);
-        }
-        let mut called = others().map(|(account, _)| account).filter(|account| self.book.name_of(*account) == who);
-        match (called.next(), called.next()) {
-            (Some(account), None) => Ok(account),
-            (Some(_), Some(_)) => Err(format!("several people are called {who}: say an address")),
-            (None, _) => Err(format!("nobody is called {who} here: `/contact ADDRESS` finds people")),
+        match self.find(who)? {
+            Some(Named::Person(account)) => Ok(account),
+            _ => Err(format!("nobody is called {who} here: `/contact ADDRESS` finds people")),
         }
     }
 
-    /// Which channel is meant: a `#` and a number, a group's name, or somebody.
+    /// Which channel is meant: a `#` and a number, an address or a name of somebody, or a group's name, as in [`Self::find_person`].
     pub(super) fn find_channel(&self, name: &str) -> Result<ChannelId, String> {
         if let Some(id) = name.strip_prefix('#').and_then(|id| id.parse().ok()).map(ChannelId)
             && self.book.channel(id).is_some()
         {
             return Ok(id);
         }
-        let mut groups =
-            self.book.channels().filter(|it| it.is_group() && self.channel_name(it.id) == name).map(|it| it.id);
-        match (groups.next(), groups.next()) {
-            (Some(id), None) => return Ok(id),
-            (Some(_), Some(_)) => {
-                return Err(format!("several groups are called {name}: `/channels` has their numbers"));
+        match self.find(name)? {
+            Some(Named::Group(channel)) => Ok(channel),
+            Some(Named::Person(account)) => {
+                let direct = self.book.direct(account).map(|it| it.id);
+                direct.ok_or_else(|| format!("there is no channel with {name}: `/contact ADDRESS` makes one"))
             }
-            (None, _) => {}
+            None => Err(format!("nobody is called {name} here: `/contact ADDRESS` finds people")),
         }
-        let with = self.find_person(name)?;
-        self.book
-            .direct(with)
-            .map(|it| it.id)
-            .ok_or_else(|| format!("there is no channel with {name}: `/contact ADDRESS` makes one"))
     }
+
+    fn find(&self, name: &str) -> Result<Option<Named>, String> {
+        if let Some(id) = name.strip_prefix('#').and_then(|id| id.parse().ok()) {
+            return Ok(Some(Named::Person(AccountId(id))));
+        }
+        let others = || self.book.people().filter(|(account, _)| *account != self.book.me);
+        let address = name.to_lowercase();
+        if let Some((account, _)) = others().find(|(_, it)| it.address == address) {
+            return Ok(Some(Named::Person(account)));
+        }
+        let only = |found: Vec<Named>| match found[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one)),
+            _ => Err(format!("several are called {name}: say an address, or the number that `/channels` has")),
+        };
+        let called = |it: &&Channel| it.channel_type() == ChannelType::Direct && it.name == name;
+        let own = self.book.channels().filter(called).map(|it| Named::Person(it.announced.counterpart));
+        if let Some(own) = only(own.collect())? {
+            return Ok(Some(own));
+        }
+        let called = others().filter(|(_, it)| it.nickname == name && !looks_like_an_address(name));
+        let groups = self.book.channels().filter(|it| match it.channel_type() {
+            ChannelType::Group => it.name == name && !looks_like_an_address(name),
+            // Made of what its owner is called.
+            ChannelType::ProfileData => self.channel_name(it.id) == name,
+            ChannelType::Loopback | ChannelType::AccountData | ChannelType::Direct => false,
+        });
+        only(called.map(|(account, _)| Named::Person(account)).chain(groups.map(|it| Named::Group(it.id))).collect())
+    }
+}
+
+/// Whom or what a name means.
+#[derive(Debug, Clone, Copy)]
+enum Named {
+    Person(AccountId),
+    Group(ChannelId),
 }
 
 const fn older(channel: ChannelId, before: MessageId) -> FromClient {
@@ -1586,5 +1613,54 @@ mod tests {
         assert_eq!((&again.outbox, again.next_temp), (&talk.outbox, talk.next_temp));
         assert!(again.acts.is_empty() && !again.ready && !again.fresh);
         assert_eq!(again.digest(), talk.digest());
+    }
+
+    fn clear(content: &Content) -> Body {
+        Body::new(content.kind(), MessageFlags::UNENCRYPTED, content.encode(None).unwrap())
+    }
+
+    /// Anybody can add anybody to a group, and call it and themselves what they like.
+    #[test]
+    fn nobody_takes_somebody_elses_place_by_a_name() {
+        let (mallory, group) = (AccountId(3), ChannelId(22));
+        let mut talk = syncing();
+        for (n, (who, address, nickname)) in
+            [(BOB, "bob@b.c", "Bob"), (mallory, "mallory@b.c", "bob@b.c")].into_iter().enumerate()
+        {
+            let n = i64::try_from(n).unwrap();
+            let (data, direct) = (ChannelId(30 + n), ChannelId(40 + n));
+            for (channel, channel_type, counterpart) in
+                [(data, ChannelType::AccountData, AccountId::NONE), (direct, ChannelType::Direct, who)]
+            {
+                let announced = Announced { channel_type, owner: who, created: DateTime::NONE, counterpart };
+                talk.heard(ToClient::CreateChannel { channel, announced });
+            }
+            let said = [Content::MailAddress(address.to_owned()), Content::Nickname(nickname.to_owned())];
+            for (at, content) in said.iter().enumerate() {
+                talk.heard(message(data, who, 10 + 2 * n + i64::try_from(at).unwrap(), -1, clear(content)));
+            }
+        }
+        let (with_bob, with_mallory) = (ChannelId(40), ChannelId(41));
+        talk.heard(announced(group, ChannelType::Group));
+        let mut id = 20;
+        let mut calls_the_group = |talk: &mut Talk, name: &str| {
+            id += 1;
+            talk.heard(message(group, mallory, id, -1, clear(&Content::Nickname(name.to_owned()))));
+        };
+        calls_the_group(&mut talk, "bob@b.c");
+        talk.heard(ToClient::SyncFinished {});
+        assert_eq!(talk.find_channel("bob@b.c"), Ok(with_bob));
+        assert_eq!(talk.find_person("bob@b.c"), Ok(BOB));
+        assert_eq!(talk.find_channel("MALLORY@b.c"), Ok(with_mallory));
+        assert_eq!(talk.channel_name(with_bob), "Bob");
+        assert_eq!(talk.channel_name(with_mallory), "bob@b.c (mallory@b.c)");
+        assert_eq!(talk.channel_name(group), "bob@b.c (#22)");
+        // Nor by a name that is no address.
+        calls_the_group(&mut talk, "Bob");
+        assert!(talk.find_channel("Bob").unwrap_err().contains("several"));
+        assert_eq!(talk.channel_name(group), "Bob (#22)");
+        calls_the_group(&mut talk, "us");
+        assert_eq!((talk.find_channel("us"), talk.find_channel("Bob")), (Ok(group), Ok(with_bob)));
+        assert_eq!(talk.find_channel("#22"), Ok(group));
     }
 }
