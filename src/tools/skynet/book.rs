@@ -397,6 +397,13 @@ impl Book {
         }
     }
 
+    /// Nothing is known to be complete any more.
+    pub fn doubt(&mut self) {
+        for channel in self.channels.values_mut() {
+            channel.complete = false;
+        }
+    }
+
     /// A channel is none of this account's any more.
     pub fn forget(&mut self, id: ChannelId) -> Option<Channel> {
         let gone: Vec<_> =

@@ -185,6 +185,7 @@ pub struct Client {
     line: Option<Line>,
     connecting: Option<Pin<Box<dyn Future<Output = Connected> + Send>>>,
     transfer: Option<Pin<Box<dyn Future<Output = Transferred> + Send>>>,
+    clock: Clock,
     failures: u32,
     events: VecDeque<Event>,
     over: bool,
@@ -238,6 +239,7 @@ impl Client {
             line,
             connecting: None,
             transfer: None,
+            clock: Clock::system(),
             failures: 0,
             events: VecDeque::new(),
             over: false,
@@ -259,6 +261,8 @@ impl Client {
                 }
                 Record::Heard(packet) => talk.replay_heard(packet),
                 Record::Said(packet) => talk.replay_said(packet),
+                Record::Connected => talk.replay_connected(),
+                Record::Dropped(temp) => talk.replay_dropped(temp),
             }
         }
         talk.replayed();
@@ -364,33 +368,34 @@ impl Client {
             heard = next_of(&mut self.line) => match heard {
                 Ok(Turn::Heard(packet)) => self.heard(*packet),
                 Ok(Turn::Wrote) => Ok(()),
-                Ok(Turn::Ended) => {
-                    self.lost("the server closed it");
-                    Ok(())
-                }
-                Err(error) => {
-                    self.lost(&error.to_string());
-                    Ok(())
-                }
+                Ok(Turn::Ended) => self.lost("the server closed it", true),
+                Err(error) => self.lost(&error.to_string(), true),
             },
             connected = done(&mut self.connecting) => self.connected(connected),
             transferred = done(&mut self.transfer) => self.transferred(transferred),
         }
     }
 
-    /// Drops the connection, as if the network had gone: another one is made. For tests of what survives that.
-    pub fn drop_connection(&mut self) {
-        self.lost("dropped");
+    /// Drops the connection: another one is made. For tests of what survives that.
+    ///
+    /// # Errors
+    /// [`Failure`], when there is no point in going on.
+    pub fn drop_connection(&mut self) -> Result<(), Failure> {
+        self.lost("dropped", false)
     }
 
-    fn lost(&mut self, why: &str) {
-        if self.line.take().is_some() {
-            let acts = self.talk.lost();
-            self.events.push_back(Event::Lost { why: why.to_owned() });
-            // It only tells.
-            self.events
-                .extend(acts.into_iter().filter_map(|act| if let Act::Tell(event) = act { Some(event) } else { None }));
+    fn lost(&mut self, why: &str, closed: bool) -> Result<(), Failure> {
+        if self.line.take().is_none() {
+            return Ok(());
         }
+        self.talk.at(self.clock.now().wall_ms);
+        let acts = self.talk.lost(closed);
+        self.events.push_back(Event::Lost { why: why.to_owned() });
+        self.perform(acts)?;
+        if closed && self.failures >= ATTEMPTS {
+            return Err(Failure::Server(format!("its connections come to nothing: {why}")));
+        }
+        Ok(())
     }
 
     fn reconnect(&self) -> Pin<Box<dyn Future<Output = Connected> + Send>> {
@@ -426,9 +431,10 @@ impl Client {
                     self.talk.renewed(session.session);
                     self.session = session;
                 }
+                self.folder.append(&Record::Connected)?;
                 self.line = Some(line);
                 self.talk.connected();
-                // Until the sync is over, this attempt came to nothing.
+                // Until the sync is over and what was said is answered, this attempt came to nothing.
                 self.failures += 1;
                 Ok(())
             }
@@ -454,8 +460,9 @@ impl Client {
         if matters {
             self.folder.append(&Record::Heard(packet.clone()))?;
         }
+        self.talk.at(self.clock.now().wall_ms);
         let acts = self.talk.heard(packet);
-        if self.talk.is_ready() {
+        if self.talk.is_heard() {
             self.failures = 0;
         }
         self.perform(acts)
@@ -465,6 +472,7 @@ impl Client {
         for act in acts {
             match act {
                 Act::Keep(packet) => self.folder.append(&Record::Said(packet))?,
+                Act::Drop(temp) => self.folder.append(&Record::Dropped(temp))?,
                 Act::Say(packet) => {
                     if let Some(line) = &mut self.line
                         && let Err(error) = line.say(&packet)
@@ -488,6 +496,7 @@ impl Client {
     /// # Errors
     /// [`Failure`], when there is no point in going on.
     pub fn obey(&mut self, command: Command) -> Result<(), Failure> {
+        self.talk.at(self.clock.now().wall_ms);
         match self.decide(command) {
             Ok(acts) => self.perform(acts),
             Err(text) => {

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::talk::Lock;
 use crate::chat::skynet::wire::blob::{AccountKeys, ChannelKey};
-use crate::chat::skynet::wire::{AccountId, FromClient, HEADER, SessionId, ToClient, read_header};
+use crate::chat::skynet::wire::{AccountId, FromClient, HEADER, MessageId, SessionId, ToClient, read_header};
 use crate::crypto::Secret;
 use crate::files;
 
@@ -71,6 +71,10 @@ pub(super) enum Record {
     Session(Session),
     Heard(ToClient),
     Said(FromClient),
+    /// What was heard from here on was heard on another connection.
+    Connected,
+    /// This will not be said any more.
+    Dropped(MessageId),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -233,6 +237,11 @@ fn encode(key: &ChannelKey, number: u64, record: &Record) -> io::Result<Vec<u8>>
             plain.push(2);
             plain.extend_from_slice(&packet.encode().map_err(io::Error::other)?);
         }
+        Record::Connected => plain.push(3),
+        Record::Dropped(temp) => {
+            plain.push(4);
+            plain.extend_from_slice(&temp.0.to_le_bytes());
+        }
     }
     let blob = key.seal(&plain);
     let len = u32::try_from(blob.len()).map_err(io::Error::other)?;
@@ -258,19 +267,23 @@ fn decode(key: &ChannelKey, number: u64, blob: &[u8]) -> Option<Record> {
     if u64::from_le_bytes(*found) != number {
         return None;
     }
-    if *tag == 0 {
-        let json: SessionJson = serde_json::from_slice(plain).ok()?;
-        let mut token = [0; 32];
-        hex::decode_to_slice(json.token, &mut token).ok()?;
-        let (account, session, web_token) = (AccountId(json.account), SessionId(json.session), json.web_token);
-        return Some(Record::Session(Session { account, session, token: Secret::new(token), web_token }));
-    }
-    let (header, payload) = plain.split_first_chunk::<HEADER>()?;
-    let (id, len) = read_header(*header);
-    let payload = Bytes::copy_from_slice(payload.get(..len)?);
+    let packet = || {
+        let (header, payload) = plain.split_first_chunk::<HEADER>()?;
+        let (id, len) = read_header(*header);
+        Some((id, Bytes::copy_from_slice(payload.get(..len)?)))
+    };
     match tag {
-        1 => ToClient::decode(id, &payload).ok().map(Record::Heard),
-        2 => FromClient::decode(id, &payload).ok().map(Record::Said),
+        0 => {
+            let json: SessionJson = serde_json::from_slice(plain).ok()?;
+            let mut token = [0; 32];
+            hex::decode_to_slice(json.token, &mut token).ok()?;
+            let (account, session, web_token) = (AccountId(json.account), SessionId(json.session), json.web_token);
+            Some(Record::Session(Session { account, session, token: Secret::new(token), web_token }))
+        }
+        1 => packet().and_then(|(id, payload)| ToClient::decode(id, &payload).ok()).map(Record::Heard),
+        2 => packet().and_then(|(id, payload)| FromClient::decode(id, &payload).ok()).map(Record::Said),
+        3 => Some(Record::Connected),
+        4 => plain.try_into().ok().map(|temp| Record::Dropped(MessageId(i64::from_le_bytes(temp)))),
         _ => None,
     }
 }
@@ -296,6 +309,8 @@ mod tests {
             Record::Session(session),
             Record::Heard(ToClient::SyncFinished {}),
             Record::Said(FromClient::DeviceListRequest {}),
+            Record::Connected,
+            Record::Dropped(MessageId(-7)),
         ]
     }
 
@@ -360,8 +375,8 @@ mod tests {
         assert!(read_records(&key, &without).is_none());
         std::fs::write(dir.join("journal"), &bytes[..bytes.len() - 1]).unwrap();
         let (mut folder, _, found) = Folder::open(dir, "one").unwrap();
-        assert_eq!(found, records[..2]);
-        folder.append(&records[2]).unwrap();
+        assert_eq!(found, records[..4]);
+        folder.append(&records[4]).unwrap();
         drop(folder);
         assert_eq!(Folder::open(dir, "one").unwrap().2, records);
     }

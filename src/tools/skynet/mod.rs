@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`client`] | the connection's life, commands, files |
 //! | `talk` | what is decided (pure) |
+//! | `outbox` | what waits for the server's answer (pure) |
 //! | [`book`] | what a device knows, and which key opens what (pure) |
 //! | [`keys`] | pairs of keys, what two agree on, files |
 //! | `folder` | what is kept on disk |
@@ -24,6 +25,7 @@ pub mod event;
 mod folder;
 pub mod keys;
 pub mod line;
+mod outbox;
 pub mod place;
 mod talk;
 pub mod web;

@@ -10,7 +10,7 @@
 //! The other direction is the server's: it is told the newest message that came, and the channels of which everything came. A
 //! channel whose announcement was heard, and not yet the end of the sync behind it, is not among them, so that it comes whole.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use super::book::{Blocked, Book, CannotSeal, Channel, GroupKeys, Read, looks_like_an_address};
 use super::event::{ChannelShown, DeviceShown, Event, FileShown, Said};
 use super::keys;
+use super::outbox::Outbox;
 use crate::chat::skynet::wire::blob::{AccountKeys, ChannelKey};
 use crate::chat::skynet::wire::content::{ArchiveMode, ImageShape, MemberFlags, MessageType};
 use crate::chat::skynet::wire::{
@@ -36,6 +37,8 @@ const RECEIPTS_MAX: usize = 64;
 const ATTEMPTS: u32 = 8;
 /// Messages that are asked for at a time.
 const PAGE: u16 = 100;
+/// How long a server keeps a daystream message (spec 2.5): nothing can be said of it after that.
+const DAYSTREAM_MS: u64 = 24 * 60 * 60 * 1_000;
 const IMPERSONATED: &str =
     "the server shows others keys as yours that are not: whoever sits between reads what is sealed with them";
 
@@ -44,6 +47,8 @@ const IMPERSONATED: &str =
 pub(super) enum Act {
     /// Remember that this is to be said: it may not be forgotten until it was answered.
     Keep(FromClient),
+    /// That will not be said any more.
+    Drop(MessageId),
     /// Say it now.
     Say(FromClient),
     /// Somebody may want to know.
@@ -77,6 +82,8 @@ enum Work {
         temp: MessageId,
         lock: Lock,
         password: Zeroizing<String>,
+        /// Whether somebody wanted that; otherwise another device of the account may be doing the same.
+        asked: bool,
     },
     Devices,
     /// Older messages of a channel.
@@ -84,6 +91,30 @@ enum Work {
     /// Something that changes what the next wish means.
     Confirm(MessageId),
     Delete,
+}
+
+/// Why something that was said was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// The server says why.
+    Answered(MessageSendStatus),
+    /// It closes the connection whenever that is said.
+    NotHad,
+    /// What it is about is not there any more.
+    Over,
+    /// Another device of the account said something newer.
+    Overtaken,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered(status) => status.fmt(f),
+            Self::NotHad => f.write_str("the server closes the connection whenever it is said"),
+            Self::Over => f.write_str("what it is about is not there any more"),
+            Self::Overtaken => f.write_str("another device said something else meanwhile"),
+        }
+    }
 }
 
 /// How a group is to become another one.
@@ -132,8 +163,9 @@ pub(super) struct Talk {
     ready: bool,
     /// The first sync of a new session is not.
     fresh: bool,
-    outbox: VecDeque<Upload>,
-    next_temp: i64,
+    outbox: Outbox,
+    /// Milliseconds since 1970.
+    now_ms: u64,
     creating: BTreeMap<ChannelId, WantedChannel>,
     work: Option<Work>,
     /// Messages of others that nobody was told of that they came.
@@ -171,8 +203,8 @@ impl Talk {
             open_syncs: 0,
             ready: false,
             fresh: true,
-            outbox: VecDeque::new(),
-            next_temp: -1,
+            outbox: Outbox::new(),
+            now_ms: 0,
             creating: BTreeMap::new(),
             work: None,
             unacknowledged: BTreeSet::new(),
@@ -221,9 +253,20 @@ impl Talk {
         self.ready
     }
 
+    /// Whether the connection is good for something: its first sync is over, and what was said is answered.
+    pub(super) fn is_heard(&self) -> bool {
+        self.ready && self.outbox.is_heard()
+    }
+
+    /// What time it is, in milliseconds since 1970.
+    pub(super) const fn at(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+    }
+
     /// The session is another one: everything will come again, and what does not come is gone.
     pub(super) fn renewed(&mut self, session: SessionId) {
         self.session = session;
+        self.book.doubt();
         self.stale = self.book.channels().map(|it| it.id).collect();
     }
 
@@ -241,18 +284,33 @@ impl Talk {
     pub(super) fn replay_said(&mut self, packet: FromClient) {
         match packet {
             FromClient::Message(upload) => {
-                self.next_temp = self.next_temp.min(upload.temp.0.saturating_sub(1));
-                self.outbox.push_back(upload);
+                if matches!(upload.body.kind, Kind::MessageReceived | Kind::MessageRead) {
+                    for on in &upload.body.dependencies {
+                        self.unacknowledged.remove(&on.message);
+                    }
+                }
+                let instead_of = self.instead_of(upload.channel, upload.body.kind);
+                self.outbox.restore(upload, instead_of);
             }
             FromClient::CreateChannel { temp, wanted } => drop(self.creating.insert(temp, wanted)),
             _ => {}
         }
     }
 
+    /// Goes through what was kept: something was not to be said any more.
+    pub(super) fn replay_dropped(&mut self, temp: MessageId) {
+        self.outbox.remove(|it| it.upload.temp == temp);
+    }
+
+    /// Goes through what was kept: there was another connection.
+    pub(super) fn replay_connected(&mut self) {
+        self.disconnected();
+        self.connected();
+    }
+
     /// What was kept is read. Groups that were being created are not any more: whether they are, the next sync tells.
     pub(super) fn replayed(&mut self) {
-        (self.open_syncs, self.ready) = (0, false);
-        self.creating.clear();
+        self.disconnected();
         self.fresh = self.book.channels().next().is_none();
     }
 
@@ -283,12 +341,21 @@ impl Talk {
         (self.open_syncs, self.ready) = (0, false);
     }
 
-    /// The connection is gone.
-    pub(super) fn lost(&mut self) -> Acts {
+    fn disconnected(&mut self) {
         (self.open_syncs, self.ready, self.gap) = (0, false, false);
         // What is missing will come, and only then it is sure.
         self.highest = self.last;
         self.creating.clear();
+        self.outbox.lost(false);
+    }
+
+    /// The connection is gone; `closed` if it was not this side that gave it up.
+    pub(super) fn lost(&mut self, closed: bool) -> Acts {
+        if let Some(upload) = self.outbox.lost(closed) {
+            self.acts.push(Act::Drop(upload.temp));
+            self.refused(&upload, Refusal::NotHad);
+        }
+        self.disconnected();
         if let Some(Work::Found { .. }) = self.work.take_if(|it| matches!(it, Work::Found { .. })) {
             self.problem("the connection was lost before the group was there; `/channels` tells whether it is");
         }
@@ -299,8 +366,10 @@ impl Talk {
     fn caught_up(&mut self) {
         self.ready = true;
         self.fresh = false;
-        for upload in self.outbox.clone() {
-            self.acts.push(Act::Say(FromClient::Message(upload)));
+        self.drop_what_is_over();
+        self.say_what_waits();
+        if self.replaying {
+            return;
         }
         if self.presence.0 == OnlineState::ACTIVE {
             self.acts.push(Act::Say(FromClient::SetClientState { online: self.presence.0, doing: self.presence.1 }));
@@ -320,6 +389,36 @@ impl Talk {
             _ => None,
         };
         self.acts.extend(again.map(Act::Say));
+    }
+
+    /// Drops what can come to nothing any more, so that it is not said again.
+    fn drop_what_is_over(&mut self) {
+        loop {
+            let (book, now_ms, mut why) = (&self.book, self.now_ms, Refusal::Over);
+            let over = self.outbox.remove(|it| {
+                let Upload { channel, body, .. } = &it.upload;
+                let overtaken = it.instead_of.is_some_and(|before| {
+                    let newest = book.newest(*channel, body.kind).filter(|newest| *newest > before);
+                    newest.and_then(|newest| book.message(newest)).is_some_and(|it| it.delivery.sender == book.me)
+                });
+                if overtaken {
+                    why = Refusal::Overtaken;
+                }
+                overtaken || body.dependencies.iter().any(|on| is_over(book, on.message, now_ms))
+            });
+            let Some(upload) = over else { return };
+            self.acts.push(Act::Drop(upload.temp));
+            self.refused(&upload, why);
+        }
+    }
+
+    fn say_what_waits(&mut self) {
+        self.acts.extend(self.outbox.to_say().into_iter().map(|upload| Act::Say(FromClient::Message(upload))));
+    }
+
+    /// Of what is kept as its newest only: what it is now.
+    fn instead_of(&self, channel: ChannelId, kind: Kind) -> Option<MessageId> {
+        kind.keep_last().then(|| self.book.newest(channel, kind).unwrap_or_default())
     }
 
     /// Something was heard.
@@ -361,12 +460,14 @@ impl Talk {
                 if status == MessageSendStatus::SUCCESS {
                     self.reached(message, skip_count);
                 }
-                let Some(at) = self.outbox.iter().position(|it| it.temp == temp) else { return };
-                let Some(upload) = self.outbox.remove(at) else { return };
+                let Some(upload) = self.outbox.answer(temp) else { return };
                 if status == MessageSendStatus::SUCCESS {
                     self.confirmed(upload, message, dispatched);
                 } else {
-                    self.refused(&upload, status);
+                    self.refused(&upload, Refusal::Answered(status));
+                }
+                if self.ready {
+                    self.say_what_waits();
                 }
             }
             ToClient::CreateChannelResponse { temp, status, channel, created } => {
@@ -436,9 +537,6 @@ impl Talk {
                 self.tell(Event::Channel(shown));
             }
         }
-        if self.replaying {
-            return;
-        }
         self.work.take_if(|it| matches!(it, Work::Older(..)));
         if !self.ready {
             self.caught_up();
@@ -472,8 +570,8 @@ impl Talk {
             };
             // What is not sealed may be like another; that is what was said before.
             let is_new = !self.book.knows(&delivery);
-            let at = self.outbox.iter().position(same).filter(|_| is_new && !self.ready);
-            if let Some(upload) = at.and_then(|at| self.outbox.remove(at)) {
+            let taken = is_new && !self.ready;
+            if let Some(upload) = taken.then(|| self.outbox.remove(|it| same(&it.upload))).flatten() {
                 return self.confirmed(upload, delivery.id, delivery.dispatched);
             }
         }
@@ -515,26 +613,29 @@ impl Talk {
     }
 
     /// Something that this device said was not taken.
-    fn refused(&mut self, upload: &Upload, status: MessageSendStatus) {
+    fn refused(&mut self, upload: &Upload, why: Refusal) {
         let (channel, temp, kind) = (upload.channel, upload.temp, upload.body.kind);
-        let concurrent = status == MessageSendStatus::CONCURRENT_CHANGES;
+        let concurrent = why == Refusal::Answered(MessageSendStatus::CONCURRENT_CHANGES);
+        let mut asked = true;
         match self.work.take() {
             Some(Work::Change(change)) if change.update == Some(temp) && concurrent && change.attempt < ATTEMPTS => {
                 let Change { group, edit, name, attempt, .. } = change;
                 return self.change(group, edit, name, attempt + 1);
             }
             Some(Work::Change(change)) if change.update == Some(temp) || change.telling.contains_key(&temp) => {}
-            Some(Work::Password { temp: of, .. } | Work::Confirm(of)) if of == temp => {}
+            // Another device did what this one would have done: it was heard before.
+            Some(Work::Password { temp: of, asked: wanted, .. }) if of == temp => asked = wanted || !concurrent,
+            Some(Work::Confirm(of)) if of == temp => {}
             other => self.work = other,
         }
         if kind == Kind::PasswordUpdate {
             self.seal_with_own();
         }
         // Nobody asked for those.
-        if matches!(kind, Kind::MessageReceived) {
+        if !asked || kind == Kind::MessageReceived {
             return;
         }
-        let (what, why) = (words_of(kind).to_owned(), status.to_string());
+        let (what, why) = (words_of(kind).to_owned(), why.to_string());
         self.tell(Event::Refused { channel, temp, what, why });
     }
 
@@ -710,11 +811,11 @@ impl Talk {
 
     /// Changes the password.
     pub(super) fn change_password(&mut self, password: Zeroizing<String>) -> Acts {
-        self.update_password(password);
+        self.update_password(password, true);
         self.take_acts()
     }
 
-    fn update_password(&mut self, password: Zeroizing<String>) {
+    fn update_password(&mut self, password: Zeroizing<String>, asked: bool) {
         let Some(loopback) = self.book.own(ChannelType::Loopback).filter(|_| self.is_current()) else {
             return self.problem("the password that is valid now is not known here");
         };
@@ -733,7 +834,7 @@ impl Talk {
         if let Some(temp) =
             self.say(loopback, MessageFlags::LOOPBACK.and(MessageFlags::UNENCRYPTED), &content, None, &[])
         {
-            self.work = Some(Work::Password { temp, lock, password });
+            self.work = Some(Work::Password { temp, lock, password, asked });
         }
     }
 
@@ -771,13 +872,13 @@ impl Talk {
         // The name is part of every key (spec 4.8b).
         if self.work.is_none() && self.address() != self.name && self.is_current() {
             let password = self.password.clone();
-            self.update_password(password);
+            self.update_password(password, false);
         }
         while self.outbox.len() < RECEIPTS_MAX
             && let Some(id) = self.unacknowledged.pop_first()
         {
             let channel = self.book.message(id).map(|it| it.delivery.channel).unwrap_or_default();
-            if self.may_acknowledge(channel) {
+            if self.may_acknowledge(channel) && !is_over(&self.book, id, self.now_ms) {
                 let on = Dependency { account: AccountId::NONE, message: id };
                 self.say(channel, MessageFlags::UNENCRYPTED, &Content::MessageReceived, None, &[on]);
             }
@@ -824,14 +925,13 @@ impl Talk {
     }
 
     fn post(&mut self, channel: ChannelId, body: Body) -> MessageId {
-        let temp = MessageId(self.next_temp);
-        self.next_temp = self.next_temp.saturating_sub(1);
-        let upload = Upload { channel, temp, body };
-        self.outbox.push_back(upload.clone());
-        self.acts.push(Act::Keep(FromClient::Message(upload.clone())));
+        let instead_of = self.instead_of(channel, body.kind);
+        let upload = self.outbox.post(channel, body, instead_of);
+        let temp = upload.temp;
+        self.acts.push(Act::Keep(FromClient::Message(upload)));
         // Before that, it is said when the sync is over.
         if self.ready {
-            self.acts.push(Act::Say(FromClient::Message(upload)));
+            self.say_what_waits();
         }
         temp
     }
@@ -870,6 +970,9 @@ impl Talk {
     /// Says something that was said in another way, or takes it back.
     pub(super) fn edit(&mut self, id: MessageId, text: Option<String>) -> Acts {
         match self.book.message(id).map(|it| (it.delivery.channel, it.delivery.sender)) {
+            Some(_) if is_over(&self.book, id, self.now_ms) => {
+                self.problem(format!("[{}] is over: what is said in a profile stays for a day", id.0));
+            }
             Some((channel, sender)) if sender == self.book.me && self.is_said(id) => {
                 let on = Dependency { account: AccountId::NONE, message: id };
                 self.say(channel, MessageFlags::NONE, &Content::MessageOverride(text), None, &[on]);
@@ -886,7 +989,8 @@ impl Talk {
             let seen = self.book.receipts(it.delivery.id).and_then(|by| by.get(&me)).copied().unwrap_or(false);
             it.delivery.channel == channel && it.delivery.sender != me && it.delivery.id <= up_to && !seen
         });
-        let unread: Vec<MessageId> = unread.map(|it| it.delivery.id).filter(|it| self.is_said(*it)).collect();
+        let unread = unread.map(|it| it.delivery.id).filter(|it| self.is_said(*it));
+        let unread: Vec<MessageId> = unread.filter(|it| !is_over(&self.book, *it, self.now_ms)).collect();
         if self.may_acknowledge(channel) {
             for id in unread.into_iter().rev().take(OUTBOX_MAX.saturating_sub(self.outbox.len())).rev() {
                 self.unacknowledged.remove(&id);
@@ -1077,8 +1181,7 @@ impl Talk {
     }
 
     fn create(&mut self, wanted: WantedChannel) -> ChannelId {
-        let temp = ChannelId(self.next_temp);
-        self.next_temp = self.next_temp.saturating_sub(1);
+        let temp = ChannelId(self.outbox.number());
         self.creating.insert(temp, wanted);
         let packet = FromClient::CreateChannel { temp, wanted };
         self.acts.extend([Act::Keep(packet.clone()), Act::Say(packet)]);
@@ -1409,6 +1512,13 @@ enum Named {
     Group(ChannelId),
 }
 
+/// Whether the server does not have a message any more, though it is here.
+fn is_over(book: &Book, id: MessageId, now_ms: u64) -> bool {
+    let daystream = book.message(id).filter(|it| it.delivery.body.kind == Kind::DaystreamMessage);
+    let said = daystream.and_then(|it| it.delivery.dispatched.unix_ms());
+    said.is_some_and(|said| said.saturating_add(DAYSTREAM_MS) <= now_ms)
+}
+
 const fn older(channel: ChannelId, before: MessageId) -> FromClient {
     FromClient::RequestMessages { channel, after: MessageId::NONE, before, max_count: PAGE }
 }
@@ -1529,7 +1639,7 @@ mod tests {
         assert_eq!(said(&talk.heard(message(GROUP, BOB, 8, 0, receipt(1)))), []);
         assert_eq!(talk.known().0, MessageId(4));
         // Should the connection be lost now, they come again, and not all at once.
-        talk.lost();
+        talk.lost(true);
         talk.connected();
         talk.heard(ToClient::SyncStarted { min_count: 4 });
         talk.heard(message(GROUP, BOB, 5, -1, receipt(1)));
@@ -1557,7 +1667,7 @@ mod tests {
         }
         let [FromClient::Message(one), FromClient::Message(two)] = &uploads[..] else { panic!("{uploads:?}") };
         // The connection is lost before either is answered. While there is none, a third is added.
-        talk.lost();
+        talk.lost(true);
         let third = talk.change_address("three@b.c");
         assert!(matches!(&third[..], [Act::Keep(_)]), "{third:?}");
         talk.connected();
@@ -1587,7 +1697,7 @@ mod tests {
     fn of_another_session_everything_comes_anew_and_the_rest_is_gone() {
         let mut talk = syncing();
         talk.heard(ToClient::SyncFinished {});
-        talk.lost();
+        talk.lost(true);
         talk.renewed(SessionId(4));
         talk.connected();
         talk.heard(ToClient::SyncStarted { min_count: 0 });
@@ -1595,6 +1705,26 @@ mod tests {
         let events = told(&talk.heard(ToClient::SyncFinished {}));
         assert!(matches!(events[..], [Event::ChannelGone { channel: GROUP, .. }, Event::Online { .. }]), "{events:?}");
         assert_eq!(talk.known().1, [LOOPBACK]);
+    }
+
+    /// The server is told of no channel that was not announced in the new session: it would not announce it then.
+    #[test]
+    fn another_session_whose_first_sync_is_cut_off_begins_from_nothing() {
+        let mut talk = syncing();
+        talk.heard(ToClient::SyncFinished {});
+        talk.lost(true);
+        talk.renewed(SessionId(4));
+        talk.connected();
+        talk.heard(ToClient::SyncStarted { min_count: 0 });
+        talk.lost(true);
+        assert_eq!(talk.known().1, []);
+        talk.connected();
+        talk.heard(ToClient::SyncStarted { min_count: 0 });
+        talk.heard(announced(LOOPBACK, ChannelType::Loopback));
+        talk.heard(announced(GROUP, ChannelType::Group));
+        let events = told(&talk.heard(ToClient::SyncFinished {}));
+        assert!(!events.iter().any(|it| matches!(it, Event::ChannelGone { .. })), "{events:?}");
+        assert_eq!(talk.known().1, [LOOPBACK, GROUP]);
     }
 
     #[test]
@@ -1610,7 +1740,8 @@ mod tests {
         kept.into_iter().for_each(|packet| again.replay_said(packet));
         again.replayed();
         assert_eq!(again.known(), (MessageId(4), vec![LOOPBACK, GROUP]), "what was not complete is not now");
-        assert_eq!((&again.outbox, again.next_temp), (&talk.outbox, talk.next_temp));
+        assert!(again.outbox.iter().eq(talk.outbox.iter()));
+        assert_eq!(again.outbox.number(), talk.outbox.number());
         assert!(again.acts.is_empty() && !again.ready && !again.fresh);
         assert_eq!(again.digest(), talk.digest());
     }
@@ -1662,5 +1793,157 @@ mod tests {
         calls_the_group(&mut talk, "us");
         assert_eq!((talk.find_channel("us"), talk.find_channel("Bob")), (Ok(group), Ok(with_bob)));
         assert_eq!(talk.find_channel("#22"), Ok(group));
+    }
+
+    fn taken(upload: &Upload, id: i64) -> ToClient {
+        ToClient::ChannelMessageResponse {
+            channel: upload.channel,
+            temp: upload.temp,
+            status: MessageSendStatus::SUCCESS,
+            message: MessageId(id),
+            skip_count: 0,
+            dispatched: DateTime::from_unix_ms(0),
+        }
+    }
+
+    fn is_refused(events: &[Event]) -> bool {
+        events.iter().any(|it| matches!(it, Event::Refused { .. }))
+    }
+
+    /// The server keeps the newest list alone: it cannot show that the older one was taken before.
+    #[test]
+    fn what_another_device_said_meanwhile_is_not_undone() {
+        let mut talk = syncing();
+        talk.heard(ToClient::SyncFinished {});
+        let list = |who: &[AccountId]| {
+            let content = Content::BlockList { accounts: who.to_vec(), channels: Vec::new() };
+            let flags = MessageFlags::LOOPBACK.and(MessageFlags::UNENCRYPTED);
+            Body::new(Kind::BlockList, flags, content.encode(None).unwrap())
+        };
+        for others in [Some(AccountId(9)), None] {
+            let uploads = said(&talk.block(Some(BOB), None, true));
+            let [FromClient::Message(_)] = &uploads[..] else { panic!("{uploads:?}") };
+            talk.lost(true);
+            talk.connected();
+            talk.heard(ToClient::SyncStarted { min_count: 1 });
+            if let Some(other) = others {
+                talk.heard(message(LOOPBACK, ME, 5, -1, list(&[other])));
+            }
+            let acts = talk.heard(ToClient::SyncFinished {});
+            assert_eq!(said(&acts), if others.is_some() { vec![] } else { uploads });
+            assert_eq!(is_refused(&told(&acts)), others.is_some());
+            assert_eq!(talk.outbox.is_empty(), others.is_some());
+        }
+    }
+
+    /// A server forgets what is said in a profile after a day, and ends the connection of whoever says something about it then.
+    #[test]
+    fn nothing_is_said_of_what_the_server_does_not_have_any_more() {
+        let mut talk = syncing();
+        let profile = ChannelId(15);
+        talk.heard(announced(profile, ChannelType::ProfileData));
+        talk.heard(announced(ChannelId(16), ChannelType::AccountData));
+        talk.heard(ToClient::SyncFinished {});
+        // How much is said about it.
+        let about = |acts: &[Act]| {
+            let uploads = said(acts).into_iter();
+            let uploads = uploads.filter_map(|it| if let FromClient::Message(it) = it { Some(it) } else { None });
+            uploads.filter(|it| it.body.dependencies.iter().any(|on| on.message == MessageId(5))).count()
+        };
+        let key = ChannelKey(Secret::new([7; 64]));
+        let daystream = Content::DaystreamMessage { message_type: MessageType::PLAINTEXT, text: "today".to_owned() };
+        let sealed = Body::new(Kind::DaystreamMessage, MessageFlags::NONE, key.seal(&daystream.encode(None).unwrap()));
+        talk.heard(message(profile, BOB, 5, 0, sealed));
+        talk.unacknowledged.insert(MessageId(5));
+        talk.at(DAYSTREAM_MS - 1);
+        assert_eq!(about(&talk.heard(message(GROUP, BOB, 6, 0, receipt(1)))), 1, "received");
+        assert_eq!(about(&talk.read(profile, MessageId(i64::MAX))), 1);
+        talk.lost(false);
+        talk.at(DAYSTREAM_MS);
+        talk.connected();
+        talk.heard(ToClient::SyncStarted { min_count: 0 });
+        let acts = talk.heard(ToClient::SyncFinished {});
+        assert_eq!(about(&acts), 0);
+        assert_eq!(acts.iter().filter(|it| matches!(it, Act::Drop(_))).count(), 2);
+        assert_eq!(about(&talk.read(profile, MessageId(i64::MAX))), 0);
+        talk.unacknowledged.insert(MessageId(5));
+        assert_eq!(about(&talk.heard(message(GROUP, BOB, 7, 0, receipt(1)))), 0);
+        assert!(talk.unacknowledged.is_empty());
+    }
+
+    /// Going through what was kept, record by record, leads to the same as living through it did, wherever connections were cut.
+    #[test]
+    fn what_was_appended_leads_to_the_same_wherever_it_was_cut() {
+        enum Kept {
+            Heard(ToClient),
+            Acts(Acts),
+            Connected,
+        }
+        for seed in 0..200 {
+            let mut dice = fastrand::Rng::with_seed(seed);
+            let new = || Talk::new(ME, SessionId(3), lock(), Zeroizing::new("pw".to_owned()));
+            let (mut live, mut kept) = (new(), Vec::new());
+            live.connected();
+            let (mut id, mut line, mut taken_ids) = (1, Vec::<Upload>::new(), 0);
+            for _ in 0..60 {
+                let packet =
+                    match dice.u8(..12) {
+                        0 => announced([LOOPBACK, GROUP, ChannelId(13)][dice.usize(..3)], ChannelType::Group),
+                        1 | 2 => ToClient::SyncStarted { min_count: 0 },
+                        3..6 => ToClient::SyncFinished {},
+                        6 | 7 => {
+                            id += 1;
+                            message(GROUP, BOB, id, [0, 0, -1, 2][dice.usize(..4)], receipt(1))
+                        }
+                        8 if !line.is_empty() => {
+                            id += 1;
+                            taken_ids += 1;
+                            taken(&line.remove(0), id)
+                        }
+                        9 => {
+                            let acts = live.change_address(&format!("{id}@b.c"));
+                            line.extend(said(&acts).into_iter().filter_map(|it| {
+                                if let FromClient::Message(upload) = it { Some(upload) } else { None }
+                            }));
+                            kept.push(Kept::Acts(acts));
+                            continue;
+                        }
+                        10 => {
+                            kept.push(Kept::Acts(live.lost(dice.bool())));
+                            kept.push(Kept::Connected);
+                            line.clear();
+                            live.connected();
+                            continue;
+                        }
+                        _ => continue,
+                    };
+                kept.push(Kept::Heard(packet.clone()));
+                let acts = live.heard(packet);
+                line.extend(
+                    said(&acts)
+                        .into_iter()
+                        .filter_map(|it| if let FromClient::Message(upload) = it { Some(upload) } else { None }),
+                );
+                kept.push(Kept::Acts(acts));
+            }
+            let mut again = new();
+            for it in kept {
+                match it {
+                    Kept::Heard(packet) => again.replay_heard(packet),
+                    Kept::Connected => again.replay_connected(),
+                    Kept::Acts(acts) => acts.into_iter().for_each(|act| match act {
+                        Act::Keep(packet) => again.replay_said(packet),
+                        Act::Drop(temp) => again.replay_dropped(temp),
+                        Act::Say(_) | Act::Tell(_) | Act::Seal(_) | Act::Erase => {}
+                    }),
+                }
+            }
+            let state = |talk: &Talk| (talk.open_syncs, talk.ready, talk.gap, talk.last, talk.highest, talk.fresh);
+            assert_eq!(state(&again), state(&live), "seed {seed}");
+            assert_eq!(again.known(), live.known(), "seed {seed}");
+            assert_eq!(again.digest(), live.digest(), "seed {seed}, {taken_ids} answers");
+            again.replayed();
+            assert_eq!(again.open_syncs, 0);
+        }
     }
 }
