@@ -27,7 +27,7 @@ use heliostat::chat::skynet::wire::blob::AccountKeys;
 use heliostat::chat::skynet::wire::{
     AccountId, Announced, Body, ChannelId, ChannelType, ConnectionState, Content, CreateAccountStatus,
     CreateSessionStatus, DateTime, Delivery, FileId, FromClient, HEADER, Kind, MessageFlags, MessageId,
-    MessageSendStatus, RestoreSessionStatus, SessionId, ToClient, Upload, read_header,
+    MessageSendStatus, RestoreSessionStatus, SessionId, ToClient, Upload, WebToken, read_header,
 };
 use heliostat::client::{GroupKey, Mediator, Trust};
 use heliostat::crypto::Secret;
@@ -706,7 +706,7 @@ async fn choosy_server(listener: TcpListener, key_hash: Secret<32>, took: tokio:
                 }
                 FromClient::CreateSession { .. } => {
                     let (status, session, token) = (CreateSessionStatus::SUCCESS, SessionId(4), Secret::new([0; 32]));
-                    let web_token = String::new();
+                    let web_token = WebToken::default();
                     let first = ToClient::CreateSessionResponse { status, account: me, session, token, web_token };
                     std::iter::once(first).chain(sync(true)).collect()
                 }
@@ -824,7 +824,7 @@ async fn files_go_up_and_come_down_where_the_server_says() {
         account: AccountId(1),
         session: SessionId(-7),
         token: Secret::new([0; 32]),
-        web_token: "web".to_owned(),
+        web_token: WebToken("web".to_owned()),
     };
     for (n, bytes) in [(1, vec![7; 300_000]), (2, Vec::new())] {
         let id = soon(web.upload(&session, bytes.clone().into())).await.unwrap();
@@ -833,7 +833,7 @@ async fn files_go_up_and_come_down_where_the_server_says() {
     }
     let unknown = soon(web.download(&session, FileId(9))).await;
     assert!(matches!(unknown, Err(WebError::Status(status, _)) if status == 404), "{unknown:?}");
-    let stranger = Session { web_token: "other".to_owned(), ..session.clone() };
+    let stranger = Session { web_token: WebToken("other".to_owned()), ..session.clone() };
     let refused = soon(web.upload(&stranger, vec![1].into())).await;
     assert!(matches!(refused, Err(WebError::Status(status, _)) if status == 401), "{refused:?}");
     // What is not encrypted does not leave this machine.

@@ -27,6 +27,7 @@
 //! notifications became the group's key is told by what opens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use bytes::Bytes;
 
@@ -190,8 +191,8 @@ pub struct Blocked {
     pub channels: BTreeSet<ChannelId>,
 }
 
-/// See the top of this file.
-#[derive(Debug, Default)]
+/// See the top of this file. Prints how much it knows.
+#[derive(Default)]
 pub struct Book {
     /// Whose it is.
     pub me: AccountId,
@@ -219,6 +220,14 @@ pub struct Book {
     newest: BTreeMap<(ChannelId, Kind), MessageId>,
     blocked: Blocked,
     devices: Vec<Device>,
+}
+
+impl fmt::Debug for Book {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { me, channels, people, messages, sealed, .. } = self;
+        let [channels, people, messages, sealed] = [channels.len(), people.len(), messages.len(), sealed.len()];
+        write!(f, "Book({me:?}, {channels} channels, {people} people, {messages} messages, {sealed} of them sealed)")
+    }
 }
 
 impl Book {

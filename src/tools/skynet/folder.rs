@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::talk::Lock;
 use crate::chat::skynet::wire::blob::{AccountKeys, ChannelKey};
-use crate::chat::skynet::wire::{AccountId, FromClient, HEADER, MessageId, SessionId, ToClient, read_header};
+use crate::chat::skynet::wire::{AccountId, FromClient, HEADER, MessageId, SessionId, ToClient, WebToken, read_header};
 use crate::crypto::Secret;
 use crate::files;
 
@@ -62,7 +62,7 @@ pub struct Session {
     /// Proves that it is this device's.
     pub token: Secret<32>,
     /// The same for files.
-    pub web_token: String,
+    pub web_token: WebToken,
 }
 
 /// Something that is kept.
@@ -225,7 +225,7 @@ fn encode(key: &ChannelKey, number: u64, record: &Record) -> io::Result<Vec<u8>>
                 account: session.account.0,
                 session: session.session.0,
                 token: hex::encode(session.token.expose()),
-                web_token: session.web_token.clone(),
+                web_token: session.web_token.0.clone(),
             };
             serde_json::to_writer(&mut *plain, &json)?;
         }
@@ -277,7 +277,8 @@ fn decode(key: &ChannelKey, number: u64, blob: &[u8]) -> Option<Record> {
             let json: SessionJson = serde_json::from_slice(plain).ok()?;
             let mut token = [0; 32];
             hex::decode_to_slice(json.token, &mut token).ok()?;
-            let (account, session, web_token) = (AccountId(json.account), SessionId(json.session), json.web_token);
+            let (account, session, web_token) =
+                (AccountId(json.account), SessionId(json.session), WebToken(json.web_token));
             Some(Record::Session(Session { account, session, token: Secret::new(token), web_token }))
         }
         1 => packet().and_then(|(id, payload)| ToClient::decode(id, &payload).ok()).map(Record::Heard),
@@ -303,7 +304,7 @@ mod tests {
             account: AccountId(-1),
             session: SessionId(i64::MIN),
             token: Secret::random(),
-            web_token: "web".into(),
+            web_token: WebToken("web".into()),
         };
         vec![
             Record::Session(session),

@@ -184,7 +184,8 @@ pub async fn run(tool: Tool) -> Result<ExitCode> {
         }
         Tool::Confirm(args) => {
             let web = Web::new(&args.web, &trust_of(&args.trust, &args.data)?).into_diagnostic()?;
-            let confirmed = web.confirm(&args.token).await.into_diagnostic()?;
+            let confirmed = web.confirm(&args.token).await;
+            let confirmed = confirmed.map_err(|error| miette!("{}", super::harmless(&error.to_string())))?;
             println!("{}", super::harmless(&format!("{}: {}", confirmed.header, confirmed.content)));
             Ok(ExitCode::SUCCESS)
         }
@@ -250,9 +251,12 @@ impl From<Failure> for miette::Report {
                 "`heliostat skynet confirm LINK` does that; without a mail server the link is in the server's log"
             }
             Failure::Credentials => "`heliostat skynet register` makes an account",
-            Failure::Folder(_) | Failure::Outdated(_) | Failure::Refused(_) => return miette!("{failure}"),
+            Failure::Folder(_) | Failure::Outdated(_) | Failure::Refused(_) => {
+                return miette!("{}", super::harmless(&failure.to_string()));
+            }
         };
-        miette!(help = help, "{failure}")
+        // Servers choose what they call a version, and why they close.
+        miette!(help = help, "{}", super::harmless(&failure.to_string()))
     }
 }
 

@@ -96,7 +96,12 @@ impl Talk {
         }
         match self.work.take() {
             Some(Work::Contact(address, None)) if channel_type == ChannelType::Direct => {
-                if fine || status == CreateChannelStatus::ALREADY_EXISTS {
+                // Of one that exists already, some servers do not say which it is (spec 7.35).
+                let known = self.book.direct(counterpart).map(|it| it.id);
+                let existing = known.or_else(|| Some(channel).filter(|it| !it.is_none()));
+                if fine {
+                    self.work = Some(Work::Contact(address, Some(channel)));
+                } else if let Some(channel) = existing.filter(|_| status == CreateChannelStatus::ALREADY_EXISTS) {
                     self.work = Some(Work::Contact(address, Some(channel)));
                 } else {
                     self.problem(format!("there is no channel with {address}: {status}"));
