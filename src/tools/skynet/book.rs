@@ -40,8 +40,71 @@ use crate::chat::skynet::wire::{
 };
 use crate::crypto::Secret;
 
-/// Messages that are kept; of more, the oldest that only people need are forgotten here. The server has them.
-pub const MESSAGES_MAX: usize = 50_000;
+/// What is kept of what people say, and as much again of the rest; of more, the oldest are forgotten here. The server has them.
+pub const KEPT_MAX: Weight = Weight { messages: 50_000, bytes: 256 * 1024 * 1024 };
+/// The newest of each channel, which stay whatever else is said there.
+const NEWEST: usize = 100;
+
+/// How many messages, and about how much memory they take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Weight {
+    /// In number.
+    pub messages: usize,
+    /// In bytes.
+    pub bytes: usize,
+}
+
+impl Weight {
+    /// Sealed and opened, and what is built around them.
+    fn of(delivery: &Delivery) -> Self {
+        let Body { content, dependencies, .. } = &delivery.body;
+        let bytes = content.len().saturating_mul(2).saturating_add(dependencies.len().saturating_mul(64));
+        Self { messages: 1, bytes: bytes.saturating_add(512) }
+    }
+
+    const fn add(&mut self, other: Self) {
+        self.messages = self.messages.saturating_add(other.messages);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+
+    const fn remove(&mut self, other: Self) {
+        self.messages = self.messages.saturating_sub(other.messages);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+    }
+
+    const fn is_within(self, most: Self) -> bool {
+        self.messages <= most.messages && self.bytes <= most.bytes
+    }
+
+    const fn tenths(self, tenths: usize) -> Self {
+        Self { messages: self.messages.saturating_mul(tenths) / 10, bytes: self.bytes.saturating_mul(tenths) / 10 }
+    }
+
+    /// In parts of what is allowed, in millions.
+    fn share(self, most: Self) -> usize {
+        let part = |is: usize, most: usize| is.saturating_mul(1_000_000) / most.max(1);
+        part(self.messages, most.messages).max(part(self.bytes, most.bytes))
+    }
+}
+
+const NOTHING: Weight = Weight { messages: 0, bytes: 0 };
+
+/// What people say is kept apart from what opens it and what else there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Kept {
+    said: Weight,
+    rest: Weight,
+}
+
+impl Kept {
+    const fn of(self, said: bool) -> Weight {
+        if said { self.said } else { self.rest }
+    }
+
+    const fn part(&mut self, said: bool) -> &mut Weight {
+        if said { &mut self.said } else { &mut self.rest }
+    }
+}
 
 /// What is inside of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +177,9 @@ pub struct Channel {
     pub name: String,
     /// Of a direct channel: the keys that were compared.
     pub verified: Option<[u8; 32]>,
+    /// Up to there, what is not here was forgotten.
+    pub floor: MessageId,
+    kept: Kept,
 }
 
 impl Channel {
@@ -128,6 +194,8 @@ impl Channel {
             members: BTreeMap::new(),
             name: String::new(),
             verified: None,
+            floor: MessageId::NONE,
+            kept: Kept { said: NOTHING, rest: NOTHING },
         }
     }
 
@@ -201,8 +269,10 @@ pub struct Book {
     messages: BTreeMap<MessageId, Entry>,
     /// What waits for a key.
     sealed: BTreeSet<MessageId>,
-    /// Up to there, what is not here was forgotten.
-    floor: MessageId,
+    kept: Kept,
+    /// More than this is not kept; more than what is allowed as long as nothing can be forgotten.
+    bounds: Kept,
+    most: Weight,
     /// What passwords became, the newest last.
     secrets: Vec<AccountKeys>,
     /// By password update.
@@ -212,10 +282,11 @@ pub struct Book {
     /// By member list: what may be its keys, the likeliest first.
     group_keys: BTreeMap<MessageId, Vec<GroupKeys>>,
     direct_keys: BTreeMap<MessageId, ChannelKey>,
-    /// By message: the text it has now, or none if it was deleted, and by which message.
-    edits: BTreeMap<MessageId, (MessageId, Option<String>)>,
-    /// By message: who has it, and whether it was read.
-    receipts: BTreeMap<MessageId, BTreeMap<AccountId, bool>>,
+    /// By message and who says so where: the text it has now, or none if it was deleted, and by which message. The message itself may
+    /// come later, when it is asked for.
+    edits: BTreeMap<(MessageId, AccountId, ChannelId), (MessageId, Option<String>)>,
+    /// By message and where that is said: who has it, and whether it was read.
+    receipts: BTreeMap<(MessageId, ChannelId), BTreeMap<AccountId, bool>>,
     /// By channel and kind: which message said it last.
     newest: BTreeMap<(ChannelId, Kind), MessageId>,
     blocked: Blocked,
@@ -234,7 +305,8 @@ impl Book {
     /// An empty one of an account whose password became this.
     #[must_use]
     pub fn new(me: AccountId, keys: AccountKeys) -> Self {
-        Self { me, secrets: vec![keys], ..Self::default() }
+        let bounds = Kept { said: KEPT_MAX, rest: KEPT_MAX };
+        Self { me, secrets: vec![keys], bounds, most: KEPT_MAX, ..Self::default() }
     }
 
     /// All channels.
@@ -323,10 +395,11 @@ impl Book {
     /// What a message says now; none when it was deleted or never said anything.
     #[must_use]
     pub fn text(&self, id: MessageId) -> Option<&str> {
-        if let Some((_, text)) = self.edits.get(&id) {
-            return text.as_deref();
+        let Entry { delivery, opened } = self.messages.get(&id)?;
+        if let Some((_, text)) = self.edits.get(&(id, delivery.sender, delivery.channel)) {
+            return text.as_deref().filter(|_| is_chat(delivery.body.kind));
         }
-        match &self.messages.get(&id)?.opened.as_ref()?.content {
+        match &opened.as_ref()?.content {
             Content::ChatMessage { text, .. } | Content::DaystreamMessage { text, .. } => Some(text),
             _ => None,
         }
@@ -335,7 +408,7 @@ impl Book {
     /// Who has a message, and whether it was read.
     #[must_use]
     pub fn receipts(&self, id: MessageId) -> Option<&BTreeMap<AccountId, bool>> {
-        self.receipts.get(&id)
+        self.receipts.get(&(id, self.messages.get(&id)?.delivery.channel))
     }
 
     /// Whom the account does not want to hear.
@@ -350,10 +423,11 @@ impl Book {
         &self.devices
     }
 
-    /// Up to there, messages that are not here were forgotten.
-    #[must_use]
-    pub const fn floor(&self) -> MessageId {
-        self.floor
+    /// Up to there, messages of a channel that are not here were forgotten.
+    pub fn set_floor(&mut self, channel: ChannelId, floor: MessageId) {
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.floor = channel.floor.max(floor);
+        }
     }
 
     /// The newest message of a kind that is kept as its newest only.
@@ -424,26 +498,52 @@ impl Book {
         self.channels.remove(&id)
     }
 
-    fn remove(&mut self, message: MessageId) {
-        self.messages.remove(&message);
-        self.sealed.remove(&message);
-        self.edits.remove(&message);
-        self.receipts.remove(&message);
+    fn remove(&mut self, id: MessageId) {
+        let Some(Entry { delivery, .. }) = self.messages.remove(&id) else { return };
+        let weight = Weight::of(&delivery);
+        let Delivery { channel, sender, body, .. } = delivery;
+        let said = is_for_people(body.kind);
+        self.kept.part(said).remove(weight);
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.kept.part(said).remove(weight);
+            if let Ok(at) = channel.updates.binary_search(&id) {
+                channel.updates.remove(at);
+            }
+        }
+        self.sealed.remove(&id);
+        self.direct_keys.remove(&id);
+        self.group_keys.remove(&id);
+        self.notified.remove(&id);
+        self.receipts.remove(&(id, channel));
+        // What was said of it stays as long as the message that says so; and goes with that, unless it is said of what is here.
+        if self.edits.get(&(id, sender, channel)).is_some_and(|(by, _)| !self.messages.contains_key(by)) {
+            self.edits.remove(&(id, sender, channel));
+        }
+        for on in body.dependencies.iter().map(|on| on.message).filter(|on| !self.messages.contains_key(on)) {
+            if self.edits.get(&(on, sender, channel)).is_some_and(|(by, _)| *by == id) {
+                self.edits.remove(&(on, sender, channel));
+            }
+            self.receipts.remove(&(on, channel));
+        }
     }
 
-    /// Whether a message is here, or was.
+    /// Whether a message is here, or was. One that was asked for may have been forgotten.
     #[must_use]
-    pub fn knows(&self, delivery: &Delivery) -> bool {
+    pub fn knows(&self, delivery: &Delivery, asked_for: bool) -> bool {
         // Of a contact that is added, keys come that are older than what was forgotten.
-        (delivery.id <= self.floor && is_said(delivery.body.kind)) || self.messages.contains_key(&delivery.id)
+        let forgotten = || self.channels.get(&delivery.channel).is_some_and(|it| delivery.id <= it.floor);
+        self.messages.contains_key(&delivery.id) || (!asked_for && is_for_people(delivery.body.kind) && forgotten())
     }
 
     /// A message came. What can be read now that could not before; nothing when it was known.
-    pub fn take(&mut self, delivery: Delivery) -> Vec<Read> {
-        let (id, kind) = (delivery.id, delivery.body.kind);
-        if self.knows(&delivery) || !self.channels.contains_key(&delivery.channel) {
+    pub fn take(&mut self, delivery: Delivery, asked_for: bool) -> Vec<Read> {
+        let (id, kind, weight) = (delivery.id, delivery.body.kind, Weight::of(&delivery));
+        if self.knows(&delivery, asked_for) {
             return Vec::new();
         }
+        let Some(channel) = self.channels.get_mut(&delivery.channel) else { return Vec::new() };
+        channel.kept.part(is_for_people(kind)).add(weight);
+        self.kept.part(is_for_people(kind)).add(weight);
         let believed = self.is_in_its_place(&delivery);
         self.messages.insert(id, Entry { delivery, opened: None });
         if kind == Kind::PasswordUpdate && believed {
@@ -455,7 +555,7 @@ impl Book {
         if self.open(id, &mut read) {
             read.extend(self.open_sealed());
         }
-        self.prune();
+        self.prune(id);
         read
     }
 
@@ -821,23 +921,16 @@ impl Book {
             }
             Content::MessageOverride(text) => {
                 for on in dependencies {
-                    let target = self.messages.get(&on.message).map(|it| &it.delivery);
-                    let own = target.is_some_and(|it| {
-                        let said = matches!(it.body.kind, Kind::ChatMessage | Kind::DaystreamMessage);
-                        said && it.sender == sender && it.channel == channel
-                    });
-                    let by = self.edits.get(&on.message).map_or(MessageId::NONE, |(by, _)| *by);
-                    if own && by < id {
-                        self.edits.insert(on.message, (id, text.clone()));
+                    let by = self.edits.entry((on.message, sender, channel)).or_default();
+                    if by.0 < id {
+                        *by = (id, text.clone());
                     }
                 }
             }
             Content::MessageReceived | Content::MessageRead => {
                 let is_read = kind == Kind::MessageRead;
                 for on in dependencies {
-                    if self.messages.get(&on.message).is_some_and(|it| it.delivery.channel == channel) {
-                        *self.receipts.entry(on.message).or_default().entry(sender).or_default() |= is_read;
-                    }
+                    *self.receipts.entry((on.message, channel)).or_default().entry(sender).or_default() |= is_read;
                 }
             }
             Content::BlockList { accounts, channels } => {
@@ -856,18 +949,58 @@ impl Book {
         }
     }
 
-    /// Forgets what is older than what is kept, but for what opens or explains something.
-    fn prune(&mut self) {
-        if self.messages.len() <= MESSAGES_MAX {
-            return;
+    /// Forgets the oldest of whatever there is too much of, a tenth at a time, where there is most of it: whoever says a great deal pays
+    /// for it in their own channels. Not `just`, which was just taken, and nothing that something else is opened with.
+    fn prune(&mut self, just: MessageId) {
+        for said in [true, false] {
+            if self.kept.of(said).is_within(self.bounds.of(said)) {
+                continue;
+            }
+            let (most, goal) = (self.most, self.most.tenths(9));
+            let mut looked_at: BTreeSet<ChannelId> = BTreeSet::new();
+            while !self.kept.of(said).is_within(goal) {
+                let others = self.channels.values().filter(|it| !looked_at.contains(&it.id));
+                let heaviest = others.max_by_key(|it| it.kept.of(said).share(most)).map(|it| it.id);
+                let Some(heaviest) = heaviest else { break };
+                looked_at.insert(heaviest);
+                for id in self.forgettable(heaviest, said, just) {
+                    if self.kept.of(said).is_within(goal) {
+                        break;
+                    }
+                    if said {
+                        self.set_floor(heaviest, id);
+                    }
+                    self.remove(id);
+                }
+            }
+            // It is not looked through again for each message when there is nothing to be forgotten.
+            let mut bound = self.kept.of(said);
+            bound.add(most.tenths(1));
+            *self.bounds.part(said) = if self.kept.of(said).is_within(goal) { most } else { bound };
         }
-        // A tenth at a time.
-        let said = self.messages.iter().filter(|(_, it)| is_said(it.delivery.body.kind));
-        let gone: Vec<MessageId> = said.map(|(id, _)| *id).take(MESSAGES_MAX / 10).collect();
-        for id in gone {
-            self.floor = self.floor.max(id);
-            self.remove(id);
+    }
+
+    /// What can be forgotten of a channel, the oldest first.
+    fn forgettable(&self, channel: ChannelId, said: bool, just: MessageId) -> Vec<MessageId> {
+        let Some(channel) = self.channels.get(&channel) else { return Vec::new() };
+        if !said && channel.channel_type() == ChannelType::Loopback {
+            return Vec::new();
         }
+        let here = |it: &&Entry| it.delivery.channel == channel.id && is_for_people(it.delivery.body.kind) == said;
+        let mut found: Vec<MessageId> = self.messages.values().filter(here).map(|it| it.delivery.id).collect();
+        found.truncate(found.len().saturating_sub(NEWEST));
+        let mut needed: BTreeSet<MessageId> = BTreeSet::from([just]);
+        if !said {
+            needed.extend(
+                self.messages.values().flat_map(|it| it.delivery.body.dependencies.iter().map(|on| on.message)),
+            );
+            needed.extend(self.newest.values().copied());
+            needed.extend(channel.updates.last());
+            // Of what an administrator told others, nobody says which was used.
+            needed.extend(self.notified.iter().filter(|(_, it)| it.sender == self.me).map(|(id, _)| *id));
+        }
+        found.retain(|id| !needed.contains(id));
+        found
     }
 
     /// What announces the key that is used in a channel now.
@@ -938,12 +1071,14 @@ pub(super) fn looks_like_an_address(name: &str) -> bool {
     name.contains('@')
 }
 
-/// Whether it is for people alone: nothing else needs it.
-const fn is_said(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::ChatMessage | Kind::DaystreamMessage | Kind::MessageOverride | Kind::MessageReceived | Kind::MessageRead
-    )
+/// Whether people say something with it.
+pub(super) const fn is_chat(kind: Kind) -> bool {
+    matches!(kind, Kind::ChatMessage | Kind::DaystreamMessage)
+}
+
+/// Whether it is for people alone, what is said of what they say included: nothing else needs it.
+const fn is_for_people(kind: Kind) -> bool {
+    is_chat(kind) || matches!(kind, Kind::MessageOverride | Kind::MessageReceived | Kind::MessageRead)
 }
 
 fn within(body: Body) -> Result<Body, CannotSeal> {

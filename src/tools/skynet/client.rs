@@ -37,6 +37,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 10;
 /// How long a server may take to answer a greeting or a login.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may leave unanswered what was said and asked later.
+const STALLED: Duration = Duration::from_secs(60);
 /// The protocol's version, as the fifth's second revision calls itself.
 const PROTOCOL: i32 = 3;
 /// A file that is not longer comes with its message, in bytes (spec 2.3).
@@ -51,11 +53,13 @@ pub struct Settings {
     pub version_code: i32,
     /// Where files beside the messages are kept; none when there is no such place.
     pub web: Option<Web>,
+    /// The server of a device that is kept is reached otherwise than before.
+    pub moved: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { application: "android/de.vectordata.skynet".to_owned(), version_code: 60, web: None }
+        Self { application: "android/de.vectordata.skynet".to_owned(), version_code: 60, web: None, moved: false }
     }
 }
 
@@ -186,6 +190,8 @@ pub struct Client {
     connecting: Option<Pin<Box<dyn Future<Output = Connected> + Send>>>,
     transfer: Option<Pin<Box<dyn Future<Output = Transferred> + Send>>>,
     clock: Clock,
+    /// When an answer is overdue, and what had been answered before.
+    overdue: Option<(u64, Pin<Box<tokio::time::Sleep>>)>,
     failures: u32,
     events: VecDeque<Event>,
     over: bool,
@@ -210,14 +216,13 @@ impl Client {
         password: Zeroizing<String>,
     ) -> Result<Self, Failure> {
         if Folder::exists(dir) {
-            return Self::kept(place, settings, dir, password);
+            return Self::kept(place, settings, dir, name, password);
         }
         let name = name.to_lowercase();
         let mut line = greeted(&place, &settings).await?;
         let lock = Lock { keys: AccountKeys::derive(&name, &password), name };
         let session = log_in(&mut line, &lock.name, lock.keys.key_hash.clone()).await?;
-        let mut folder = Folder::create(dir, &lock)?;
-        folder.append(&Record::Session(session.clone()))?;
+        let folder = Folder::create(dir, &place.name(), &lock, &Record::Session(session.clone()))?;
         let talk = Talk::new(session.account, session.session, lock, password);
         Ok(Self::with(place, settings, folder, session, talk, Some(line)))
     }
@@ -240,14 +245,29 @@ impl Client {
             connecting: None,
             transfer: None,
             clock: Clock::system(),
+            overdue: None,
             failures: 0,
             events: VecDeque::new(),
             over: false,
         }
     }
 
-    fn kept(place: Place, settings: Settings, dir: &Path, password: Zeroizing<String>) -> Result<Self, Failure> {
+    fn kept(
+        place: Place,
+        settings: Settings,
+        dir: &Path,
+        name: &str,
+        password: Zeroizing<String>,
+    ) -> Result<Self, Failure> {
         let (mut folder, lock, records) = Folder::open(dir, &password)?;
+        let (kept, asked) = (folder.server().to_owned(), place.name());
+        if kept != asked {
+            if !settings.moved {
+                return Err(BadFolder::OtherServer { dir: dir.to_owned(), kept, asked }.into());
+            }
+            folder.move_to(&asked)?;
+        }
+        let of_lock = lock.name.clone();
         let mut records = records.into_iter();
         let Some(Record::Session(mut session)) = records.next() else {
             return Err(BadFolder::Damaged(dir.to_owned()).into());
@@ -263,16 +283,32 @@ impl Client {
                 Record::Said(packet) => talk.replay_said(packet),
                 Record::Connected => talk.replay_connected(),
                 Record::Dropped(temp) => talk.replay_dropped(temp),
+                Record::Floor(channel, floor) => talk.replay_floor(channel, floor),
             }
         }
         talk.replayed();
-        if folder.is_long() && talk.is_whole() {
-            let (heard, said) = talk.digest();
-            let first = Record::Session(session.clone());
-            let rest = heard.into_iter().map(Record::Heard).chain(said.into_iter().map(Record::Said));
-            folder.replace(&std::iter::once(first).chain(rest).collect::<Vec<_>>())?;
+        // Its address may have changed, and its keys not yet.
+        let asked = name.to_lowercase();
+        if asked != of_lock && asked != talk.address() {
+            let kept = talk.address().to_owned();
+            return Err(BadFolder::OtherAccount { dir: dir.to_owned(), kept, asked }.into());
         }
-        Ok(Self::with(place, settings, folder, session, talk, None))
+        let mut client = Self::with(place, settings, folder, session, talk, None);
+        client.tidy()?;
+        Ok(client)
+    }
+
+    /// Writes the journal anew when it has become long.
+    fn tidy(&mut self) -> Result<(), Failure> {
+        if self.folder.is_long() && self.talk.is_whole() {
+            let (heard, said) = self.talk.digest();
+            let first = std::iter::once(Record::Session(self.session.clone()));
+            let heard = heard.into_iter().map(Record::Heard);
+            let floors = self.talk.floors().map(|(channel, floor)| Record::Floor(channel, floor));
+            let said = said.into_iter().map(Record::Said);
+            self.folder.replace(&first.chain(heard).chain(floors).chain(said).collect::<Vec<_>>())?;
+        }
+        Ok(())
     }
 
     /// What this device knows.
@@ -364,6 +400,10 @@ impl Client {
         if self.line.is_none() && self.connecting.is_none() {
             self.connecting = Some(self.reconnect());
         }
+        let (waits, progress) = (self.line.is_some() && !self.talk.is_idle(), self.talk.progress());
+        if self.overdue.as_ref().is_none_or(|(before, _)| *before != progress) || !waits {
+            self.overdue = waits.then(|| (progress, Box::pin(tokio::time::sleep(STALLED))));
+        }
         tokio::select! {
             heard = next_of(&mut self.line) => match heard {
                 Ok(Turn::Heard(packet)) => self.heard(*packet),
@@ -373,6 +413,7 @@ impl Client {
             },
             connected = done(&mut self.connecting) => self.connected(connected),
             transferred = done(&mut self.transfer) => self.transferred(transferred),
+            () = until(&mut self.overdue) => self.lost("the server does not answer", true),
         }
     }
 
@@ -448,7 +489,7 @@ impl Client {
     fn heard(&mut self, packet: ToClient) -> Result<(), Failure> {
         // What is kept is what leads to the same again.
         let matters = match &packet {
-            ToClient::Message(delivery) => !delivery.channel.is_none() && !self.talk.book().knows(delivery),
+            ToClient::Message(delivery) => !delivery.channel.is_none() && !self.talk.knows(delivery),
             ToClient::CreateChannel { .. }
             | ToClient::DeleteChannel { .. }
             | ToClient::SyncStarted { .. }
@@ -465,7 +506,8 @@ impl Client {
         if self.talk.is_heard() {
             self.failures = 0;
         }
-        self.perform(acts)
+        self.perform(acts)?;
+        self.tidy()
     }
 
     fn perform(&mut self, acts: Vec<Act>) -> Result<(), Failure> {
@@ -690,6 +732,13 @@ impl Client {
 async fn next_of(line: &mut Option<Line>) -> std::io::Result<Turn> {
     match line {
         Some(line) => line.turn().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(overdue: &mut Option<(u64, Pin<Box<tokio::time::Sleep>>)>) {
+    match overdue {
+        Some((_, sleep)) => sleep.await,
         None => std::future::pending().await,
     }
 }

@@ -140,6 +140,9 @@ pub struct TalkArgs {
     /// Where files beside the messages are kept
     #[arg(long, value_name = "URL", default_value = "https://localhost:8444")]
     web: String,
+    /// What is kept is of this server, though it was reached otherwise before
+    #[arg(long)]
+    moved: bool,
     /// Print what happens as JSON, one object in a line
     #[arg(long)]
     json: bool,
@@ -195,7 +198,7 @@ pub async fn run(tool: Tool) -> Result<ExitCode> {
 
 impl ServerArgs {
     fn settings(&self) -> Settings {
-        Settings { application: self.application.clone(), version_code: self.version_code, web: None }
+        Settings { application: self.application.clone(), version_code: self.version_code, web: None, moved: false }
     }
 
     fn place(&self, server: &str) -> Result<Place> {
@@ -262,7 +265,7 @@ impl From<Failure> for miette::Report {
 
 async fn talk_with(args: &TalkArgs) -> Result<ExitCode> {
     let web = Web::new(&args.web, &trust_of(&args.how.trust, &args.how.data)?).into_diagnostic()?;
-    let settings = Settings { web: Some(web), ..args.how.settings() };
+    let settings = Settings { web: Some(web), moved: args.moved, ..args.how.settings() };
     // A name becomes a part of a path.
     let own = || PathBuf::from("heliostat-skynet").join(args.name.to_lowercase().replace(['/', '\\'], "_"));
     let dir = args.state.clone().unwrap_or_else(own);

@@ -130,6 +130,17 @@ impl Place {
         Self(Way::Mediator(Box::new(Through { mediator, address, key_file, server_group, device })))
     }
 
+    /// What the server is known by: a device that is kept belongs to it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.0 {
+            Way::Direct { authority, .. } => authority.to_lowercase(),
+            Way::Mediator(through) => {
+                format!("{} behind {}", through.server_group.as_str(), through.address.trim_end_matches('/'))
+            }
+        }
+    }
+
     /// Connects.
     ///
     /// # Errors

@@ -36,7 +36,7 @@ use contact::older;
 use group::Change;
 pub(super) use group::Edit;
 
-use super::book::{Book, CannotSeal, Channel, Read};
+use super::book::{Book, CannotSeal, Channel, Read, is_chat};
 use super::event::{DeviceShown, Event};
 use super::keys;
 use super::outbox::Outbox;
@@ -105,8 +105,14 @@ enum Work {
         asked: bool,
     },
     Devices,
-    /// Older messages of a channel.
-    Older(ChannelId, MessageId),
+    /// Older messages of a channel, page by page until there is one that people say.
+    Older {
+        channel: ChannelId,
+        before: MessageId,
+        /// The oldest that came.
+        lowest: Option<MessageId>,
+        found: bool,
+    },
     /// Something that changes what the next wish means.
     Confirm(MessageId),
     Delete,
@@ -159,7 +165,11 @@ pub(super) struct Talk {
     outbox: Outbox,
     /// Milliseconds since 1970.
     now_ms: u64,
+    /// Grows with every answer.
+    progress: u64,
     creating: BTreeMap<ChannelId, WantedChannel>,
+    /// Up to where older messages were asked for.
+    pages: BTreeMap<ChannelId, MessageId>,
     work: Option<Work>,
     /// Messages of others that nobody was told of that they came.
     unacknowledged: BTreeSet<MessageId>,
@@ -199,6 +209,8 @@ impl Talk {
             outbox: Outbox::new(),
             now_ms: 0,
             creating: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            progress: 0,
             work: None,
             unacknowledged: BTreeSet::new(),
             presence: (OnlineState::INACTIVE, Doing::default()),
@@ -249,6 +261,11 @@ impl Talk {
     /// Whether the connection is good for something: its first sync is over, and what was said is answered.
     pub(super) fn is_heard(&self) -> bool {
         self.ready && self.outbox.is_heard()
+    }
+
+    /// Grows with every answer of the server.
+    pub(super) const fn progress(&self) -> u64 {
+        self.progress
     }
 
     /// What time it is, in milliseconds since 1970.
@@ -313,7 +330,7 @@ impl Talk {
                 Some(FromClient::SearchAccount { query: query.clone() })
             }
             Some(Work::Devices) => Some(FromClient::DeviceListRequest {}),
-            Some(Work::Older(channel, before)) => Some(older(*channel, *before)),
+            Some(Work::Older { channel, before, .. }) => Some(older(*channel, *before)),
             Some(Work::Delete) => Some(FromClient::DeleteAccount { key_hash: self.keys.key_hash.clone() }),
             _ => None,
         };
@@ -375,6 +392,7 @@ impl Talk {
     }
 
     fn hear(&mut self, packet: ToClient) {
+        self.progress += u64::from(is_answer(&packet));
         match packet {
             ToClient::CreateChannel { channel, announced } => {
                 self.stale.remove(&channel);
@@ -466,7 +484,7 @@ impl Talk {
                 self.tell(Event::Channel(shown));
             }
         }
-        self.work.take_if(|it| matches!(it, Work::Older(..)));
+        self.page_is_over();
         if !self.ready {
             self.caught_up();
         }
@@ -498,21 +516,28 @@ impl Talk {
                     && on.eq(&heard.dependencies)
             };
             // What is not sealed may be like another; that is what was said before.
-            let is_new = !self.book.knows(&delivery);
+            let is_new = !self.knows(&delivery);
             let taken = is_new && !self.ready;
             if let Some(upload) = taken.then(|| self.outbox.remove(|it| same(&it.upload))).flatten() {
                 return self.confirmed(upload, delivery.id, delivery.dispatched);
             }
         }
-        let read = self.book.take(delivery);
+        let asked_for = self.is_asked_for(&delivery);
+        self.note_page(&delivery);
+        let read = self.book.take(delivery, asked_for);
         self.tell_all(read, None);
+    }
+
+    /// Whether a message is here, or was, and nobody asked for it again.
+    pub(super) fn knows(&self, delivery: &Delivery) -> bool {
+        self.book.knows(delivery, self.is_asked_for(delivery))
     }
 
     /// Something that this device said was taken.
     fn confirmed(&mut self, upload: Upload, id: MessageId, dispatched: DateTime) {
         let Upload { channel, temp, body } = upload;
         let delivery = Delivery { channel, sender: self.book.me, id, skip_count: -1, dispatched, body };
-        let read = self.book.take(delivery);
+        let read = self.book.take(delivery, false);
         if let Some(Work::Password { temp: of, .. }) = &self.work
             && *of == temp
             && let Some(Work::Password { lock, password, .. }) = self.work.take()
@@ -613,7 +638,7 @@ impl Talk {
             Kind::MessageOverride => {
                 if let Some(said) = on
                     .into_iter()
-                    .filter(|it| self.book.text(*it).is_some() || self.is_said(*it))
+                    .filter(|it| self.book.text(*it).is_some() || self.is_chat(*it))
                     .find_map(|it| self.said(it))
                 {
                     self.tell(Event::Edited(said));
@@ -654,9 +679,8 @@ impl Talk {
         }
     }
 
-    fn is_said(&self, id: MessageId) -> bool {
-        let kind = self.book.message(id).map(|it| it.delivery.body.kind);
-        matches!(kind, Some(Kind::ChatMessage | Kind::DaystreamMessage))
+    fn is_chat(&self, id: MessageId) -> bool {
+        self.book.message(id).is_some_and(|it| is_chat(it.delivery.body.kind))
     }
 
     fn tell_changed(&mut self, channel: ChannelId) {
@@ -789,6 +813,15 @@ impl Talk {
         if self.ready {
             self.acts.push(Act::Say(packet));
         }
+    }
+}
+
+/// Whether it comes because this device asked for something.
+const fn is_answer(packet: &ToClient) -> bool {
+    match packet {
+        ToClient::Message(delivery) => delivery.skip_count < 0,
+        ToClient::ChannelAction { .. } | ToClient::DeleteChannel { .. } => false,
+        _ => true,
     }
 }
 

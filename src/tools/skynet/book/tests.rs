@@ -78,7 +78,7 @@ impl Desk {
     fn hear(&mut self, channel: ChannelId, sender: AccountId, body: Body) -> (MessageId, Vec<Read>) {
         self.next += 1;
         let (id, dispatched) = (MessageId(self.next), DateTime::NONE);
-        (id, self.book.take(Delivery { channel, sender, id, skip_count: 0, dispatched, body }))
+        (id, self.book.take(Delivery { channel, sender, id, skip_count: 0, dispatched, body }, false))
     }
 
     /// In clear.
@@ -350,4 +350,73 @@ fn the_keys_of_a_group_are_found_however_often_it_changed() {
     }
     let texts: Vec<_> = desk.book.messages().filter_map(|it| desk.book.text(it.delivery.id)).collect();
     assert_eq!(texts, ["at the beginning"]);
+}
+
+/// Whoever says a great deal, in whatever kind, pushes out their own and nobody else's.
+#[test]
+fn a_flood_takes_nothing_from_others_and_what_comes_is_there() {
+    let mut desk = Desk::new();
+    desk.book.most = Weight { messages: 1_000, bytes: usize::MAX / 16 };
+    desk.book.bounds = Kept { said: desk.book.most, rest: desk.book.most };
+    let (with_bob, with_carol) = (direct_with(BOB), direct_with(CAROL));
+    let base = |desk: &Desk, channel| *desk.book.channel(channel).unwrap().updates.last().unwrap();
+    let (of_bob, of_carol) = (base(&desk, with_bob), base(&desk, with_carol));
+    let [bob, carol] = [BOB, CAROL].map(|who| desk.key_of(who));
+    let (precious, _) = desk.sealed(with_carol, CAROL, &carol, &chat("precious"), of_carol);
+    let used = group_keys();
+    desk.group_changes(GROUP, Some(&used), Bytes::new());
+    // Keys of no group that there is.
+    let notify = Content::GroupChannelKeyNotify {
+        group: ChannelId(77),
+        new_key: Secret::new([1; 64]),
+        history_key: Secret::new([1; 64]),
+    };
+    for n in 0..1_500 {
+        desk.sealed(with_bob, BOB, &bob, &notify, of_bob);
+        let (id, read) = desk.sealed(with_bob, BOB, &bob, &chat(&n.to_string()), of_bob);
+        assert_eq!(read, [Read::Opened(id)], "{n}");
+        assert!(desk.book.text(id).is_some(), "{n}");
+        assert!(desk.book.messages.len() <= 2_000);
+    }
+    assert_eq!(desk.book.text(precious), Some("precious"));
+    assert!(desk.book.seal(with_bob, MessageFlags::NONE, &chat("still"), None).is_ok());
+    assert_eq!(desk.book.keys_of_group(GROUP), Some(used));
+    // What was forgotten is not news when it comes again, unless somebody asks for it.
+    let floor = desk.book.channel(with_bob).unwrap().floor;
+    assert!(desk.book.message(floor).is_none() && desk.book.channel(with_carol).unwrap().floor.is_none());
+    let plain = chat("again").encode(None).unwrap();
+    let body = Body::new(Kind::ChatMessage, MessageFlags::NONE, bob.seal(&plain)).on([on(of_bob)]);
+    let (channel, sender, id, skip_count, dispatched) = (with_bob, BOB, floor, -1, DateTime::NONE);
+    let again = Delivery { channel, sender, id, skip_count, dispatched, body };
+    assert_eq!(desk.book.take(again.clone(), false), []);
+    assert_eq!(desk.book.take(again, true), [Read::Opened(floor)]);
+    // Weights are those of what is there.
+    let mut kept = Kept::default();
+    desk.book.messages().for_each(|it| kept.part(is_for_people(it.delivery.body.kind)).add(Weight::of(&it.delivery)));
+    assert_eq!(desk.book.kept, kept);
+}
+
+/// Who joins later, or looks back later, does not see what was taken back before.
+#[test]
+fn what_was_taken_back_stays_so_for_who_asks_for_it_later() {
+    let mut desk = Desk::new();
+    let base = *desk.book.channel(direct_with(BOB)).unwrap().updates.last().unwrap();
+    let key = desk.key_of(BOB);
+    let channel = direct_with(BOB);
+    let first = desk.next + 1;
+    desk.next += 3;
+    let sealed = |content: Content, target: Option<i64>| {
+        let named = std::iter::once(on(base)).chain(target.map(|id| on(MessageId(id))));
+        Body::new(content.kind(), MessageFlags::NONE, key.seal(&content.encode(None).unwrap())).on(named)
+    };
+    desk.hear(channel, BOB, sealed(Content::MessageOverride(None), Some(first)));
+    desk.hear(channel, ME, sealed(Content::MessageOverride(Some("put into his mouth".into())), Some(first + 1)));
+    desk.hear(channel, BOB, sealed(Content::MessageOverride(Some("better".into())), Some(first + 2)));
+    for n in 0..3 {
+        let (id, skip_count, dispatched) = (MessageId(first + n), -1, DateTime::NONE);
+        let body = sealed(chat("as it was"), None);
+        desk.book.take(Delivery { channel, sender: BOB, id, skip_count, dispatched, body }, true);
+    }
+    let texts = [0, 1, 2].map(|n| desk.book.text(MessageId(first + n)));
+    assert_eq!(texts, [None, Some("as it was"), Some("better")]);
 }

@@ -1,10 +1,11 @@
 //! Searches, and channels that do not exist yet: what takes an answer before it goes on.
 
+use super::super::book::is_chat;
 use super::super::event::Event;
 use super::{Act, Acts, PAGE, Talk, Work};
 use crate::chat::skynet::wire::{
-    AccountId, Announced, ChannelId, ChannelType, CreateChannelStatus, DateTime, Found, FromClient, MessageFlags,
-    MessageId, WantedChannel,
+    AccountId, Announced, ChannelId, ChannelType, CreateChannelStatus, DateTime, Delivery, Found, FromClient,
+    MessageFlags, MessageId, WantedChannel,
 };
 
 impl Talk {
@@ -23,11 +24,56 @@ impl Talk {
 
     /// Asks for what is not here: messages of a channel that are older than those that are.
     pub(in crate::tools::skynet) fn older(&mut self, channel: ChannelId) -> Acts {
-        let oldest = self.book.messages().find(|it| it.delivery.channel == channel && self.is_said(it.delivery.id));
-        let before = oldest.map(|it| it.delivery.id).unwrap_or_default();
-        self.work = Some(Work::Older(channel, before));
-        self.ask(older(channel, before));
+        let oldest = self.book.messages().map(|it| &it.delivery);
+        let oldest = oldest.filter(|it| it.channel == channel && is_chat(it.body.kind)).map(|it| it.id).next();
+        let floor = self.book.channel(channel).map(|it| it.floor).unwrap_or_default();
+        // What was forgotten meanwhile is asked for again.
+        let page = self.pages.get(&channel).copied().filter(|page| *page > floor);
+        self.page(channel, oldest.into_iter().chain(page).min().unwrap_or_default());
         self.take_acts()
+    }
+
+    fn page(&mut self, channel: ChannelId, before: MessageId) {
+        self.work = Some(Work::Older { channel, before, lowest: None, found: false });
+        self.ask(older(channel, before));
+    }
+
+    /// Whether a message comes because somebody looks back. What was kept once was asked for, if it had to be.
+    pub(super) fn is_asked_for(&self, delivery: &Delivery) -> bool {
+        let Some(Work::Older { channel, before, .. }) = &self.work else { return self.replaying };
+        *channel == delivery.channel && (before.is_none() || delivery.id < *before)
+    }
+
+    /// Notes that a message came, if it belongs to what was asked for.
+    pub(super) fn note_page(&mut self, delivery: &Delivery) {
+        if self.replaying || !self.is_asked_for(delivery) {
+            return;
+        }
+        if let Some(Work::Older { lowest, found, .. }) = &mut self.work {
+            *lowest = Some(lowest.map_or(delivery.id, |it| it.min(delivery.id)));
+            *found |= is_chat(delivery.body.kind);
+        }
+    }
+
+    /// Everything that was asked for has come. A page of receipts alone is not what somebody wants to see.
+    pub(super) fn page_is_over(&mut self) {
+        if !self.ready {
+            // Of the sync of another connection: it is asked for again.
+            return;
+        }
+        let Some(Work::Older { channel, lowest, found, .. }) = self.work.take_if(|it| matches!(it, Work::Older { .. }))
+        else {
+            return;
+        };
+        match lowest {
+            None => self.tell(Event::Note { text: "there is nothing older".to_owned() }),
+            Some(lowest) => {
+                self.pages.insert(channel, lowest);
+                if !found {
+                    self.page(channel, lowest);
+                }
+            }
+        }
     }
 
     pub(in crate::tools::skynet) fn delete_account(&mut self) -> Acts {

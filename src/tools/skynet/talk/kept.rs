@@ -2,7 +2,7 @@
 
 use super::super::book::Channel;
 use super::Talk;
-use crate::chat::skynet::wire::{FromClient, Kind, MessageId, ToClient};
+use crate::chat::skynet::wire::{ChannelId, FromClient, Kind, MessageId, ToClient};
 
 impl Talk {
     /// Goes through what was kept: something was heard.
@@ -41,18 +41,28 @@ impl Talk {
         self.connected();
     }
 
+    /// Goes through what was kept: what was forgotten.
+    pub(in crate::tools::skynet) fn replay_floor(&mut self, channel: ChannelId, floor: MessageId) {
+        self.book.set_floor(channel, floor);
+    }
+
     /// What was kept is read. Groups that were being created are not any more: whether they are, the next sync tells.
     pub(in crate::tools::skynet) fn replayed(&mut self) {
         self.disconnected();
         self.fresh = self.book.channels().next().is_none();
     }
 
-    /// Whether what is worth keeping says everything: not as long as something is known to be missing.
-    pub(in crate::tools::skynet) const fn is_whole(&self) -> bool {
-        !self.gap
+    /// Whether what is worth keeping says everything: not as long as something is known to be missing, or is on its way.
+    pub(in crate::tools::skynet) fn is_whole(&self) -> bool {
+        !self.gap && self.open_syncs == 0 && self.creating.is_empty()
     }
 
-    /// What is worth keeping, so that going through it leads back here; the newest message last.
+    /// Up to where messages were forgotten, by channel.
+    pub(in crate::tools::skynet) fn floors(&self) -> impl Iterator<Item = (ChannelId, MessageId)> {
+        self.book.channels().filter(|it| !it.floor.is_none()).map(|it| (it.id, it.floor))
+    }
+
+    /// What is worth keeping besides, so that going through it leads back here; the newest message last.
     pub(in crate::tools::skynet) fn digest(&self) -> (Vec<ToClient>, Vec<FromClient>) {
         let mut heard = Vec::new();
         let complete = |it: &&Channel| it.complete;

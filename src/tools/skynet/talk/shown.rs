@@ -52,7 +52,7 @@ impl Talk {
 
     /// Something that was said, as it is now.
     pub(in crate::tools::skynet) fn said(&self, id: MessageId) -> Option<Said> {
-        let entry = self.book.message(id).filter(|_| self.is_said(id))?;
+        let entry = self.book.message(id).filter(|_| self.is_chat(id))?;
         let opened = entry.opened.as_ref()?;
         let quoted = match &opened.content {
             Content::ChatMessage { quoted, .. } => *quoted,

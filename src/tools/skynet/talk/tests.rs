@@ -396,3 +396,37 @@ fn what_was_appended_leads_to_the_same_wherever_it_was_cut() {
         assert_eq!(again.open_syncs, 0);
     }
 }
+
+/// A page of what nobody says is not what somebody looks for; and each page begins where the one before ended.
+#[test]
+fn looking_back_goes_on_until_there_is_something_to_see() {
+    let mut talk = syncing();
+    talk.heard(ToClient::SyncFinished {});
+    let asks = |acts: &[Act]| {
+        let asked = said(acts).into_iter();
+        let before = |it| if let FromClient::RequestMessages { before, .. } = it { Some(before.0) } else { None };
+        asked.filter_map(before).collect::<Vec<_>>()
+    };
+    let said_by_bob = || Body::new(Kind::ChatMessage, MessageFlags::NONE, vec![0; 64]);
+    let page = |talk: &mut Talk, messages: Vec<(i64, Body)>| {
+        talk.heard(ToClient::SyncStarted { min_count: -1 });
+        for (id, body) in messages {
+            talk.heard(message(GROUP, BOB, id, -1, body));
+        }
+        talk.heard(ToClient::SyncFinished {})
+    };
+    talk.heard(message(GROUP, BOB, 900, 0, said_by_bob()));
+    assert_eq!(asks(&talk.older(GROUP)), [900]);
+    let acts = page(&mut talk, (800..900).map(|id| (id, receipt(1))).collect());
+    assert_eq!((asks(&acts), talk.is_busy()), (vec![800], true));
+    let acts = page(&mut talk, vec![(700, said_by_bob()), (799, receipt(1))]);
+    assert_eq!((asks(&acts), talk.is_busy()), (vec![], false));
+    // Cut off, it is asked for again.
+    assert_eq!(asks(&talk.older(GROUP)), [700]);
+    talk.lost(true);
+    talk.connected();
+    assert_eq!(asks(&page(&mut talk, vec![])), [700]);
+    let acts = page(&mut talk, vec![]);
+    assert!(matches!(&told(&acts)[..], [Event::Note { text }] if text.contains("nothing older")), "{acts:?}");
+    assert!(!talk.is_busy());
+}

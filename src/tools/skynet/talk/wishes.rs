@@ -40,7 +40,7 @@ impl Talk {
             Some(_) if is_over(&self.book, id, self.now_ms) => {
                 self.problem(format!("[{}] is over: what is said in a profile stays for a day", id.0));
             }
-            Some((channel, sender)) if sender == self.book.me && self.is_said(id) => {
+            Some((channel, sender)) if sender == self.book.me && self.is_chat(id) => {
                 let on = Dependency { account: AccountId::NONE, message: id };
                 self.say(channel, MessageFlags::NONE, &Content::MessageOverride(text), None, &[on]);
             }
@@ -56,7 +56,7 @@ impl Talk {
             let seen = self.book.receipts(it.delivery.id).and_then(|by| by.get(&me)).copied().unwrap_or(false);
             it.delivery.channel == channel && it.delivery.sender != me && it.delivery.id <= up_to && !seen
         });
-        let unread = unread.map(|it| it.delivery.id).filter(|it| self.is_said(*it));
+        let unread = unread.map(|it| it.delivery.id).filter(|it| self.is_chat(*it));
         let unread: Vec<MessageId> = unread.filter(|it| !is_over(&self.book, *it, self.now_ms)).collect();
         if self.may_acknowledge(channel) {
             for id in unread.into_iter().rev().take(OUTBOX_MAX.saturating_sub(self.outbox.len())).rev() {
