@@ -554,6 +554,8 @@ async fn whatever_is_lost_on_the_way_comes_once_and_in_order() {
         let home = &home;
         async move {
             let mut dice = fastrand::Rng::with_seed(seed);
+            // Connections that went while something was on the line or in it.
+            let mut cut = 0;
             let (mut said, mut sent, mut heard) = (0, 0, Vec::new());
             let mut person = Person::of(home.try_open(device, device, device).await.unwrap());
             // What the other one says already is told like everything else.
@@ -565,7 +567,10 @@ async fn whatever_is_lost_on_the_way_comes_once_and_in_order() {
                     said += 1;
                 }
                 match dice.u8(..60) {
-                    0 => person.client.drop_connection().unwrap(),
+                    0 => {
+                        person.client.drop_connection().unwrap();
+                        cut += u32::from(said > sent);
+                    }
                     // As when the process is killed: what was kept is all that is left.
                     1 => {
                         let current = person.client.current();
@@ -592,13 +597,13 @@ async fn whatever_is_lost_on_the_way_comes_once_and_in_order() {
             person.settle().await;
             let expected: Vec<String> = (0..SAID).map(|n| format!("{other} {n}")).collect();
             assert_eq!(heard, expected);
-            person
+            (person, cut)
         }
     };
-    let (alice, bob) =
-        tokio::time::timeout(PATIENCE, async { tokio::join!(talks(ALICE, BOB, 1), talks(BOB, ALICE, 2)) })
-            .await
-            .unwrap();
+    let seed = world::seed();
+    let both = async { tokio::join!(talks(ALICE, BOB, seed), talks(BOB, ALICE, !seed)) };
+    let ((alice, one), (bob, other)) = tokio::time::timeout(3 * PATIENCE, both).await.unwrap();
+    assert!(one + other > 0, "nothing was ever on its way");
     // All have the same, and a device that was not there finds no more and no less.
     let all = alice.texts(channel);
     assert_eq!((all.len(), &all), (2 * SAID, &bob.texts(channel)));
@@ -655,10 +660,11 @@ async fn each_device_of_a_group_has_a_session_and_all_have_the_same_conversation
     for client in [&first, &second, &bob] {
         assert_eq!(client.texts(bob.here()), ["from the first", &long, "from the second"]);
     }
+    let session = second.client.session();
     drop(second);
     // It comes back as the device that it was.
     let second = open(2).await;
-    assert_eq!(second.texts(bob.here()).len(), 3);
+    assert_eq!((second.client.session(), second.texts(bob.here()).len()), (session, 3));
     drop((first, second));
     server.stop().await;
     home.world.stop().await;
@@ -1048,6 +1054,17 @@ fn people_and_scripts_talk_with_the_binary_over_tls_and_through_its_mediator() {
     bob.hears("alice@example.com: through the mirror");
     bob.types("/quit");
     assert_eq!((behind.ends(), bob.ends()), (Some(0), Some(0)));
+    // What is kept belongs to an account on a server, and is taken nowhere else.
+    for (name, at) in [(BOB, server.skynet.as_str()), (ALICE, "localhost:1")] {
+        let refused = start(&talk(name, at, &of_alice), "pw").output().unwrap();
+        // Reports are wrapped for whoever reads them.
+        let said = String::from_utf8_lossy(&refused.stderr).replace('\u{2502}', " ");
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            !refused.status.success() && said.contains(&format!("not of {}", if name == BOB { BOB } else { at })),
+            "{said}"
+        );
+    }
     let wrong = start(&talk(ALICE, &server.skynet, &of_alice), "other").output().unwrap();
     let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert!(!wrong.status.success() && said.contains("does not open"), "{said}");

@@ -26,7 +26,7 @@ use crate::chat::skynet::wire::{
     AccountId, ChannelId, ChannelType, ConnectionState, Content, CreateAccountStatus, CreateSessionStatus, DateTime,
     Doing, FileBlock, FileId, FromClient, Kind, MessageId, RestoreSessionStatus, SessionId, ToClient,
 };
-use crate::crypto::Secret;
+use crate::crypto::{Secret, random};
 use crate::files;
 use crate::time::Clock;
 
@@ -448,7 +448,9 @@ impl Client {
             n => FIRST_WAIT.saturating_mul(1 << n.saturating_sub(1).min(10)).min(LONGEST_WAIT),
         };
         Box::pin(async move {
-            tokio::time::sleep(wait).await;
+            // Not all at once after a server was away: up to half of it is for chance.
+            let chance = random::u64() % u64::try_from(wait.as_millis() / 2).unwrap_or(0).max(1);
+            tokio::time::sleep(wait.saturating_sub(Duration::from_millis(chance))).await;
             let mut line = greeted(&place, &settings).await?;
             let (id, token) = (session.session, session.token);
             let restore = FromClient::RestoreSession { session: id, token, last_message, channels };
@@ -637,50 +639,31 @@ impl Client {
 
     /// Says something with a file: a small one comes with it, a longer one lies beside.
     fn send_file(&mut self, path: &str, wish: Wish) -> Result<Vec<Act>, String> {
-        let path = Path::new(path);
-        let name = path.file_name().and_then(|it| it.to_str()).ok_or("that is no file")?.to_owned();
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-        let (written, created) = (
-            time_of(file.metadata().and_then(|it| it.modified())),
-            time_of(file.metadata().and_then(|it| it.created())),
-        );
-        let limit = u64::try_from(FILE_MAX).unwrap_or(u64::MAX) + 1;
-        file.take(limit)
-            .read_to_end(&mut bytes)
-            .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-        if bytes.len() > FILE_MAX {
-            return Err(format!("{} is longer than {FILE_MAX} bytes", path.display()));
-        }
-        let content_type = media_type(&name).to_owned();
-        let mut block = FileBlock {
-            name,
-            created,
-            written,
-            thumbnail_type: content_type.clone(),
-            thumbnail: Bytes::new(),
-            external: None,
-        };
-        if bytes.len() <= INLINE_MAX {
-            block.thumbnail = bytes.into();
-            return Ok(self.say_with_file(wish, block, FileId::NONE));
-        }
-        let web = self
-            .settings
-            .web
-            .clone()
-            .ok_or("that is too long to come with a message, and no place for files is known (--web)")?;
-        let session = self.session.clone();
+        self.one_at_a_time()?;
+        let (path, web, session) = (PathBuf::from(path), self.settings.web.clone(), self.session.clone());
         self.transfer = Some(Box::pin(async move {
-            let key = Secret::random();
+            let (mut block, bytes) = apart(move || read_file(&path)).await?;
+            if bytes.len() <= INLINE_MAX {
+                block.thumbnail = bytes.into();
+                return Ok(Moved::Up { wish, block: Box::new(block), file: FileId::NONE });
+            }
+            let web = web.ok_or("that is too long to come with a message, and no place for files is known (--web)")?;
+            let (key, content_type) = (Secret::random(), block.thumbnail_type.clone());
             let length = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-            let sealed = keys::seal_file(&key, &bytes).map_err(|error| error.to_string())?;
-            let uploaded = web.upload(&session, sealed.into()).await;
+            let seal = {
+                let key = key.clone();
+                move || keys::seal_file(&key, &bytes).map_err(|error| error.to_string())
+            };
+            let uploaded = web.upload(&session, apart(seal).await?.into()).await;
             let file = uploaded.map_err(|error| format!("the file was not uploaded: {error}"))?;
             block.external = Some(ExternalFile { content_type, length, key });
             Ok(Moved::Up { wish, block: Box::new(block), file })
         }));
         Ok(Vec::new())
+    }
+
+    fn one_at_a_time(&self) -> Result<(), String> {
+        if self.transfer.is_some() { Err("another file is under way".to_owned()) } else { Ok(()) }
     }
 
     fn say_with_file(&mut self, wish: Wish, block: FileBlock, file: FileId) -> Vec<Act> {
@@ -692,22 +675,35 @@ impl Client {
     }
 
     fn save(&mut self, id: MessageId, path: String) -> Result<Vec<Act>, String> {
+        self.one_at_a_time()?;
         let entry = self.book().message(id).ok_or_else(|| format!("[{}] is not here", id.0))?;
         let block = entry.opened.as_ref().and_then(|it| it.file.clone());
         let block = block.ok_or_else(|| format!("no file comes with [{}]", id.0))?;
-        let Some(external) = block.external else {
-            let length = write_file(&path, &block.thumbnail)?;
-            return Ok(vec![Act::Tell(Event::Saved { id, path, length })]);
-        };
         let file = entry.delivery.body.file;
-        let web = self.settings.web.clone().ok_or("no place for files is known (--web)")?;
-        let session = self.session.clone();
+        let (web, session) = (self.settings.web.clone(), self.session.clone());
         self.transfer = Some(Box::pin(async move {
-            let sealed =
-                web.download(&session, file).await.map_err(|error| format!("the file was not fetched: {error}"))?;
-            let plain =
-                keys::open_file(&external.key, &sealed).map_err(|_| "the file was changed on its way".to_owned())?;
-            let length = write_file(&path, &plain)?;
+            let (plain, sealed) = match block.external {
+                None => (block.thumbnail, None),
+                Some(external) => {
+                    let web = web.ok_or("no place for files is known (--web)")?;
+                    let sealed = web.download(&session, file).await;
+                    (
+                        Bytes::new(),
+                        Some((external.key, sealed.map_err(|error| format!("the file was not fetched: {error}"))?)),
+                    )
+                }
+            };
+            let (path, length) = apart(move || {
+                let length = match sealed {
+                    None => write_file(&path, &plain)?,
+                    Some((key, sealed)) => {
+                        let opened = keys::open_file(&key, sealed.into());
+                        write_file(&path, &opened.map_err(|_| "the file was changed on its way".to_owned())?)?
+                    }
+                };
+                Ok((path, length))
+            })
+            .await?;
             Ok(Moved::Down { id, path, length })
         }));
         Ok(Vec::new())
@@ -753,6 +749,28 @@ async fn done<T>(under_way: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>
         }
         None => std::future::pending().await,
     }
+}
+
+/// Does what takes long where it keeps nobody waiting: whatever is to be heard meanwhile is.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// A file, and what is said of it.
+fn read_file(path: &Path) -> Result<(FileBlock, Vec<u8>), String> {
+    let name = path.file_name().and_then(|it| it.to_str()).ok_or("that is no file")?.to_owned();
+    let unreadable = |error| format!("{} cannot be read: {error}", path.display());
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let (written, created) =
+        (time_of(file.metadata().and_then(|it| it.modified())), time_of(file.metadata().and_then(|it| it.created())));
+    let limit = u64::try_from(FILE_MAX).unwrap_or(u64::MAX) + 1;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > FILE_MAX {
+        return Err(format!("{} is longer than {FILE_MAX} bytes", path.display()));
+    }
+    let (thumbnail_type, thumbnail, external) = (media_type(&name).to_owned(), Bytes::new(), None);
+    Ok((FileBlock { name, created, written, thumbnail_type, thumbnail, external }, bytes))
 }
 
 /// The first line of a file.

@@ -59,7 +59,14 @@ impl Talk {
         let unread = unread.map(|it| it.delivery.id).filter(|it| self.is_chat(*it));
         let unread: Vec<MessageId> = unread.filter(|it| !is_over(&self.book, *it, self.now_ms)).collect();
         if self.may_acknowledge(channel) {
-            for id in unread.into_iter().rev().take(OUTBOX_MAX.saturating_sub(self.outbox.len())).rev() {
+            let room = OUTBOX_MAX.saturating_sub(self.outbox.len());
+            let left = unread.len().saturating_sub(room);
+            if left > 0 {
+                self.tell(Event::Note {
+                    text: format!("{left} more are to be said that they were read: `/read` again"),
+                });
+            }
+            for id in unread.into_iter().take(room) {
                 self.unacknowledged.remove(&id);
                 let on = Dependency { account: AccountId::NONE, message: id };
                 self.say(channel, MessageFlags::UNENCRYPTED, &Content::MessageRead, None, &[on]);
