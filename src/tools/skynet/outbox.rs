@@ -87,7 +87,7 @@ impl Outbox {
     }
 
     /// What can be said now, once on each connection.
-    pub(super) fn to_say(&mut self) -> Vec<Upload> {
+    pub(super) fn next_to_say(&mut self) -> Vec<Upload> {
         let until = if self.one_by_one { self.waiting.len().min(1) } else { self.waiting.len() };
         let from = self.said;
         self.said = until.max(from);
@@ -156,14 +156,14 @@ mod tests {
         while !outbox.is_empty() {
             connections += 1;
             assert!(connections < 10, "{outbox:?}");
-            let mut line = std::collections::VecDeque::from(temps(&outbox.to_say()));
+            let mut line = std::collections::VecDeque::from(temps(&outbox.next_to_say()));
             while let Some(temp) = line.pop_front() {
                 if temp == -2 {
                     given_up.extend(outbox.lost(true).map(|it| it.temp.0));
                     break;
                 }
                 answered.extend(outbox.answer(MessageId(temp)).map(|it| it.temp.0));
-                line.extend(temps(&outbox.to_say()));
+                line.extend(temps(&outbox.next_to_say()));
             }
         }
         assert_eq!((answered, given_up, connections), (vec![-1, -3], vec![-2], 6));
@@ -175,19 +175,19 @@ mod tests {
                 temp
             );
         }
-        assert_eq!(temps(&outbox.to_say()), [-4, -5]);
+        assert_eq!(temps(&outbox.next_to_say()), [-4, -5]);
     }
 
     #[test]
     fn connections_that_end_by_themselves_cost_nothing() {
         let mut outbox = with(2);
         for _ in 0..20 {
-            assert_eq!((outbox.to_say().len(), outbox.lost(false)), (2, None));
+            assert_eq!((outbox.next_to_say().len(), outbox.lost(false)), (2, None));
         }
         // Nor those on which something was answered.
         for _ in 0..20 {
             let more = outbox.post(ChannelId(1), Body::new(Kind::MessageRead, MessageFlags::NONE, Vec::new()), None);
-            assert_eq!(outbox.to_say().len(), 3);
+            assert_eq!(outbox.next_to_say().len(), 3);
             outbox.answer(more.temp);
             assert_eq!(outbox.lost(true), None);
         }

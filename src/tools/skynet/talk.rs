@@ -359,7 +359,7 @@ impl Talk {
     }
 
     fn say_what_waits(&mut self) {
-        self.acts.extend(self.outbox.to_say().into_iter().map(|upload| Act::Say(FromClient::Message(upload))));
+        self.acts.extend(self.outbox.next_to_say().into_iter().map(|upload| Act::Say(FromClient::Message(upload))));
     }
 
     /// Of what is kept as its newest only: what it is now.
