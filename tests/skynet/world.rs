@@ -517,8 +517,8 @@ impl Client {
         match self.next().await {
             ToClient::CreateSessionResponse { status, account, session, token, web_token } => {
                 (self.account, self.session, self.token) = (account, session, token);
-                assert_eq!(web_token.len(), if status == CreateSessionStatus::SUCCESS { 48 } else { 0 });
-                self.web_token = web_token;
+                assert_eq!(web_token.0.len(), if status == CreateSessionStatus::SUCCESS { 48 } else { 0 });
+                self.web_token = web_token.0;
                 status
             }
             other => panic!("{other:?}"),

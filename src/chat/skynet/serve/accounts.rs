@@ -12,7 +12,7 @@ use crate::chat::skynet::store::{Channel, Named, Role, StoreError, StoredSession
 use crate::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
 use crate::chat::skynet::wire::{
     AccountId, ChannelAction, ChannelId, ChannelType, Content, CreateAccountStatus, CreateSessionStatus, DateTime,
-    DeleteAccountStatus, Device, Doing, MessageId, OnlineState, RestoreSessionStatus, SessionId, ToClient,
+    DeleteAccountStatus, Device, Doing, MessageId, OnlineState, RestoreSessionStatus, SessionId, ToClient, WebToken,
 };
 use crate::crypto::{Secret, equal, random};
 use crate::metrics::{self, Login, Room};
@@ -165,7 +165,7 @@ impl Scene<'_> {
                 account: AccountId::NONE,
                 session: SessionId::NONE,
                 token: Secret::new([0; 32]),
-                web_token: String::new(),
+                web_token: WebToken::default(),
             };
             self.say(conn, &refused);
             return Ok(Answer::Stay);
@@ -190,6 +190,7 @@ impl Scene<'_> {
         self.tell_devices(account).await?;
         self.presence.join(conn, account, session.id);
         let (status, session) = (CreateSessionStatus::SUCCESS, session.id);
+        let web_token = WebToken(web_token);
         self.say(conn, &ToClient::CreateSessionResponse { status, account, session, token, web_token });
         self.catch_up(conn, account, MessageId::NONE, &[]).await?;
         Ok(Answer::Authenticated(account))
