@@ -746,7 +746,7 @@ pub async fn who_was_there_at_a_crash_was_there_for_ever(ground: Ground) {
     alice.send(&active()).await;
     assert!(is_there(&bob.find_message(Kind::OnlineState).await));
     // Nothing of it is left, and with it the lock of its directory; but nothing of it could end what it did, either.
-    tokio::task::spawn_blocking(move || runtime.shutdown_timeout(SOON)).await.unwrap();
+    tokio::task::spawn_blocking(move || runtime.shutdown_timeout(std::time::Duration::from_secs(20))).await.unwrap();
     assert!(alice.find_end().await && bob.find_end().await);
     drop(world);
 

@@ -139,19 +139,8 @@ pub(super) struct Folder {
     /// How long the journal is, in bytes, and how long it was when it was last written anew.
     len: u64,
     first_len: u64,
-    _lock: Held,
-}
-
-/// Of two processes, the one that has this. Given up when it is dropped, not when the file is closed: a child of this process that was
-/// forked meanwhile and is not its own program yet has it open, too.
-#[derive(Debug)]
-struct Held(File);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // Closing does the same, later.
-        let _none = self.0.unlock();
-    }
+    /// Of two processes, the one that has this.
+    _lock: files::Held,
 }
 
 impl Folder {
@@ -280,14 +269,9 @@ impl Folder {
     }
 }
 
-fn hold(dir: &Path) -> Result<Held, BadFolder> {
-    let fail = |error| BadFolder::Io(error, dir.to_owned());
-    let held = files::private().create(true).truncate(false).open(dir.join("lock")).map_err(fail)?;
-    match held.try_lock() {
-        Ok(()) => Ok(Held(held)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(BadFolder::Busy(dir.to_owned())),
-        Err(std::fs::TryLockError::Error(error)) => Err(fail(error)),
-    }
+fn hold(dir: &Path) -> Result<files::Held, BadFolder> {
+    let held = files::hold(&dir.join("lock")).map_err(|error| BadFolder::Io(error, dir.to_owned()))?;
+    held.ok_or_else(|| BadFolder::Busy(dir.to_owned()))
 }
 
 fn encode(key: &ChannelKey, number: u64, record: &Record) -> io::Result<Vec<u8>> {
@@ -470,16 +454,5 @@ mod tests {
         folder.append(&records[5]).unwrap();
         drop(folder);
         assert_eq!(Folder::open(dir, "one").unwrap().2, records);
-    }
-
-    #[test]
-    fn a_device_that_is_let_go_can_be_opened_though_a_fork_still_has_its_lock() {
-        let temporary = tempfile::tempdir().unwrap();
-        let held = hold(temporary.path()).unwrap();
-        let forked = held.0.try_clone().unwrap();
-        assert!(matches!(hold(temporary.path()), Err(BadFolder::Busy(_))));
-        drop(held);
-        assert!(hold(temporary.path()).is_ok());
-        drop(forked);
     }
 }

@@ -22,7 +22,6 @@ pub mod disk;
 mod messages;
 mod uploads;
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,7 +101,7 @@ pub struct Store {
     writer: AnyPool,
     readers: AnyPool,
     /// Locked until it is closed.
-    lock: Arc<File>,
+    lock: Arc<files::Held>,
     begin: &'static str,
     read: &'static str,
     key: Secret<32>,
@@ -116,7 +115,8 @@ impl Store {
     pub async fn open(place: &Place, data_dir: &Path) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
         files::make_private_dir(data_dir).map_err(StoreError::Key)?;
-        let lock = Arc::new(locked(&data_dir.join(LOCK_FILE))?);
+        let held = files::hold(&data_dir.join(LOCK_FILE)).map_err(StoreError::Key)?;
+        let lock = Arc::new(held.ok_or(StoreError::Taken)?);
         // Readers do not wait for who writes, and whoever writes does so from the start: no deadlock half way.
         let (mut begin, mut read) = ("BEGIN IMMEDIATE", "BEGIN");
         let options = || AnyPoolOptions::new().after_connect(|connection, _| Box::pin(prepare(connection)));
@@ -192,8 +192,8 @@ impl Store {
     /// Closes it. Whatever else uses it fails from now on.
     pub async fn close(&self) {
         tokio::join!(self.writer.close(), self.readers.close());
-        // Somebody may still have a handle. What cannot be unlocked is when the process ends.
-        if let Err(error) = self.lock.unlock() {
+        // Somebody may still have a handle. What cannot be given up is when the process ends.
+        if let Err(error) = self.lock.give_up() {
             tracing::warn!(%error, "{LOCK_FILE} stays locked");
         }
     }
@@ -341,17 +341,6 @@ fn get<'r, T: Decode<'r, Any> + Type<Any>>(row: &'r AnyRow, at: usize) -> Result
 
 fn narrow<T: TryFrom<i64>>(row: &AnyRow, at: usize) -> Result<T, StoreError> {
     T::try_from(get::<i64>(row, at)?).map_err(|_| StoreError::Damaged("number out of range"))
-}
-
-/// The file, locked.
-fn locked(path: &Path) -> Result<File, StoreError> {
-    files::make_private(path).map_err(StoreError::Key)?;
-    let file = File::options().write(true).open(path).map_err(StoreError::Key)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Taken),
-        Err(TryLockError::Error(error)) => Err(StoreError::Key(error)),
-    }
 }
 
 /// A connection to SQLite keeps what it was told to.
