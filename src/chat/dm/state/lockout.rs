@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// Addresses of which failures are known, at most. Who fails from one more is not counted until others are forgotten.
 const ADDRESSES_MAX: usize = 65_536;
+/// How often is looked for some that can be forgotten, when there are so many.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// How many failures there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +69,11 @@ impl Lockout {
 
 /// The failures from addresses.
 #[derive(Debug, Default)]
-pub struct Failures(HashMap<u128, Window>);
+pub struct Failures {
+    windows: HashMap<u128, Window>,
+    /// When there is room to be looked for again: whoever fails often must not make us look often.
+    look_at: Duration,
+}
 
 #[derive(Debug)]
 struct Window {
@@ -80,19 +86,22 @@ impl Failures {
     /// Whether nobody is heard who comes from there.
     #[must_use]
     pub fn is_locked(&self, network: u128, limits: &LockoutLimits, now: Duration) -> bool {
-        self.0.get(&network).is_some_and(|window| window.locked && !window.is_over(limits, now))
+        self.windows.get(&network).is_some_and(|window| window.locked && !window.is_over(limits, now))
     }
 
     /// One more failure.
     pub fn failed(&mut self, network: u128, limits: &LockoutLimits, now: Duration) {
-        if self.0.len() >= ADDRESSES_MAX && !self.0.contains_key(&network) {
-            self.tidy(limits, now);
-            if self.0.len() >= ADDRESSES_MAX {
+        if self.windows.len() >= ADDRESSES_MAX && !self.windows.contains_key(&network) {
+            if now >= self.look_at {
+                self.look_at = now.saturating_add(LOOK_EVERY);
+                self.tidy(limits, now);
+            }
+            if self.windows.len() >= ADDRESSES_MAX {
                 return;
             }
         }
         let new = || Window { began: now, failures: 0, locked: false };
-        let window = self.0.entry(network).or_insert_with(new);
+        let window = self.windows.entry(network).or_insert_with(new);
         if window.is_over(limits, now) {
             *window = new();
         }
@@ -104,7 +113,7 @@ impl Failures {
 
     /// Forgets what was too long ago.
     pub fn tidy(&mut self, limits: &LockoutLimits, now: Duration) {
-        self.0.retain(|_, window| !window.is_over(limits, now));
+        self.windows.retain(|_, window| !window.is_over(limits, now));
     }
 }
 
@@ -151,7 +160,7 @@ mod tests {
         assert!(failures.is_locked(1, &limits, s(1_198)) && !failures.is_locked(2, &limits, s(600)));
         assert!(!failures.is_locked(1, &limits, s(1_199)), "for ten minutes");
         failures.tidy(&limits, s(1_199));
-        assert!(failures.0.is_empty());
+        assert!(failures.windows.is_empty());
     }
 
     #[test]
@@ -161,8 +170,8 @@ mod tests {
         for network in 0..100_000 {
             failures.failed(network, &limits, s(0));
         }
-        assert_eq!(failures.0.len(), ADDRESSES_MAX);
+        assert_eq!(failures.windows.len(), ADDRESSES_MAX);
         failures.failed(200_000, &limits, s(600));
-        assert_eq!(failures.0.len(), 1, "those were forgotten");
+        assert_eq!(failures.windows.len(), 1, "those were forgotten");
     }
 }
