@@ -793,8 +793,8 @@ async fn step_13_a_server_that_was_away_forgets_nothing() {
     alice.does("/to bob").await;
     alice.does("/later 1 due while away").await;
     alice.does("/later 3 due afterwards").await;
-    home.stop().await;
-    find!(alice, Event::Lost { .. } => ());
+    let [of_alice, of_bob] = [&mut alice, &mut bob].map(|person| async { find!(person, Event::Lost { .. } => ()) });
+    tokio::join!(home.stop(), of_alice, of_bob);
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     home.start().await;
     for person in [&mut alice, &mut bob] {
