@@ -4,16 +4,26 @@
 //! placeholders `$1`, and what is not there is a number or empty. *Rejected*: code generic over the engine, whose bounds would
 //! stand before every function and which would keep two texts of each query all the same.
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::any::{Any, AnyPoolOptions, AnyRow};
 use sqlx::migrate::Migrator;
-use sqlx::{AnyPool, AssertSqlSafe, Decode, Executor as _, Row as _, SqlSafeStr, Transaction, Type};
+use sqlx::{
+    AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Decode, Executor as _, Row as _, SqlSafeStr, Transaction,
+    Type,
+};
 
 use crate::files;
 
 /// Parameters of one statement, at most: well below what either engine takes.
 const PARAMETERS_MAX: usize = 400;
+/// How long another process may take to be gone: it was killed, and PostgreSQL has not noticed yet.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is looked for meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Why the database could not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +37,9 @@ pub enum SqlError {
     /// The file, or the directory it is in, cannot be made.
     #[error("the database's file cannot be made: {0}")]
     File(#[from] std::io::Error),
+    /// Another process serves the same.
+    #[error("another process serves this database")]
+    Taken,
     /// A row is not what can have been written: this says what.
     #[error("damaged row in the database: {0}")]
     Damaged(&'static str),
@@ -41,24 +54,31 @@ pub enum Place {
     Postgres(String),
 }
 
-/// The steps to the schema, for each engine.
+/// What a room keeps in its database.
 #[derive(Debug)]
 pub struct Schema {
+    /// Whose it is, for PostgreSQL: a number that nothing else locks in a database of this room.
+    pub lock: i64,
     /// For SQLite.
     pub sqlite: Migrator,
     /// For PostgreSQL.
     pub postgres: Migrator,
 }
 
-/// An open database.
+/// An open database, for the one task that decides.
 ///
 /// The promise: when [`Tx::commit`] returns `Ok`, everything written through it is on the disk (SQLite: WAL, `synchronous =
 /// FULL`; PostgreSQL: as it is configured there); when it does not, nothing is.
+///
+/// One process at a time serves it: another one would know nothing of what this one has in memory. A lock on the file beside
+/// SQLite's sees to it, and with PostgreSQL an advisory lock that the connection has from its beginning to its end.
 #[derive(Debug, Clone)]
 pub struct Database {
+    /// Of one connection.
     pool: AnyPool,
     begin: &'static str,
-    read: &'static str,
+    /// Locked until it is closed.
+    lock: Arc<File>,
 }
 
 impl Database {
@@ -66,33 +86,34 @@ impl Database {
     ///
     /// # Errors
     /// [`SqlError`] says why not.
-    pub async fn open(place: &Place, file: &Path, schema: Schema, connections_max: u32) -> Result<Self, SqlError> {
+    pub async fn open(place: &Place, file: &Path, schema: Schema) -> Result<Self, SqlError> {
         sqlx::any::install_default_drivers();
-        let options = AnyPoolOptions::new().max_connections(connections_max);
-        let (pool, begin, read, migrator) = match place {
+        if let Some(dir) = file.parent() {
+            files::make_private_dir(dir)?;
+        }
+        let lock = Arc::new(locked(&file.with_extension("lock"))?);
+        // It never ends by itself, so nobody else can take its place.
+        let options = AnyPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        let (pool, begin, migrator) = match place {
             Place::Sqlite => {
-                if let Some(dir) = file.parent() {
-                    files::make_private_dir(dir)?;
-                }
                 files::make_private(file)?;
-                let pool = options.after_connect(|connection, _| {
-                    let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
-                                   PRAGMA busy_timeout = 10000";
-                    Box::pin(async move { connection.execute(pragmas).await.map(drop) })
-                });
-                let pool = pool.connect(&format!("sqlite://{}", file.display())).await?;
-                // Readers do not wait for it, and whoever writes does so from the start: no deadlock half way.
-                (pool, "BEGIN IMMEDIATE", "BEGIN", schema.sqlite)
+                let options = options.after_connect(|connection, _| Box::pin(prepare(connection)));
+                let pool = options.connect(&format!("sqlite://{}", file.display())).await?;
+                (pool, "BEGIN IMMEDIATE", schema.sqlite)
             }
             Place::Postgres(url) => {
-                let pool = options.connect(url).await?;
-                // What is read by several queries is of one moment, as it is with the other engine.
-                let read = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                (pool, "BEGIN", read, schema.postgres)
+                // A pool would say that it timed out.
+                let mut first = AnyConnection::connect(url).await?;
+                if !is_alone(&mut first, schema.lock).await? {
+                    return Err(SqlError::Taken);
+                }
+                first.close().await?;
+                let options = options.after_connect(move |connection, _| Box::pin(alone(connection, schema.lock)));
+                (options.connect(url).await?, "BEGIN", schema.postgres)
             }
         };
         migrator.run(&pool).await?;
-        Ok(Self { pool, begin, read })
+        Ok(Self { pool, begin, lock })
     }
 
     /// Begins reads and writes that count all together or not at all.
@@ -103,17 +124,13 @@ impl Database {
         Ok(Tx(self.pool.begin_with(self.begin).await?))
     }
 
-    /// Begins to read, without keeping those who write waiting: everything as it was when the first thing was read.
-    ///
-    /// # Errors
-    /// [`SqlError`] when the engine fails.
-    pub async fn read(&self) -> Result<Tx, SqlError> {
-        Ok(Tx(self.pool.begin_with(self.read).await?))
-    }
-
     /// Closes it. Whatever else uses it fails from now on.
     pub async fn close(&self) {
         self.pool.close().await;
+        // Somebody may still have a handle. What cannot be unlocked is when the process ends.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "a database stays locked");
+        }
     }
 }
 
@@ -271,4 +288,39 @@ pub fn get<'r, T: Decode<'r, Any> + Type<Any>>(row: &'r AnyRow, at: usize) -> Re
 /// [`SqlError::Damaged`].
 pub fn narrow<T: TryFrom<i64>>(row: &AnyRow, at: usize) -> Result<T, SqlError> {
     T::try_from(get::<i64>(row, at)?).map_err(|_| SqlError::Damaged("number out of range"))
+}
+
+/// The file, locked.
+fn locked(path: &Path) -> Result<File, SqlError> {
+    files::make_private(path)?;
+    let file = File::options().write(true).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(SqlError::Taken),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// A connection to SQLite keeps what it was told to, and to references.
+async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
+                   PRAGMA busy_timeout = 10000";
+    connection.execute(pragmas).await.map(drop)
+}
+
+/// A connection to PostgreSQL is the only one that writes, for as long as it lives.
+async fn alone(connection: &mut AnyConnection, lock: i64) -> Result<(), sqlx::Error> {
+    let taken = || sqlx::Error::Protocol(SqlError::Taken.to_string());
+    if is_alone(connection, lock).await? { Ok(()) } else { Err(taken()) }
+}
+
+async fn is_alone(connection: &mut AnyConnection, lock: i64) -> Result<bool, sqlx::Error> {
+    let gets = async {
+        let sql = "SELECT pg_try_advisory_lock($1)";
+        while !sqlx::query_scalar::<_, bool>(sql).bind(lock).fetch_one(&mut *connection).await? {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(GONE_WITHIN, gets).await.map_or(Ok(false), |got: Result<(), sqlx::Error>| got.map(|()| true))
 }

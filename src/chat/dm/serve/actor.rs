@@ -152,7 +152,20 @@ impl Actor {
         let is_due = due.is_some_and(|due| due <= us(now.wall_ms));
         let mut scene = self.scene(self.store.begin().await?, now);
         if is_due {
-            due = scene.fire().await?;
+            scene.work.mark().await?;
+            match scene.fire().await {
+                Ok(next) => {
+                    scene.work.keep().await?;
+                    due = next;
+                }
+                // One row that cannot be read does not keep everybody from speaking.
+                Err(error) => {
+                    error!(%error, "what is due could not be done, and is tried again");
+                    scene.work.undo().await?;
+                    scene.says.clear();
+                    due = Some(us(now.plus(SLEEP_MAX).wall_ms));
+                }
+            }
         }
         while let Some((conn, task)) = scene.house.due(now.monotonic) {
             if let Err(Halt::Store(error)) = scene.perform(conn, task).await {

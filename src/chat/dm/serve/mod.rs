@@ -51,8 +51,6 @@ pub use web::WRITE_STALL_MAX;
 
 /// Where it listens when nobody says where.
 pub const PORT: u16 = 5_000;
-/// Packets that may wait to be written to one client: a burst of a thousand messages with their answers fits.
-pub const SEND_QUEUE_MAX: usize = 4_096;
 /// How long connections may take to end when the server stops.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -91,6 +89,8 @@ pub struct Settings {
     pub lockout: LockoutLimits,
     /// How often clients are asked whether they are there.
     pub beat: Beat,
+    /// Packets that may wait to be written to one client.
+    pub send_queue_max: usize,
 }
 
 impl Default for Settings {
@@ -104,6 +104,8 @@ impl Default for Settings {
             stranger_max: STRANGER_MAX,
             lockout: LockoutLimits::default(),
             beat: Beat::default(),
+            // A burst of a thousand messages with their answers fits.
+            send_queue_max: 4_096,
         }
     }
 }
@@ -199,14 +201,14 @@ pub async fn start_on(
     let store = Store::open(&config.place, &config.data_dir).await?;
     let places = Places::new(config.connections_max, config.connections_per_address_max, &config.exempt);
     let gate = Arc::new(Gate::new(config.rates, config.exempt, clock));
-    let (stranger_max, beat) = (config.settings.stranger_max, config.settings.beat);
+    let settings = config.settings.clone();
     let mut actor = Actor::new(config.settings, store, clock, Arc::clone(&gate));
     actor.catch_up().await?;
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let (over, tracker) = (CancellationToken::new(), TaskTracker::new());
     let next_conn = AtomicU64::new(1);
-    let hall = Hall { gate, mailbox, next_conn, stranger_max, clock, tracker: tracker.clone() };
-    let (router, io) = web::router(Arc::new(hall), beat);
+    let hall = Hall { gate, mailbox, next_conn, stranger_max: settings.stranger_max, clock, tracker: tracker.clone() };
+    let (router, io) = web::router(Arc::new(hall), &settings);
     let heard_all = CancellationToken::new();
     let acting = tokio::spawn(telling(over.clone(), actor.run(mail, heard_all.clone())));
     let listen = |(listener, door)| {

@@ -26,9 +26,9 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 use tower_http::cors::{Any, CorsLayer};
 use tracing::{debug, error};
 
+use super::Settings;
 use super::assets;
 use super::wire::{Below, Connecting, Hall};
-use super::{Beat, SEND_QUEUE_MAX};
 use crate::chat::dm::wire::PACKET_MAX;
 use crate::net::listen::{self, Door};
 use crate::net::places::Places;
@@ -45,11 +45,11 @@ pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Socket.IO, and everything else that is asked for by HTTP.
-pub(super) fn router(hall: Arc<Hall>, beat: Beat) -> (Router, SocketIo) {
+pub(super) fn router(hall: Arc<Hall>, settings: &Settings) -> (Router, SocketIo) {
     let (layer, io) = SocketIo::builder()
-        .ping_interval(beat.every)
-        .ping_timeout(beat.within)
-        .max_buffer_size(SEND_QUEUE_MAX)
+        .ping_interval(settings.beat.every)
+        .ping_timeout(settings.beat.within)
+        .max_buffer_size(settings.send_queue_max)
         .max_payload(PACKET_MAX as u64)
         .ws_max_message_size(PACKET_MAX)
         .ws_max_frame_size(PACKET_MAX)

@@ -20,8 +20,8 @@ pub use users::{NewUser, StoredUser};
 
 /// The file in the data directory, for SQLite.
 pub const FILE: &str = "dm.sqlite";
-/// Connections to the database: one decides.
-const CONNECTIONS_MAX: u32 = 2;
+/// Nothing else locks this in a database of ours.
+const LOCK: i64 = 5_327_610_327_618;
 
 /// Everything that is kept.
 #[derive(Debug, Clone)]
@@ -34,10 +34,11 @@ impl Store {
     /// [`SqlError`] says why not.
     pub async fn open(place: &Place, data_dir: &Path) -> Result<Self, SqlError> {
         let schema = Schema {
+            lock: LOCK,
             sqlite: sqlx::migrate!("src/chat/dm/store/migrations/sqlite"),
             postgres: sqlx::migrate!("src/chat/dm/store/migrations/postgres"),
         };
-        Ok(Self(Database::open(place, &data_dir.join(FILE), schema, CONNECTIONS_MAX).await?))
+        Ok(Self(Database::open(place, &data_dir.join(FILE), schema).await?))
     }
 
     /// Begins a piece of work: reads and writes that count all together or not at all.
@@ -98,4 +99,43 @@ impl Work {
 /// Bytes of a length that is known.
 fn exactly<const N: usize>(bytes: &[u8]) -> Result<[u8; N], SqlError> {
     <[u8; N]>::try_from(bytes).map_err(|_| SqlError::Damaged("length of bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_process_serves_a_database_and_what_is_undone_was_never_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = async || Store::open(&Place::Sqlite, dir.path()).await;
+        let store = open().await.unwrap();
+        assert!(matches!(open().await, Err(SqlError::Taken)));
+        let mut work = store.begin().await.unwrap();
+        let add = |name: &'static str| NewUser {
+            username: name,
+            username_key: name,
+            public_key: &[1; 32],
+            spk: &[2; 32],
+            spk_sig: &[3; 64],
+            own_storage: "",
+            created_at: 1,
+        };
+        work.mark().await.unwrap();
+        work.add_user(add("alice")).await.unwrap();
+        work.keep().await.unwrap();
+        work.mark().await.unwrap();
+        work.add_user(add("bob")).await.unwrap();
+        // What fails in the engine can be undone, too.
+        assert!(work.add_user(add("alice")).await.is_err());
+        work.undo().await.unwrap();
+        work.commit().await.unwrap();
+        store.close().await;
+        let store = open().await.unwrap();
+        let mut work = store.begin().await.unwrap();
+        assert_eq!(work.users().await.unwrap().len(), 1);
+        assert!(work.user_named("bob").await.unwrap().is_none());
+        drop(work);
+        store.close().await;
+    }
 }

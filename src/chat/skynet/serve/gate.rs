@@ -11,6 +11,7 @@ use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::names::normalised;
 use crate::chat::skynet::wire::FromClient;
 use crate::metrics::{self, Login, Room};
+use crate::net::places::network;
 use crate::net::rate::{Buckets, Per, Rate, TooMuch};
 use crate::time::Clock;
 
@@ -91,14 +92,6 @@ async fn wait(buckets: &Buckets, key: &impl std::hash::Hash) {
             metrics::get().chat_logins.of(Room::Skynet).of(Login::Throttled).increment(1);
         }
         tokio::time::sleep(wait).await;
-    }
-}
-
-/// What one customer has: of IPv6 a whole network.
-pub(super) fn network(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => v4.to_bits().into(),
-        IpAddr::V6(v6) => v6.to_bits() >> 64 << 64,
     }
 }
 

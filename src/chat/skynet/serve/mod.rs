@@ -27,15 +27,14 @@ mod outbox;
 mod scene;
 mod web;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -45,7 +44,8 @@ use super::store::disk::{Disk, LOST};
 use super::store::{Place, Store, StoreError};
 use super::wire::SessionId;
 use crate::metrics::{self, Push};
-use crate::net::listen::{self, Bounds, Door, Stream};
+use crate::net::listen::{self, Door, Stream};
+use crate::net::places::Places;
 use crate::net::tasks::Tasks;
 use crate::time::Clock;
 use actor::{Actor, Mail};
@@ -262,7 +262,8 @@ pub async fn start_on(
     let weak = mailbox.downgrade();
     let over = CancellationToken::new();
     let gate = Arc::new(Gate::new(config.rates, config.exempt.clone(), clock));
-    let (settings, places) = (config.settings.clone(), Places::new(&config));
+    let places = Places::new(config.connections_max, config.connections_per_address_max, &config.exempt);
+    let settings = config.settings.clone();
     let visits = places.among(web::VISITORS_MAX.saturating_add(settings.files.transfers_max));
     let (limits, let_go) = (settings.files, Arc::new(Notify::new()));
     let files = Files::new((store.clone(), disk), weak.clone(), limits, settings.session_age_max, clock);
@@ -286,80 +287,6 @@ pub async fn start_on(
 async fn telling(over: CancellationToken, task: impl Future<Output = ()>) {
     let _over = over.drop_guard();
     task.await;
-}
-
-/// How many may be connected: in all, and from one address, unless many clients stand behind it.
-#[derive(Debug, Clone)]
-struct Places {
-    all: Arc<Semaphore>,
-    per_address_max: usize,
-    exempt: Arc<[IpAddr]>,
-    of: Arc<Mutex<HashMap<u128, usize>>>,
-}
-
-/// What a connection holds.
-#[derive(Debug)]
-enum Held {
-    OfAll {
-        _permit: OwnedSemaphorePermit,
-    },
-    OfAddress {
-        network: u128,
-        of: Arc<Mutex<HashMap<u128, usize>>>,
-    },
-    /// Of an address that is not counted.
-    Exempt,
-}
-
-impl Places {
-    fn new(config: &Config) -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(config.connections_max)),
-            per_address_max: config.connections_per_address_max,
-            exempt: config.exempt.clone().into(),
-            of: Arc::default(),
-        }
-    }
-
-    /// The same for fewer, of which nobody may have more than a quarter.
-    fn among(&self, max: usize) -> Self {
-        let (per_address_max, exempt) = (self.per_address_max.min(max.div_ceil(4)), Arc::clone(&self.exempt));
-        Self { all: Arc::new(Semaphore::new(max)), per_address_max, exempt, of: Arc::default() }
-    }
-}
-
-impl Bounds for Places {
-    type Place = Held;
-
-    fn accepted(&self) -> Option<Held> {
-        Some(Held::OfAll { _permit: Arc::clone(&self.all).try_acquire_owned().ok()? })
-    }
-
-    fn comes_from(&self, address: IpAddr) -> Option<Held> {
-        let address = address.to_canonical();
-        if self.exempt.contains(&address) {
-            return Some(Held::Exempt);
-        }
-        let network = gate::network(address);
-        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = of.get(&network).copied().unwrap_or_default();
-        if there >= self.per_address_max {
-            return None;
-        }
-        of.insert(network, there + 1);
-        Some(Held::OfAddress { network, of: Arc::clone(&self.of) })
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let Self::OfAddress { network, of } = self else { return };
-        let mut of = of.lock().unwrap_or_else(PoisonError::into_inner);
-        match of.get_mut(network) {
-            Some(there) if *there > 1 => *there -= 1,
-            _ => drop(of.remove(network)),
-        }
-    }
 }
 
 /// Accepts until told to stop, then waits for every connection to end.
@@ -386,32 +313,5 @@ async fn serve(
     tasks.tracker().wait().await;
     if let Err(error) = accepting.await {
         error!(%error, "the Skynet server could not accept any more");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_took_every_place() {
-        let mut config = Config::new(PathBuf::new());
-        (config.connections_max, config.connections_per_address_max) = (5, 2);
-        let places = Places::new(&config);
-        let from = |address: &str| places.comes_from(address.parse().unwrap());
-        let (first, second) = (from("2001:db8::1").unwrap(), from("2001:db8::2").unwrap());
-        assert!(from("2001:db8::3").is_none(), "a customer has a whole network");
-        let other = from("192.0.2.1").unwrap();
-        assert!(from("::ffff:192.0.2.1").is_some() && from("192.0.2.1").is_some());
-        drop(first);
-        let third = from("2001:db8::3").unwrap();
-        assert!(from("2001:db8::3").is_none());
-        let mediators: Vec<_> = (0..9).map(|_| from("127.0.0.1").unwrap()).collect();
-        drop((second, third, other, mediators));
-        assert!(places.of.lock().unwrap().is_empty(), "nothing is left of those who went");
-        let all: Vec<_> = std::iter::from_fn(|| places.accepted()).collect();
-        let few = places.among(4);
-        let visits: Vec<_> = std::iter::from_fn(|| few.comes_from("192.0.2.1".parse().unwrap())).collect();
-        assert_eq!((all.len(), visits.len()), (5, 1), "a page is for more than one, too");
     }
 }
