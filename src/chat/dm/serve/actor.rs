@@ -9,6 +9,7 @@
 //! Each event is whole or nothing within that transaction: one that is refused, fails or panics is undone alone. When the
 //! transaction fails, nothing of the batch was said, and every connection ends: clients come back and are told what is kept.
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,8 +178,14 @@ impl Actor {
             match mail {
                 Mail::Asked(asked) => {
                     let Asked { conn, who, wire, event, ack, request } = *asked;
-                    let session =
-                        || Session { wire: wire.clone(), who, lockout: Lockout::default(), open: None, caller: None };
+                    let session = || Session {
+                        wire: wire.clone(),
+                        who,
+                        lockout: Lockout::default(),
+                        open: None,
+                        caller: None,
+                        invited: HashSet::new(),
+                    };
                     scene.house.sessions.entry(conn).or_insert_with(session);
                     scene.work.mark().await?;
                     let answer = guarded(scene.asked(conn, &event, request)).await;

@@ -87,14 +87,19 @@ impl Scene<'_> {
         Ok(Kind::Group)
     }
 
-    /// Tells a connection what its user needs for the keys of DMs. Its user has it if the connection is still there in a while.
+    /// Tells a connection what its user needs for the keys of DMs, once. Its user has it if the connection is still there in a
+    /// while.
     pub(super) fn invite(&mut self, conn: ConnId, invitations: &[StoredInvitation]) {
+        let mut ids = Vec::new();
         for invitation in invitations {
-            self.say(vec![conn], Notice::X3dh, &shown(invitation));
+            let session = self.house.sessions.get_mut(&conn);
+            if session.is_some_and(|session| session.invited.insert(invitation.id)) {
+                ids.push(invitation.id);
+                self.say(vec![conn], Notice::X3dh, &shown(invitation));
+            }
         }
-        if !invitations.is_empty() {
+        if !ids.is_empty() {
             let at = self.now.monotonic.saturating_add(self.settings.x3dh_kept);
-            let ids = invitations.iter().map(|invitation| invitation.id).collect();
             self.house.after(at, conn, Task::Received(ids));
         }
     }

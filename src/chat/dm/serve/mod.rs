@@ -51,8 +51,6 @@ pub use web::WRITE_STALL_MAX;
 
 /// Where it listens when nobody says where.
 pub const PORT: u16 = 5_000;
-/// How long connections may take to end when the server stops.
-const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often a client is asked whether it is there, and how long it may take to say so (spec 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,8 +205,16 @@ pub async fn start_on(
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let (over, tracker) = (CancellationToken::new(), TaskTracker::new());
     let next_conn = AtomicU64::new(1);
-    let hall = Hall { gate, mailbox, next_conn, stranger_max: settings.stranger_max, clock, tracker: tracker.clone() };
-    let (router, io) = web::router(Arc::new(hall), &settings);
+    let hall = Hall {
+        gate,
+        mailbox,
+        next_conn,
+        stranger_max: settings.stranger_max,
+        clock,
+        tracker: tracker.clone(),
+        stop: shutdown.clone(),
+    };
+    let router = web::router(Arc::new(hall), &settings);
     let heard_all = CancellationToken::new();
     let acting = tokio::spawn(telling(over.clone(), actor.run(mail, heard_all.clone())));
     let listen = |(listener, door)| {
@@ -218,8 +224,6 @@ pub async fn start_on(
     let mut tasks: Vec<_> = doors.into_iter().map(listen).collect();
     let closing = async move {
         shutdown.cancelled().await;
-        // What is not closed by then is cut below.
-        let _in_vain = tokio::time::timeout(ENDS_WITHIN, io.close()).await;
         tracker.close();
         tracker.wait().await;
         heard_all.cancel();

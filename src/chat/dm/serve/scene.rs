@@ -3,7 +3,7 @@
 //! A use case looks, then writes, and only when nothing can fail any more changes who is here and in which call. So one that
 //! is refused or fails half way has changed nothing: its writes are undone, and there was nothing else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -80,6 +80,8 @@ pub(super) struct Session {
     pub(super) lockout: Lockout,
     pub(super) open: Option<Open>,
     pub(super) caller: Option<Caller>,
+    /// The invitations that were sent through it.
+    pub(super) invited: HashSet<i64>,
 }
 
 /// What is to be done on a connection after a while.

@@ -45,7 +45,7 @@ pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Socket.IO, and everything else that is asked for by HTTP.
-pub(super) fn router(hall: Arc<Hall>, settings: &Settings) -> (Router, SocketIo) {
+pub(super) fn router(hall: Arc<Hall>, settings: &Settings) -> Router {
     let (layer, io) = SocketIo::builder()
         .ping_interval(settings.beat.every)
         .ping_timeout(settings.beat.within)
@@ -60,12 +60,11 @@ pub(super) fn router(hall: Arc<Hall>, settings: &Settings) -> (Router, SocketIo)
     };
     io.ns("/", (async |_: SocketRef| {}).with(enters));
     let cors = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET, Method::POST]).allow_headers(Any);
-    let router = Router::new()
+    Router::new()
         .route("/health", get(async || Json(json!({ "status": "ok" }))))
         .merge(assets::router())
         .layer(layer)
-        .layer(cors);
-    (router, io)
+        .layer(cors)
 }
 
 /// Serves it at one door until told to stop.

@@ -38,9 +38,9 @@ const QUEUE_MAX: usize = 4_096;
 /// What these may take, in bytes, unless it is one alone.
 const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How often somebody who is cut off and does not read is told so again.
-const CUT_AGAIN: Duration = Duration::from_millis(250);
+const CUT_AGAIN: Duration = Duration::from_millis(50);
 /// How long the farewell may take before the connection below is closed.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_millis(250);
 
 /// What the door knows of a connection: put beside each of its requests.
 #[derive(Debug, Clone)]
@@ -172,6 +172,8 @@ pub(super) struct Hall {
     pub(super) stranger_max: Duration,
     pub(super) clock: Clock,
     pub(super) tracker: tokio_util::task::TaskTracker,
+    /// Cancelled when everybody is to go.
+    pub(super) stop: CancellationToken,
 }
 
 /// Why nobody is let in.
@@ -250,6 +252,7 @@ impl Worker {
                 biased;
                 () = self.gone.cancelled() => break,
                 () = self.cut.cancelled() => break,
+                () = self.hall.stop.cancelled() => break,
                 () = self.hall.clock.sleep_until(Some(stranger_until)), if is_stranger => {
                     is_stranger = false;
                     if !self.known.load(Ordering::Relaxed) {
