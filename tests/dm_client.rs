@@ -795,6 +795,7 @@ async fn step_13_a_server_that_was_away_forgets_nothing() {
     alice.does("/later 3 due afterwards").await;
     let [of_alice, of_bob] = [&mut alice, &mut bob].map(|person| async { find!(person, Event::Lost { .. } => ()) });
     tokio::join!(home.stop(), of_alice, of_bob);
+    // Nobody serves while the first of them comes due.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     home.start().await;
     for person in [&mut alice, &mut bob] {
@@ -1034,7 +1035,7 @@ async fn what_was_said_arrives_once_whatever_becomes_of_the_connection() {
     alice.types("/to bob").await;
     alice.seen.clear();
     let mut lost = 0;
-    for n in 0..12 {
+    for n in 0..6 {
         if n % 3 == 1 {
             relay.loses.store(1, Ordering::SeqCst);
         }
@@ -1046,14 +1047,14 @@ async fn what_was_said_arrives_once_whatever_becomes_of_the_connection() {
         lost += alice.seen.iter().filter(|event| matches!(event, Event::Lost { .. })).count();
         alice.seen.retain(|event| !matches!(event, Event::Lost { .. }));
     }
-    assert!(lost >= 8, "{lost}");
+    assert!(lost >= 4, "{lost}");
     assert!(!alice.seen.iter().any(Event::is_failure), "{:#?}", alice.lines());
-    for n in 0..12 {
+    for n in 0..6 {
         bob.hears(&format!("message {n}")).await;
     }
     bob.does("/to alice").await;
     let shown: Vec<_> = bob.history("/history 50").await.into_iter().map(|said| said.text.unwrap()).collect();
-    assert_eq!(shown, (0..12).map(|n| format!("message {n}")).collect::<Vec<_>>());
+    assert_eq!(shown, (0..6).map(|n| format!("message {n}")).collect::<Vec<_>>());
     // Of what deletes itself it cannot be seen whether it was there: that is told, and it is not said again.
     relay.loses.store(1, Ordering::SeqCst);
     alice.types("/vanish 1 once").await;

@@ -272,8 +272,7 @@ mod tests {
     /// A server that opens, answers everything in the order it came after `requests` of it, and then does nothing any more.
     async fn server(stream: tokio::io::DuplexStream, requests: usize) {
         let mut socket = accept_async(stream).await.unwrap();
-        let mut say =
-            async |socket: &mut WebSocketStream<_>, text: &str| socket.send(Message::text(text)).await.unwrap();
+        let say = async |socket: &mut WebSocketStream<_>, text: &str| socket.send(Message::text(text)).await.unwrap();
         let hear = async |socket: &mut WebSocketStream<_>| {
             let heard: Message = socket.next().await.unwrap().unwrap();
             heard.into_text().unwrap().to_string()
