@@ -79,7 +79,18 @@ struct Device {
 pub(super) struct Folder {
     dir: PathBuf,
     key: SealKey,
-    _lock: File,
+    _lock: Held,
+}
+
+/// What one process has at a time. Closing the file would give it up, too, but not while a child that was forked has it open.
+#[derive(Debug)]
+struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Without effect at worst: then it is given up when it is closed.
+        let _in_vain = self.0.unlock();
+    }
 }
 
 impl Folder {
@@ -167,11 +178,11 @@ impl Folder {
     }
 }
 
-fn hold(dir: &Path) -> Result<File, BadFolder> {
+fn hold(dir: &Path) -> Result<Held, BadFolder> {
     let fail = |error| BadFolder::Io(error, dir.to_owned());
     let held = files::private().create(true).truncate(false).open(dir.join("lock")).map_err(fail)?;
     match held.try_lock() {
-        Ok(()) => Ok(held),
+        Ok(()) => Ok(Held(held)),
         Err(std::fs::TryLockError::WouldBlock) => Err(BadFolder::Busy(dir.to_owned())),
         Err(std::fs::TryLockError::Error(error)) => Err(fail(error)),
     }
