@@ -4,7 +4,6 @@
 //! placeholders `$1`, and what is not there is a number or empty. *Rejected*: code generic over the engine, whose bounds would
 //! stand before every function and which would keep two texts of each query all the same.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use sqlx::{
     Type,
 };
 
-use crate::files;
+use crate::files::{self, Held};
 
 /// Parameters of one statement, at most: well below what either engine takes.
 const PARAMETERS_MAX: usize = 400;
@@ -78,7 +77,7 @@ pub struct Database {
     pool: AnyPool,
     begin: &'static str,
     /// Locked until it is closed.
-    lock: Arc<File>,
+    lock: Arc<Held>,
 }
 
 impl Database {
@@ -91,7 +90,7 @@ impl Database {
         if let Some(dir) = file.parent() {
             files::make_private_dir(dir)?;
         }
-        let lock = Arc::new(locked(&file.with_extension("lock"))?);
+        let lock = Arc::new(files::hold(&file.with_extension("lock"))?.ok_or(SqlError::Taken)?);
         // It never ends by itself, so nobody else can take its place.
         let options = AnyPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
         let (pool, begin, migrator) = match place {
@@ -128,7 +127,7 @@ impl Database {
     pub async fn close(&self) {
         self.pool.close().await;
         // Somebody may still have a handle. What cannot be unlocked is when the process ends.
-        if let Err(error) = self.lock.unlock() {
+        if let Err(error) = self.lock.give_up() {
             tracing::warn!(%error, "a database stays locked");
         }
     }
@@ -288,17 +287,6 @@ pub fn get<'r, T: Decode<'r, Any> + Type<Any>>(row: &'r AnyRow, at: usize) -> Re
 /// [`SqlError::Damaged`].
 pub fn narrow<T: TryFrom<i64>>(row: &AnyRow, at: usize) -> Result<T, SqlError> {
     T::try_from(get::<i64>(row, at)?).map_err(|_| SqlError::Damaged("number out of range"))
-}
-
-/// The file, locked.
-fn locked(path: &Path) -> Result<File, SqlError> {
-    files::make_private(path)?;
-    let file = File::options().write(true).open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(SqlError::Taken),
-        Err(TryLockError::Error(error)) => Err(error.into()),
-    }
 }
 
 /// A connection to SQLite keeps what it was told to, and to references.
