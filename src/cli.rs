@@ -54,6 +54,9 @@ pub enum Command {
     /// Register, confirm, and talk on a Skynet server, with everything sealed from device to device
     #[command(subcommand)]
     Skynet(tools::skynet::Tool),
+    /// Register and talk on a server of end-to-end encrypted direct messages
+    #[command(subcommand)]
+    Dm(tools::dm::Tool),
     /// Let many groups of devices reflect over real sockets, and judge what reached whom
     Simulate(tools::simulate::Args),
     /// Measure how fast a running server is, and what it costs
@@ -347,6 +350,7 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Device(args) => tools::device::run(args).await,
         Command::Chatos(args) => tools::chatos::run(args).await,
         Command::Skynet(tool) => tools::skynet::run(tool).await,
+        Command::Dm(tool) => tools::dm::run(tool).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Bench(args) => tools::bench::run(*args).await,
         Command::Conform(command) => tools::conform::run(command).await,

@@ -9,6 +9,7 @@
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code, a capture |
 //! | [`device`] | an interactive device |
+//! | [`dm`] | a client for end-to-end encrypted direct messages, as a library and for lines |
 //! | [`provoke`] | makes a server close a client with any code |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
 //! | [`skynet`] | a client for Skynet v5, as a library and for lines |
@@ -27,6 +28,7 @@ pub mod conform;
 pub mod decode;
 pub mod describe;
 pub mod device;
+pub mod dm;
 pub mod identity;
 pub mod keyfile;
 pub mod provoke;

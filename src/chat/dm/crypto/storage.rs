@@ -29,6 +29,9 @@ pub struct Storage {
     pub pins: BTreeMap<String, PublicKey>,
     /// Names whose key was compared by fingerprint.
     pub verified: BTreeSet<String>,
+    /// Direct messages that were made for two, and with whom: a group that shrank to two is none of them, because those who left
+    /// have its key.
+    pub pairs: BTreeMap<i64, String>,
     /// What other clients keep.
     rest: serde_json::Map<String, serde_json::Value>,
 }
@@ -91,6 +94,9 @@ impl Storage {
         for (dm, key) in other.keys {
             self.keys.entry(dm).or_insert(key);
         }
+        for (dm, name) in other.pairs {
+            self.pairs.entry(dm).or_insert(name);
+        }
         let mut contradicted = Vec::new();
         for (name, key) in other.pins {
             let pinned = *self.pins.entry(name.clone()).or_insert(key);
@@ -106,6 +112,18 @@ impl Storage {
         contradicted
     }
 
+    /// Whether there is something here that `other` does not have. What the two know otherwise is none of it: two devices that both
+    /// insist would write for ever.
+    #[must_use]
+    pub fn is_beyond(&self, other: &Self) -> bool {
+        let verified = |name: &String| other.verified.contains(name) || other.pins.get(name) != self.pins.get(name);
+        !(self.prekey.iter().all(|prekey| other.prekeys().any(|it| it == prekey))
+            && self.keys.keys().all(|dm| other.keys.contains_key(dm))
+            && self.pairs.keys().all(|dm| other.pairs.contains_key(dm))
+            && self.pins.keys().all(|name| other.pins.contains_key(name))
+            && self.verified.iter().all(verified))
+    }
+
     pub(super) fn plain(&self) -> Zeroizing<Vec<u8>> {
         let hex = |secret: &Secret<32>| Digits(secret.clone());
         let document = Document {
@@ -114,6 +132,7 @@ impl Storage {
             old_prekeys: self.old_prekeys.iter().map(|prekey| hex(&prekey.seed())).collect(),
             pins: self.pins.iter().map(|(name, key)| (name.clone(), key.to_hex())).collect(),
             verified: self.verified.clone(),
+            pairs: self.pairs.iter().map(|(dm, name)| (dm.to_string(), name.clone())).collect(),
             rest: self.rest.clone(),
         };
         #[expect(clippy::expect_used, reason = "text keys and a growing buffer: nothing in it fails")]
@@ -135,6 +154,8 @@ struct Document {
     pins: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     verified: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pairs: BTreeMap<String, String>,
     #[serde(flatten)]
     rest: serde_json::Map<String, serde_json::Value>,
 }
@@ -156,6 +177,7 @@ impl Document {
                 .map(|(name, key)| Some((name, PublicKey::from_hex(&key)?)))
                 .collect::<Option<_>>()?,
             verified: self.verified,
+            pairs: self.pairs.into_iter().map(|(dm, name)| Some((dm.parse().ok()?, name))).collect::<Option<_>>()?,
             rest: self.rest,
         })
     }

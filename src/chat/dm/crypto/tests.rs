@@ -238,6 +238,7 @@ fn two_devices_merge_what_they_share() {
     two.keys.insert(8, SealKey::new(seed(8)));
     two.keys.insert(9, SealKey::new(seed(99)));
     two.pins.extend([("bob".to_owned(), key(0x21).public()), ("carol".to_owned(), key(0x32).public())]);
+    two.pairs.insert(8, "bob".to_owned());
     two.verified.extend(["bob".to_owned(), "carol".to_owned()]);
 
     let mut merged = one.clone();
@@ -245,6 +246,7 @@ fn two_devices_merge_what_they_share() {
     assert_eq!(merged.prekey, Some(key(0x13)), "the one that is published");
     assert_eq!(merged.old_prekeys, [key(0x12)]);
     assert_eq!(merged.keys.keys().copied().collect::<Vec<_>>(), [7, 8, 9]);
+    assert_eq!(merged.pairs, [(8, "bob".to_owned())].into());
     assert_eq!(merged.keys[&9], SealKey::new(seed(9)), "its own stays");
     assert_eq!(merged.pins["carol"], key(0x31).public(), "its own stays");
     assert_eq!(merged.verified.iter().collect::<Vec<_>>(), ["bob"], "what was verified was another key of Carol");
@@ -252,6 +254,10 @@ fn two_devices_merge_what_they_share() {
     assert_eq!(Storage::open(&personal, &merged.seal(&personal)).unwrap(), merged);
     // Merging what is known already changes nothing; and nobody knows a prekey that neither has.
     let before = merged.clone();
+    assert!(merged.is_beyond(&one) && merged.is_beyond(&two));
+    let mut insisting = two.clone();
+    insisting.merge(merged.clone(), Some(&key(0x13).public()));
+    assert!(!merged.is_beyond(&insisting) && !insisting.is_beyond(&merged), "Carol and #9 are not written for ever");
     assert!(merged.merge(one, Some(&key(0x13).public())).is_empty());
     assert_eq!(merged, before);
     assert_eq!(merged.merge(two, Some(&key(0x55).public())), ["carol"]);

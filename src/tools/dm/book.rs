@@ -1,0 +1,946 @@
+//! What a device knows, and what follows from it: which key belongs to whom, what opens what came, under what is sealed what is said.
+//! Pure: it is handed what the server says, and believes of it what can be checked.
+//!
+//! **Whose key.** The key a name has when it is met first is the known one for good. Another one is told and not used, until a person
+//! says to forget it, which also ends the use of what was agreed on with it.
+//!
+//! **What is shown.** Nothing that was not signed by the known key of its sender, sealed under the key of its direct message, and seen
+//! for the first time as what it is now.
+//!
+//! **What is said** goes to a direct message that this device took into its hands: a server that says a message were in another one, or that a
+//! group were two people, finds nothing sealed for it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{Doubt, Event, Reacted, Said, Shown};
+use super::seen::{Seen, Sight, Thing};
+use crate::chat::dm::crypto::seal::nonce_of;
+use crate::chat::dm::crypto::storage::BadStorage;
+use crate::chat::dm::crypto::tree::{self, CreateError, Created, Invitation, MEMBERS_MAX, ReceiveError};
+use crate::chat::dm::crypto::x3dh::Bundle;
+use crate::chat::dm::crypto::{PublicKey, SealKey, SecretKey, Storage, fingerprint};
+use crate::chat::dm::wire::{Dm, InCall, MESSAGE_MAX, Message, REACTION_MAX, Scheduled, User, X3dh};
+use crate::crypto::Secret;
+
+/// Direct messages that are known at most: as many as a server lets one have.
+pub(super) const DMS_MAX: usize = 2_000;
+/// Messages that wait to be taken by the server.
+const OUTBOX_MAX: usize = 1_000;
+
+/// A direct message.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    users: Vec<String>,
+    name: Option<String>,
+    #[serde(skip)]
+    call: BTreeMap<String, String>,
+    /// The newest message that was looked at.
+    last: i64,
+    seen: Seen,
+}
+
+/// Something that was said here and that the server has not said to have taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Waiting {
+    pub(super) dm: i64,
+    /// Sealed, in digits.
+    pub(super) message: String,
+    pub(super) signature: String,
+    pub(super) later_s: i64,
+    pub(super) vanish_s: i64,
+    /// It may have been asked for. What was kept while the process ended may have been.
+    #[serde(skip, default = "yes")]
+    pub(super) asked: bool,
+    /// Connections that ended while it was asked for.
+    #[serde(skip)]
+    pub(super) tries: u32,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Why something cannot be said.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotSealed {
+    /// There is no such direct message.
+    #[error("there is no #{0}")]
+    NoDm(i64),
+    /// There is no key for it (yet).
+    #[error("there is no key for #{0} yet")]
+    NoKey(i64),
+    /// The server says that others are in it than those it was made for.
+    #[error("#{0} was made with {1}, and the server says that others are in it: nothing is said there")]
+    Strangers(i64, String),
+    /// It is longer than a server takes.
+    #[error("that is longer than {0} bytes")]
+    TooLong(usize),
+    /// Too much waits to be taken by the server.
+    #[error("too much waits to be said")]
+    Full,
+    /// This device has not seen that message there.
+    #[error("[{0}] was not seen in #{1}: /history shows what is there")]
+    NotSeen(i64, i64),
+    /// It is somebody else's.
+    #[error("[{0}] is not yours")]
+    NotOwn(i64),
+}
+
+/// Why a user is not who they should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stranger {
+    /// What the server gives is no key, or somebody else's.
+    NoKey,
+    /// It is another one than the known one.
+    Changed,
+}
+
+/// Why an invitation is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotInvited {
+    /// The sender's key is not known.
+    #[error("nobody knows the sender's key")]
+    Unknown,
+    /// Something in it is no key.
+    #[error("something in it is no key")]
+    Malformed,
+    /// Something in it is wrong.
+    #[error("{0}")]
+    Wrong(ReceiveError),
+    /// There is a key already, and it is another one.
+    #[error("there is another key already")]
+    Other,
+    /// There is no room.
+    #[error("there are too many")]
+    TooMany,
+}
+
+impl NotInvited {
+    /// Whether another device of this account may know better.
+    pub(super) const fn is_prekey(self) -> bool {
+        matches!(self, Self::Wrong(ReceiveError::Prekey))
+    }
+}
+
+/// See the top of this file.
+pub struct Book {
+    name: String,
+    identity: SecretKey,
+    personal: SealKey,
+    pub(super) storage: Storage,
+    /// Something in the storage may not be on the server.
+    pub(super) unshared: bool,
+    dms: BTreeMap<i64, Known>,
+    pub(super) outbox: VecDeque<Waiting>,
+    /// A direct message that was asked for and whose number is not known yet.
+    pub(super) making: Option<Making>,
+    pub(super) registered: bool,
+    /// Everything was looked at once.
+    pub(super) synced: bool,
+    /// Whether setups have to be signed.
+    pub(super) signed_only: bool,
+}
+
+impl fmt::Debug for Book {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Book({}, {} direct messages, {} wait)", self.name, self.dms.len(), self.outbox.len())
+    }
+}
+
+/// How it is kept.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Kept {
+    seed: String,
+    registered: bool,
+    synced: bool,
+    making: Option<Making>,
+    /// Sealed once more: it has a form for that already.
+    storage: String,
+    dms: BTreeMap<i64, Known>,
+    outbox: VecDeque<Waiting>,
+}
+
+/// A direct message in the making: who is in it, oneself first, and its key in digits.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Making {
+    users: Vec<String>,
+    key: String,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.key);
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.seed);
+    }
+}
+
+impl Book {
+    /// Of somebody who is nobody yet.
+    #[must_use]
+    pub(super) fn new(name: &str, identity: SecretKey, registered: bool) -> Self {
+        Self {
+            name: name.to_owned(),
+            personal: identity.personal(),
+            identity,
+            storage: Storage::default(),
+            unshared: false,
+            dms: BTreeMap::new(),
+            outbox: VecDeque::new(),
+            making: None,
+            registered,
+            synced: false,
+            signed_only: false,
+        }
+    }
+
+    pub(super) fn kept(&self) -> Kept {
+        Kept {
+            seed: hex::encode(self.identity.seed().expose()),
+            registered: self.registered,
+            synced: self.synced,
+            making: self.making.clone(),
+            storage: self.storage.seal(&self.personal),
+            dms: self.dms.clone(),
+            outbox: self.outbox.clone(),
+        }
+    }
+
+    pub(super) fn restore(name: &str, mut kept: Kept) -> Option<Self> {
+        let mut seed = zeroize::Zeroizing::new([0; 32]);
+        hex::decode_to_slice(&kept.seed, &mut seed[..]).ok()?;
+        let mut book = Self::new(name, SecretKey::new(&Secret::new(*seed)), kept.registered);
+        book.storage = Storage::open(&book.personal, &kept.storage).ok()?;
+        book.dms = std::mem::take(&mut kept.dms);
+        book.outbox = std::mem::take(&mut kept.outbox);
+        book.making = kept.making.take();
+        book.synced = kept.synced;
+        Some(book)
+    }
+
+    /// The account's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The account's key.
+    #[must_use]
+    pub const fn identity(&self) -> &SecretKey {
+        &self.identity
+    }
+
+    /// The key of a direct message.
+    #[must_use]
+    pub fn key(&self, dm: i64) -> Option<&SealKey> {
+        self.storage.keys.get(&dm)
+    }
+
+    /// The known key of a name.
+    #[must_use]
+    pub fn pinned(&self, name: &str) -> Option<PublicKey> {
+        if name == self.name { Some(self.identity.public()) } else { self.storage.pins.get(name).copied() }
+    }
+
+    /// The direct messages, by their ids.
+    pub fn dms(&self) -> impl Iterator<Item = i64> {
+        self.dms.keys().copied()
+    }
+
+    /// The digits that this device compares for a name: of its own key as it has it, and of the known one, whatever the server says.
+    #[must_use]
+    pub fn fingerprint(&self, name: &str) -> Option<(String, bool)> {
+        let theirs = self.storage.pins.get(name)?;
+        Some((fingerprint(&self.identity.public(), theirs), self.storage.verified.contains(name)))
+    }
+
+    // --- The storage.
+
+    pub(super) fn sealed_storage(&self) -> String {
+        self.storage.seal(&self.personal)
+    }
+
+    /// Takes in what lies on the server. Returns the names whose key another device knows otherwise.
+    pub(super) fn merge(&mut self, value: &str, published: Option<&PublicKey>) -> Result<Vec<String>, BadStorage> {
+        let other = Storage::open(&self.personal, value)?;
+        let contradicted = self.storage.merge(other.clone(), published);
+        self.unshared |= self.storage.is_beyond(&other);
+        Ok(contradicted)
+    }
+
+    /// A prekey that was not there before, and its signature.
+    pub(super) fn rotate(&mut self) -> (PublicKey, [u8; 64]) {
+        let prekey = SecretKey::random();
+        let public = prekey.public();
+        self.storage.rotate(prekey);
+        self.unshared = true;
+        (public, self.identity.sign(public.as_bytes()))
+    }
+
+    // --- People.
+
+    /// Looks at the key the server gives for a name. The digits, if it was seen for the first time.
+    pub(super) fn meet(&mut self, name: &str, user: &User) -> Result<Option<String>, Stranger> {
+        let key = PublicKey::from_hex(&user.public_key).filter(|_| user.username == name).ok_or(Stranger::NoKey)?;
+        match self.pinned(name) {
+            Some(known) if known == key => Ok(None),
+            Some(_) => Err(Stranger::Changed),
+            None => {
+                self.storage.pins.insert(name.to_owned(), key);
+                self.unshared = true;
+                Ok(Some(fingerprint(&self.identity.public(), &key)))
+            }
+        }
+    }
+
+    /// Says that the known key of a name was compared.
+    pub(super) fn verified(&mut self, name: &str) -> bool {
+        let known = self.storage.pins.contains_key(name);
+        if known {
+            self.storage.verified.insert(name.to_owned());
+            self.unshared = true;
+        }
+        known
+    }
+
+    /// Forgets the key of a name, and what two agreed on with it.
+    pub(super) fn forget(&mut self, name: &str) -> bool {
+        self.storage.verified.remove(name);
+        self.storage.pairs.retain(|_, with| with != name);
+        self.unshared = true;
+        self.storage.pins.remove(name).is_some()
+    }
+
+    /// With what somebody is invited.
+    pub(super) fn bundle(&self, name: &str, user: &User) -> Option<Bundle> {
+        let mut signature = [0; 64];
+        hex::decode_to_slice(user.sig.as_ref()?, &mut signature).ok()?;
+        let prekey = PublicKey::from_hex(user.spk.as_ref()?)?;
+        Some(Bundle { identity: self.pinned(name)?, prekey, signature })
+    }
+
+    // --- Direct messages.
+
+    /// Makes a direct message with these.
+    pub(super) fn create(&self, invitees: &[Bundle]) -> Result<Created, CreateError> {
+        tree::create(&self.identity, invitees, Secret::random)
+    }
+
+    /// It will be asked for: kept before, so that its key is not lost with the answer.
+    pub(super) fn making(&mut self, with: &[String], key: &SealKey) {
+        let users = std::iter::once(&self.name).chain(with).cloned().collect();
+        self.making = Some(Making { users, key: hex::encode(key.secret().expose()) });
+    }
+
+    /// What was asked for is there, under this id.
+    pub(super) fn created(&mut self, id: i64) {
+        let Some(making) = self.making.take() else { return };
+        let mut key = zeroize::Zeroizing::new([0; 32]);
+        if self.storage.keys.contains_key(&id) || hex::decode_to_slice(&making.key, &mut key[..]).is_err() {
+            return;
+        }
+        if let [_, one] = &making.users[..] {
+            self.storage.pairs.insert(id, one.clone());
+        }
+        self.storage.keys.insert(id, SealKey::new(Secret::new(*key)));
+        self.unshared = true;
+        self.dms.insert(id, Known { users: making.users.clone(), ..Known::default() });
+    }
+
+    /// Whether this is what was asked for when the answer was lost.
+    pub(super) fn is_making(&self, dm: &Dm) -> bool {
+        !self.storage.keys.contains_key(&dm.id) && self.making.as_ref().is_some_and(|it| it.users == dm.users)
+    }
+
+    /// Looks at an invitation; nothing when it says what is known.
+    pub(super) fn invited(&mut self, notice: &X3dh) -> Result<Option<Event>, NotInvited> {
+        let key = |digits: &str| PublicKey::from_hex(digits).ok_or(NotInvited::Malformed);
+        let pinned = self.pinned(&notice.sender).ok_or(NotInvited::Unknown)?;
+        let mut signature = [0; 64];
+        let setup_sig = match &notice.setup_sig {
+            None => None,
+            Some(digits) => {
+                hex::decode_to_slice(digits, &mut signature).map_err(|_| NotInvited::Malformed)?;
+                Some(signature)
+            }
+        };
+        if notice.key_tree.len() > 2 * MEMBERS_MAX {
+            return Err(NotInvited::Wrong(ReceiveError::Tree));
+        }
+        let invitation = Invitation {
+            creator: key(&notice.ik)?,
+            spk: key(&notice.spk)?,
+            ek: key(&notice.ek)?,
+            position: notice.position,
+            tree: notice.key_tree.iter().map(|it| key(it)).collect::<Result<_, _>>()?,
+            setup_sig,
+        };
+        let prekeys: Vec<SecretKey> = self.storage.prekeys().cloned().collect();
+        let received = tree::receive(&self.identity, &prekeys, &pinned, &invitation, self.signed_only)
+            .map_err(NotInvited::Wrong)?;
+        match self.storage.keys.get(&notice.id) {
+            Some(known) if *known == received.key => return Ok(None),
+            Some(_) => return Err(NotInvited::Other),
+            None if self.storage.keys.len() >= 2 * DMS_MAX => return Err(NotInvited::TooMany),
+            None => {}
+        }
+        if Some(invitation.tree.len()) == tree::published(2) {
+            self.storage.pairs.insert(notice.id, notice.sender.clone());
+        }
+        self.storage.keys.insert(notice.id, received.key);
+        self.unshared = true;
+        Ok(Some(Event::Key { dm: notice.id, from: notice.sender.clone(), signed: received.members.is_some() }))
+    }
+
+    /// Takes in what the server says about a direct message. Whether it is new here; nothing when there is no room.
+    pub(super) fn update(&mut self, dm: &Dm) -> Option<bool> {
+        if self.dms.len() >= DMS_MAX && !self.dms.contains_key(&dm.id) {
+            return None;
+        }
+        let fresh = !self.dms.contains_key(&dm.id);
+        let known = self.dms.entry(dm.id).or_default();
+        known.users.clone_from(&dm.users);
+        known.name.clone_from(&dm.name);
+        known.call = match &dm.users_in_call {
+            InCall::Peers(peers) => peers.clone(),
+            InCall::Names(names) => {
+                let at = |name: &String| dm.call_peers.get(name).cloned().unwrap_or_default();
+                names.iter().map(|name| (name.clone(), at(name))).collect()
+            }
+        };
+        Some(fresh)
+    }
+
+    /// One's own place there is gone.
+    pub(super) fn left(&mut self, dm: i64) -> bool {
+        self.outbox.retain(|waiting| waiting.dm != dm);
+        self.dms.remove(&dm).is_some()
+    }
+
+    /// A direct message as people are shown it.
+    #[must_use]
+    pub fn shown(&self, dm: i64) -> Option<Shown> {
+        let known = self.dms.get(&dm)?;
+        Some(Shown {
+            dm,
+            name: known.name.clone(),
+            users: known.users.clone(),
+            pair: self.storage.pairs.contains_key(&dm),
+            ready: self.storage.keys.contains_key(&dm),
+            call: known.call.keys().cloned().collect(),
+        })
+    }
+
+    pub(super) fn is_member(&self, dm: i64) -> bool {
+        self.dms.get(&dm).is_some_and(|known| known.users.contains(&self.name))
+    }
+
+    /// Which one somebody means: `#` and a number, or the name of the one it was made for two with.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn find(&self, who: &str) -> Result<i64, String> {
+        if let Some(digits) = who.strip_prefix('#') {
+            let dm = digits.parse().map_err(|_| format!("{who} is no number"))?;
+            return if self.dms.contains_key(&dm) { Ok(dm) } else { Err(format!("there is no {who}")) };
+        }
+        let here = |(dm, with): (&i64, &String)| (with == who && self.dms.contains_key(dm)).then_some(*dm);
+        let found: Vec<i64> = self.storage.pairs.iter().filter_map(here).collect();
+        match found[..] {
+            [dm] => Ok(dm),
+            [] => Err(format!(
+                "there is nothing that was made for you and {who} alone: /dm makes it, /dms lists what there is"
+            )),
+            _ => Err(format!("there are several with {who}: name one by # and its number")),
+        }
+    }
+
+    /// The newest message that was looked at.
+    pub(super) fn last(&self, dm: i64) -> i64 {
+        self.dms.get(&dm).map_or(0, |known| known.last)
+    }
+
+    /// That everything up to there was looked at.
+    pub(super) fn looked(&mut self, dm: i64, last: i64) {
+        if let Some(known) = self.dms.get_mut(&dm) {
+            known.last = known.last.max(last);
+        }
+    }
+
+    /// Where a message was seen.
+    pub(super) fn dm_of(&self, message: i64) -> Option<i64> {
+        self.dms.iter().find(|(_, known)| known.seen.sender(message).is_some()).map(|(dm, _)| *dm)
+    }
+
+    /// Who has to be known before this can be looked at.
+    pub(super) fn unknown<'a>(&self, message: &'a Message) -> Vec<&'a str> {
+        let senders = std::iter::once(&message.sender).chain(message.reactions.iter().map(|it| &it.sender));
+        let mut out: Vec<&str> = senders.map(String::as_str).filter(|name| self.pinned(name).is_none()).collect();
+        out.sort_unstable();
+        out.dedup();
+        out
+    }
+
+    // --- What is said.
+
+    /// Seals and signs a text for a direct message.
+    pub(super) fn seal(&self, dm: i64, text: &str, limit: usize) -> Result<(Vec<u8>, [u8; 64]), NotSealed> {
+        let known = self.dms.get(&dm).ok_or(NotSealed::NoDm(dm))?;
+        let key = self.storage.keys.get(&dm).ok_or(NotSealed::NoKey(dm))?;
+        if let Some(with) = self.storage.pairs.get(&dm)
+            && known.users.iter().any(|user| *user != self.name && user != with)
+        {
+            return Err(NotSealed::Strangers(dm, with.clone()));
+        }
+        let sealed = key.seal(text.as_bytes());
+        if sealed.len() > limit {
+            return Err(NotSealed::TooLong(limit));
+        }
+        let signature = self.identity.sign(&sealed);
+        Ok((sealed, signature))
+    }
+
+    /// Something to be said: it waits until the server has taken it.
+    pub(super) fn say(&mut self, dm: i64, text: &str, later_s: i64, vanish_s: i64) -> Result<(), NotSealed> {
+        if self.outbox.len() >= OUTBOX_MAX {
+            return Err(NotSealed::Full);
+        }
+        let (message, signature) = self.seal(dm, text, MESSAGE_MAX)?;
+        let (message, signature) = (hex::encode(message), hex::encode(signature));
+        self.outbox.push_back(Waiting { dm, message, signature, later_s, vanish_s, asked: false, tries: 0 });
+        Ok(())
+    }
+
+    /// Another text for one's own message, which has to have been seen in this direct message: the server does not choose what it is
+    /// sealed under.
+    pub(super) fn edit(&self, dm: i64, id: i64, text: &str) -> Result<(Vec<u8>, [u8; 64]), NotSealed> {
+        if self.seen_there(dm, id)? != self.name {
+            return Err(NotSealed::NotOwn(id));
+        }
+        self.seal(dm, text, MESSAGE_MAX)
+    }
+
+    /// A reaction to a message that was seen there.
+    pub(super) fn react(&self, dm: i64, id: i64, text: &str) -> Result<(Vec<u8>, [u8; 64]), NotSealed> {
+        self.seen_there(dm, id)?;
+        self.seal(dm, text, REACTION_MAX)
+    }
+
+    /// Who said a message that was seen there.
+    pub(super) fn seen_there(&self, dm: i64, id: i64) -> Result<&str, NotSealed> {
+        let known = self.dms.get(&dm).ok_or(NotSealed::NoDm(dm))?;
+        known.seen.sender(id).ok_or(NotSealed::NotSeen(id, dm))
+    }
+
+    /// Whether something that may have been taken was: it came back.
+    pub(super) fn came_back(&self, waiting: &Waiting) -> bool {
+        let nonce = hex::decode(&waiting.message).ok().and_then(|sealed| nonce_of(&sealed));
+        let known = self.dms.get(&waiting.dm);
+        nonce.zip(known).is_some_and(|(nonce, known)| known.seen.has(&self.name, nonce))
+    }
+
+    // --- What comes.
+
+    /// Looks at a message: see the top of this file.
+    pub(super) fn open(&mut self, message: &Message) -> Said {
+        let opened = self.opened(
+            message.dm_id,
+            Thing::Message(message.id),
+            &message.sender,
+            &message.message,
+            &message.signature,
+        );
+        let reactions = message.reactions.iter().map(|it| {
+            let opened = self.opened(message.dm_id, Thing::Reaction(it.id), &it.sender, &it.reaction, &it.signature);
+            Reacted { id: it.id, from: it.sender.clone(), doubt: opened.as_ref().err().copied(), text: opened.ok() }
+        });
+        let reactions = reactions.collect();
+        Said {
+            dm: message.dm_id,
+            id: message.id,
+            from: message.sender.clone(),
+            own: message.sender == self.name,
+            verified: message.sender == self.name || self.storage.verified.contains(&message.sender),
+            doubt: opened.as_ref().err().copied(),
+            text: opened.ok(),
+            time: message.timestamp.clone(),
+            vanishes: message.delete_timestamp.clone(),
+            pinned: message.pinned,
+            reactions,
+        }
+    }
+
+    fn opened(&mut self, dm: i64, thing: Thing, sender: &str, sealed: &str, signature: &str) -> Result<String, Doubt> {
+        let key = self.storage.keys.get(&dm).ok_or(Doubt::NoKey)?;
+        let author = self.pinned(sender).ok_or(Doubt::UnknownSender)?;
+        let (sealed, signature) = (hex::decode(sealed), hex::decode(signature));
+        let signature: [u8; 64] = signature.ok().and_then(|it| it.try_into().ok()).ok_or(Doubt::NotSigned)?;
+        let sealed = sealed.map_err(|_| Doubt::NotSealed)?;
+        if !author.verifies(&sealed, &signature) {
+            return Err(Doubt::NotSigned);
+        }
+        let plain = key.open(&sealed).ok_or(Doubt::NotSealed)?;
+        let nonce = nonce_of(&sealed).ok_or(Doubt::NotSealed)?;
+        match self.dms.entry(dm).or_default().seen.look(thing, sender, nonce) {
+            Sight::First | Sight::Again => {}
+            Sight::Repeats(first) => return Err(Doubt::Repeats(first)),
+            Sight::Older => return Err(Doubt::Older),
+        }
+        String::from_utf8(plain.to_vec()).map_err(|_| Doubt::NoText)
+    }
+
+    /// The text of a message of one's own that will be sent.
+    pub(super) fn scheduled(&self, dm: i64, scheduled: &Scheduled) -> Option<String> {
+        let sealed = hex::decode(&scheduled.message).ok()?;
+        let signature = hex::decode(&scheduled.signature).ok()?.try_into().ok()?;
+        if !self.identity.public().verifies(&sealed, &signature) {
+            return None;
+        }
+        String::from_utf8(self.storage.keys.get(&dm)?.open(&sealed)?.to_vec()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::dm::wire::{Reaction, Status};
+
+    const DM: i64 = 7;
+
+    fn book(name: &str) -> Book {
+        let mut book = Book::new(name, SecretKey::random(), true);
+        book.rotate();
+        book
+    }
+
+    /// What the server says of somebody.
+    fn user(book: &Book) -> User {
+        let prekey = book.storage.prekey.as_ref().unwrap().public();
+        User {
+            username: book.name.clone(),
+            public_key: book.identity.public().to_hex(),
+            spk: Some(prekey.to_hex()),
+            sig: Some(hex::encode(book.identity.sign(prekey.as_bytes()))),
+            status: Status::Online,
+            biography: String::new(),
+            profile_picture: String::new(),
+            own_storage: None,
+        }
+    }
+
+    fn dm(id: i64, users: &[&Book]) -> Dm {
+        Dm {
+            id,
+            users: users.iter().map(|it| it.name.clone()).collect(),
+            name: None,
+            created_at: String::new(),
+            users_in_call: InCall::Names(vec![]),
+            call_peers: BTreeMap::new(),
+        }
+    }
+
+    /// The creator makes it; what each of the others is delivered.
+    fn make(id: i64, creator: &mut Book, others: &[&Book]) -> Vec<X3dh> {
+        let bundles: Vec<Bundle> = others
+            .iter()
+            .map(|it| {
+                creator.meet(&it.name, &user(it)).unwrap();
+                creator.bundle(&it.name, &user(it)).unwrap()
+            })
+            .collect();
+        let created = creator.create(&bundles).unwrap();
+        let with: Vec<String> = others.iter().map(|it| it.name.clone()).collect();
+        creator.making(&with, &created.key);
+        creator.created(id);
+        let notice = |(position, message): (u16, &tree::Message)| X3dh {
+            sender: creator.name.clone(),
+            ik: creator.identity.public().to_hex(),
+            spk: message.spk.to_hex(),
+            ek: message.ek.to_hex(),
+            key_tree: created.tree.iter().map(PublicKey::to_hex).collect(),
+            position,
+            id,
+            setup_sig: Some(hex::encode(message.setup_sig)),
+        };
+        (1..).zip(&created.messages).map(notice).collect()
+    }
+
+    /// Alice made a direct message with Bob, who has its key.
+    fn pair() -> (Book, Book) {
+        let (mut alice, mut bob) = (book("alice"), book("bob"));
+        let notices = make(DM, &mut alice, &[&bob]);
+        bob.meet("alice", &user(&alice)).unwrap();
+        bob.update(&dm(DM, &[&alice, &bob]));
+        assert!(matches!(bob.invited(&notices[0]), Ok(Some(Event::Key { signed: true, .. }))));
+        (alice, bob)
+    }
+
+    fn message(id: i64, from: &Book, at: i64, text: &str) -> Message {
+        let (sealed, signature) = from.seal(at, text, MESSAGE_MAX).unwrap();
+        Message {
+            id,
+            dm_id: at,
+            sender: from.name.clone(),
+            message: hex::encode(sealed),
+            signature: hex::encode(signature),
+            timestamp: "2026-01-01T00:00:00.000000".to_owned(),
+            delete_timestamp: None,
+            pinned: false,
+            reactions: vec![],
+        }
+    }
+
+    fn reaction(id: i64, from: &Message) -> Reaction {
+        Reaction { id, sender: from.sender.clone(), reaction: from.message.clone(), signature: from.signature.clone() }
+    }
+
+    fn shown(book: &mut Book, message: &Message) -> Result<String, Doubt> {
+        let said = book.open(message);
+        assert_eq!(said.text.is_none(), said.doubt.is_some(), "either the text or why not");
+        said.text.ok_or_else(|| said.doubt.unwrap())
+    }
+
+    #[test]
+    fn what_is_said_is_shown_as_it_was_signed_and_sealed_and_not_otherwise() {
+        let (alice, mut bob) = pair();
+        let said = message(1, &alice, DM, "hello");
+        assert_eq!(shown(&mut bob, &said), Ok("hello".to_owned()));
+        let changed = |change: fn(&mut Message)| {
+            let mut it = message(2, &alice, DM, "hello");
+            change(&mut it);
+            it
+        };
+        let in_clear = hex::encode("hello");
+        let mut clear = changed(|_| {});
+        clear.signature = hex::encode(alice.identity.sign(b"hello"));
+        clear.message = in_clear;
+        let mut by_bob = changed(|_| {});
+        by_bob.signature = hex::encode(bob.identity.sign(&hex::decode(&by_bob.message).unwrap()));
+        for (wrong, doubt) in [
+            (changed(|it| it.signature.replace_range(..2, "00")), Doubt::NotSigned),
+            (changed(|it| it.signature.clear()), Doubt::NotSigned),
+            (changed(|it| it.message.replace_range(..2, "zz")), Doubt::NotSealed),
+            (changed(|it| it.message.push_str("00")), Doubt::NotSigned),
+            (changed(|it| it.sender = "mallory".to_owned()), Doubt::UnknownSender),
+            (changed(|it| it.sender = "bob".to_owned()), Doubt::NotSigned),
+            (changed(|it| it.dm_id = 8), Doubt::NoKey),
+            (by_bob, Doubt::NotSigned),
+            (clear, Doubt::NotSealed),
+        ] {
+            assert_eq!(shown(&mut bob, &wrong), Err(doubt), "{wrong:?}");
+        }
+        assert_eq!(bob.unknown(&changed(|it| it.sender = "carol".to_owned())), ["carol"]);
+        // Under a key that Bob has, but of somewhere else.
+        let mut carol = book("carol");
+        let mut alice = alice;
+        let notices = make(8, &mut alice, &[&bob, &carol]);
+        bob.update(&dm(8, &[&alice, &bob, &carol]));
+        bob.invited(&notices[0]).unwrap();
+        carol.meet("alice", &user(&alice)).unwrap();
+        carol.invited(&notices[1]).unwrap();
+        assert_eq!(bob.key(8), carol.key(8));
+        let mut moved = message(3, &alice, 8, "to the group");
+        moved.dm_id = DM;
+        assert_eq!(shown(&mut bob, &moved), Err(Doubt::NotSealed));
+    }
+
+    #[test]
+    fn what_the_server_shows_again_as_something_else_is_not_shown() {
+        let (alice, mut bob) = pair();
+        let first = message(1, &alice, DM, "pay 10");
+        assert!(shown(&mut bob, &first).is_ok());
+        assert!(shown(&mut bob, &Message { pinned: true, ..first.clone() }).is_ok(), "it is what it was");
+        let again = Message { id: 2, ..first.clone() };
+        assert_eq!(shown(&mut bob, &again), Err(Doubt::Repeats(Thing::Message(1))));
+        let edited = Message { id: 1, ..message(1, &alice, DM, "pay nothing") };
+        assert_eq!(shown(&mut bob, &edited), Ok("pay nothing".to_owned()));
+        assert_eq!(shown(&mut bob, &first), Err(Doubt::Older));
+        // A reaction passed off as a message, and a message as a reaction.
+        let yes = message(9, &alice, DM, "yes");
+        let reacted = Message { reactions: vec![reaction(5, &yes), reaction(6, &first)], ..edited };
+        let said = bob.open(&reacted);
+        assert_eq!(said.reactions[0].text.as_deref(), Some("yes"));
+        assert_eq!(said.reactions[1].doubt, Some(Doubt::Repeats(Thing::Message(1))));
+        assert_eq!(shown(&mut bob, &yes), Err(Doubt::Repeats(Thing::Reaction(5))));
+        // Also by a process that began later.
+        let kept = serde_json::to_vec(&bob.kept()).unwrap();
+        let mut bob = Book::restore("bob", serde_json::from_slice(&kept).unwrap()).unwrap();
+        assert_eq!(shown(&mut bob, &again), Err(Doubt::Repeats(Thing::Message(1))));
+    }
+
+    #[test]
+    fn a_name_keeps_the_key_it_was_met_with_until_a_person_says_otherwise() {
+        let (mut alice, bob) = pair();
+        let other = Book::new("bob", SecretKey::random(), true);
+        let mut shown = user(&bob);
+        shown.public_key = other.identity.public().to_hex();
+        assert_eq!(alice.meet("bob", &shown), Err(Stranger::Changed));
+        assert_eq!(alice.pinned("bob"), Some(bob.identity.public()));
+        assert_eq!(alice.meet("bob", &user(&bob)), Ok(None));
+        assert_eq!(alice.meet("carol", &user(&bob)), Err(Stranger::NoKey), "the server gives somebody else");
+        shown.public_key = "00".repeat(32);
+        assert_eq!(alice.meet("dave", &User { username: "dave".to_owned(), ..shown.clone() }), Err(Stranger::NoKey));
+        assert_eq!(alice.meet("alice", &User { username: "alice".to_owned(), ..user(&bob) }), Err(Stranger::Changed));
+        // What is compared are the keys in use.
+        assert_eq!(alice.fingerprint("bob").unwrap(), (bob.fingerprint("alice").unwrap().0, false));
+        assert!(alice.verified("bob") && !alice.verified("carol"));
+        assert!(alice.fingerprint("bob").unwrap().1);
+        assert!(alice.find("bob").is_ok());
+        assert!(alice.forget("bob"));
+        assert_eq!(alice.fingerprint("bob"), None);
+        assert!(alice.find("bob").is_err(), "it was agreed on with the other key");
+        shown.public_key = other.identity.public().to_hex();
+        assert!(matches!(alice.meet("bob", &shown), Ok(Some(_))));
+        assert!(!alice.fingerprint("bob").unwrap().1);
+    }
+
+    #[test]
+    fn an_invitation_is_believed_once_and_whole() {
+        let (mut alice, mut bob) = (book("alice"), book("bob"));
+        let notice = make(DM, &mut alice, &[&bob]).remove(0);
+        assert_eq!(bob.invited(&notice), Err(NotInvited::Unknown));
+        bob.meet("alice", &user(&alice)).unwrap();
+        let mallory = book("mallory");
+        let changed = |change: &dyn Fn(&mut X3dh)| {
+            let mut it = notice.clone();
+            change(&mut it);
+            it
+        };
+        let key = mallory.identity.public().to_hex();
+        let wrong = NotInvited::Wrong;
+        for (wrong, why) in [
+            (changed(&|it| it.ik.clone_from(&key)), wrong(ReceiveError::Creator)),
+            (changed(&|it| it.spk.clone_from(&key)), wrong(ReceiveError::Prekey)),
+            (changed(&|it| it.key_tree[0].clone_from(&key)), wrong(ReceiveError::Signature)),
+            (changed(&|it| it.position = 0), wrong(ReceiveError::Position)),
+            (changed(&|it| it.key_tree.clear()), wrong(ReceiveError::Tree)),
+            (changed(&|it| it.key_tree = vec![key.clone(); 100_000]), wrong(ReceiveError::Tree)),
+            (changed(&|it| it.ek = "00".repeat(32)), NotInvited::Malformed),
+            (changed(&|it| it.setup_sig = Some("00".to_owned())), NotInvited::Malformed),
+        ] {
+            assert_eq!(bob.invited(&wrong), Err(why));
+            assert_eq!(bob.key(DM), None);
+        }
+        let unsigned = changed(&|it| it.setup_sig = None);
+        bob.signed_only = true;
+        assert_eq!(bob.invited(&unsigned), Err(wrong(ReceiveError::Unsigned)));
+        // After a rotation the old prekey will do.
+        bob.rotate();
+        assert!(matches!(bob.invited(&notice), Ok(Some(Event::Key { signed: true, .. }))));
+        assert_eq!(bob.key(DM), alice.key(DM));
+        assert_eq!(bob.invited(&notice), Ok(None), "delivered twice");
+        let another = make(8, &mut alice, &[&bob]).remove(0);
+        let same_id = X3dh { id: DM, ..another };
+        assert_eq!(bob.invited(&same_id), Err(NotInvited::Other));
+        assert_eq!(bob.key(DM), alice.key(DM), "the key that was there stays");
+    }
+
+    #[test]
+    fn a_group_never_takes_the_place_of_a_person() {
+        let (mut alice, mut bob, mut mallory) = (book("alice"), book("bob"), book("mallory"));
+        mallory.meet("bob", &user(&bob)).unwrap();
+        let notices = make(DM, &mut mallory, &[&alice, &bob]);
+        for (member, notice) in [(&mut alice, &notices[0]), (&mut bob, &notices[1])] {
+            member.meet("mallory", &user(&mallory)).unwrap();
+            member.invited(notice).unwrap();
+        }
+        alice.meet("bob", &user(&bob)).unwrap();
+        // Mallory, who has the key, leaves, and calls it as a person.
+        let mut shrunk = dm(DM, &[&alice, &bob]);
+        shrunk.name = Some("bob".to_owned());
+        alice.update(&shrunk);
+        assert!(alice.find("bob").unwrap_err().contains("/dm"), "not the group");
+        assert_eq!(alice.find("#7"), Ok(DM));
+        assert!(!alice.shown(DM).unwrap().pair);
+        let notice = make(8, &mut bob, &[&alice]).remove(0);
+        alice.invited(&notice).unwrap();
+        alice.update(&dm(8, &[&bob, &alice]));
+        assert_eq!(alice.find("bob"), Ok(8));
+        // And the server lets nobody into what was made for two.
+        alice.update(&dm(8, &[&bob, &alice, &mallory]));
+        let strangers = NotSealed::Strangers(8, "bob".to_owned());
+        assert_eq!(alice.say(8, "secret", 0, 0), Err(strangers.clone()));
+        assert_eq!(alice.seal(8, "secret", 1_000), Err(strangers));
+        assert!(alice.find("#9").is_err() && alice.find("#x").is_err());
+    }
+
+    #[test]
+    fn what_is_added_to_a_message_is_sealed_for_where_it_was_seen() {
+        let (alice, mut bob) = pair();
+        let (first, own) = (message(1, &alice, DM, "hello"), message(2, &bob, DM, "hi"));
+        assert!(shown(&mut bob, &first).is_ok() && shown(&mut bob, &own).is_ok());
+        assert_eq!(bob.edit(DM, 1, "x"), Err(NotSealed::NotOwn(1)));
+        assert_eq!(bob.edit(DM, 3, "x"), Err(NotSealed::NotSeen(3, DM)), "the server knows where, but is not asked");
+        assert_eq!(bob.react(8, 1, "x"), Err(NotSealed::NoDm(8)));
+        let (sealed, signature) = bob.edit(DM, 2, "hey").unwrap();
+        assert!(bob.identity.public().verifies(&sealed, &signature));
+        assert_eq!(&alice.key(DM).unwrap().open(&sealed).unwrap()[..], b"hey");
+        assert_eq!(bob.react(DM, 1, &"x".repeat(REACTION_MAX)), Err(NotSealed::TooLong(REACTION_MAX)));
+        assert_eq!(bob.dm_of(1), Some(DM));
+        assert_eq!(bob.say(DM, &"x".repeat(MESSAGE_MAX), 0, 0), Err(NotSealed::TooLong(MESSAGE_MAX)));
+        bob.update(&dm(9, &[&alice, &bob]));
+        assert_eq!(bob.say(9, "x", 0, 0), Err(NotSealed::NoKey(9)));
+    }
+
+    #[test]
+    fn what_is_kept_comes_back() {
+        let (alice, mut bob) = pair();
+        shown(&mut bob, &message(1, &alice, DM, "hello")).unwrap();
+        bob.looked(DM, 1);
+        bob.say(DM, "waits", 0, 0).unwrap();
+        bob.say(DM, "waits, too", 5, 0).unwrap();
+        bob.making(&["carol".to_owned()], &SealKey::new(Secret::random()));
+        let kept = serde_json::to_string(&bob.kept()).unwrap();
+        assert!(!kept.contains("waits"));
+        let mut back = Book::restore("bob", serde_json::from_str(&kept).unwrap()).unwrap();
+        assert_eq!(back.storage, bob.storage);
+        assert_eq!((back.last(DM), &back.dms), (1, &bob.dms));
+        assert!(back.outbox.iter().all(|it| it.asked), "whatever was kept may have been said");
+        // One of the two was.
+        let waiting = back.outbox[0].clone();
+        assert!(!back.came_back(&waiting));
+        let taken = Message {
+            message: waiting.message.clone(),
+            signature: waiting.signature.clone(),
+            ..message(2, &back, DM, "")
+        };
+        shown(&mut back, &taken).unwrap();
+        assert!(back.came_back(&waiting) && !back.came_back(&back.outbox[1]));
+        // And what was in the making is found by who is in it.
+        let carol = book("carol");
+        assert!(!back.is_making(&dm(8, &[&back, &alice])) && !back.is_making(&dm(8, &[&carol, &back])));
+        assert!(back.is_making(&dm(8, &[&back, &carol])));
+        back.created(8);
+        assert_eq!((back.storage.pairs.get(&8).map(String::as_str), back.key(8).is_some()), (Some("carol"), true));
+        assert!(!format!("{back:?}").contains(&hex::encode(back.identity.seed().expose())));
+    }
+
+    #[test]
+    fn devices_share_and_do_not_write_for_ever() {
+        let (mut one, bob) = pair();
+        one.unshared = false;
+        let mut two = Book::new("alice", one.identity.clone(), true);
+        let on_server = one.sealed_storage();
+        assert_eq!(two.merge(&on_server, None), Ok(vec![]));
+        assert!(!two.unshared, "it has nothing that is not there");
+        assert_eq!((two.key(DM), two.pinned("bob")), (one.key(DM), Some(bob.identity.public())));
+        assert_eq!(one.merge(&on_server, None), Ok(vec![]));
+        assert!(!one.unshared);
+        assert_eq!(one.merge("", None), Ok(vec![]));
+        assert!(one.unshared, "somebody lost it");
+        // A device that knows another key insists on it once and for itself.
+        let mut three = Book::new("alice", one.identity.clone(), true);
+        three.meet("bob", &User { username: "bob".to_owned(), ..user(&book("bob")) }).unwrap();
+        three.unshared = false;
+        assert_eq!(three.merge(&on_server, None), Ok(vec!["bob".to_owned()]));
+        assert!(!three.unshared);
+        assert_eq!(three.merge(&bob.sealed_storage(), None), Err(BadStorage::Sealed));
+    }
+}
