@@ -2,11 +2,10 @@
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
 
 use super::ending::Ending;
 use super::socket::{CLOSE_TIMEOUT, Frame, Stream};
-use super::{Context, brake, socket};
+use super::{Context, at_most, brake, socket};
 use crate::capture::watch::Line;
 use crate::group::Request;
 use crate::hub::seat::Place;
@@ -45,7 +44,7 @@ async fn listen(
         // A device that does not take its answers is not listened to: the socket is the brake. The other direction
         // notices when it takes nothing at all.
         place.listening().await;
-        let frame = timeout(context.timeouts.idle, socket::next(stream)).await.map_err(|_| Ending::IdleTimeout)??;
+        let frame = at_most(context.timeouts.idle, socket::next(stream)).await.map_err(|_| Ending::IdleTimeout)??;
         if let Some(by) = brake.pass(frame.len()).await {
             metrics::get().slowed.of(by).increment(1);
             if let Some(others) = context.slowed.may_say(by) {
@@ -101,7 +100,7 @@ impl ChatServer<'_> {
             self.to = Some(self.open().await?);
         }
         let Some(to) = &self.to else { return Ok(()) };
-        match timeout(self.context.timeouts.idle, to.send(bytes)).await {
+        match at_most(self.context.timeouts.idle, to.send(bytes)).await {
             // When the pipe is gone, the other direction is about to say why: it has the last words of the chat server.
             Ok(Err(_gone)) => std::future::pending().await,
             Ok(Ok(())) => Ok(()),

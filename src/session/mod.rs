@@ -24,8 +24,9 @@ use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
 use bytes::BytesMut;
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use tokio::sync::{oneshot, watch};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -137,6 +138,15 @@ async fn run_halves(
     // With the presence above and nothing to wait for in between, so that the sums hold.
     metrics.closes.of(ending.close_code()).increment(1);
     metrics.endings.of(ending.culprit()).increment(1);
+}
+
+/// [`timeout`] for what is mostly there already: a clock is asked only of what has to be waited for.
+async fn at_most<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().now_or_never() {
+        Some(done) => Ok(done),
+        None => timeout(limit, future).await,
+    }
 }
 
 /// `Err`: it ended before it was admitted.

@@ -6,12 +6,12 @@ use axum::extract::ws::Message;
 use bytes::Bytes;
 use futures_util::SinkExt as _;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Timeouts;
 use super::ending::Ending;
 use super::socket::{CLOSE_TIMEOUT, Sink};
+use super::{Timeouts, at_most};
 use crate::capture::watch::Line;
 use crate::hub::Outgoing;
 use crate::hub::seat::Outbox;
@@ -63,7 +63,7 @@ struct Outbound<'a> {
 
 /// A write that takes no byte for this long has no reader.
 async fn within(stalled: Duration, write: impl Future<Output = Result<(), axum::Error>>) -> Result<(), Ending> {
-    match timeout(stalled, write).await {
+    match at_most(stalled, write).await {
         Ok(written) => written.map_err(|_| Ending::Lost),
         Err(_elapsed) => Err(Ending::NotReading),
     }
