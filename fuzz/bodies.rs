@@ -251,8 +251,11 @@ pub fn cutters(data: &[u8]) {
         let mut proxied = Vec::new();
         for_each_piece(pieces, stream, |piece| {
             framer.push(piece);
-            while let Ok(Some(unit)) = framer.next_unit() {
-                assert!(FromDevice::Proxy(unit.clone()).encode().len() <= CONTAINER_MAX, "a unit fits a container");
+            while let Ok(Some(payload)) = framer.next_payload() {
+                assert!(payload.len() <= CONTAINER_MAX, "a unit fits a container");
+                let Ok(ToDevice::Proxy(unit)) = ToDevice::decode(&payload) else {
+                    panic!("no proxy payload: {payload:?}")
+                };
                 proxied.extend_from_slice(&unit);
             }
         });

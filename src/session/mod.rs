@@ -19,15 +19,17 @@ mod inbound;
 mod outbound;
 pub mod socket;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
 use bytes::BytesMut;
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{oneshot, watch};
-use tokio::time::error::Elapsed;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
@@ -42,6 +44,7 @@ use crate::crypto::{Secret, random};
 use crate::hub::{Admitted, Challenge, Hub, Seat};
 use crate::log::{Occasionally, SPANS};
 use crate::metrics::{self, Bounded as _, Handshake, Presence, Slowed};
+use crate::net::tasks::cancelled;
 use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
 use crate::wire::d2m::{ClientUrlInfo, CloseCode, FromDevice};
@@ -140,13 +143,19 @@ async fn run_halves(
     metrics.endings.of(ending.culprit()).increment(1);
 }
 
-/// [`timeout`] for what is mostly there already: a clock is asked only of what has to be waited for.
-async fn at_most<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, Elapsed> {
-    let mut future = std::pin::pin!(future);
-    match future.as_mut().now_or_never() {
-        Some(done) => Ok(done),
-        None => timeout(limit, future).await,
-    }
+/// [`timeout`] for what is mostly there already: the clock is asked only when there is something to wait for. `None`: too late.
+async fn at_most<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let (mut future, mut late) = (pin!(future), pin!(None));
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        if late.is_none() {
+            late.set(Some(sleep(limit)));
+        }
+        late.as_mut().as_pin_mut().map_or(Poll::Pending, |late| late.poll(cx)).map(|()| None)
+    })
+    .await
 }
 
 /// `Err`: it ended before it was admitted.
@@ -226,7 +235,7 @@ async fn established(
             biased;
             ending = outbound => ending,
             ending = inbound => ending,
-            () = leave.cancelled() => Ending::ShuttingDown,
+            () = cancelled(leave) => Ending::ShuttingDown,
         }
     };
     if *introduced.borrow() {

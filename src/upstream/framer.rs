@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::wire::chatos;
 use crate::wire::csp;
-use crate::wire::d2m::PAYLOAD_MAX;
+use crate::wire::d2m::{self, PAYLOAD_MAX};
 use crate::wire::delimit::{BadUnit, Cut, Cutter, Delimiter};
 use crate::wire::skynet;
 
@@ -77,27 +77,36 @@ impl Framer {
         self.cutter.buffer().extend_from_slice(received);
     }
 
-    /// The next complete unit, copied: a slice would keep the whole buffer alive for as long as a slow device needs.
+    /// The next complete unit in a container of its own, ready to be sent. It is copied: a slice would keep the whole buffer alive
+    /// for as long as a slow device needs.
     ///
     /// # Errors
     /// [`BadUnit`] when the stream cannot be proxied any further.
-    pub fn next_unit(&mut self) -> Result<Option<Bytes>, BadUnit> {
-        let unit = self.cutter.next_unit()?.map(|unit| Bytes::copy_from_slice(&unit));
+    pub fn next_payload(&mut self) -> Result<Option<Bytes>, BadUnit> {
+        let payload = self.cutter.next_unit_as(d2m::proxied)?;
         let pending = self.cutter.buffer();
-        if unit.is_none() && pending.is_empty() {
+        if payload.is_none() && pending.is_empty() {
             // A connection with nothing to say holds no buffer.
             *pending = BytesMut::new();
         }
-        Ok(unit)
+        Ok(payload)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::d2m::{CONTAINER_HEADER, ToDevice};
 
     fn lengths(framer: &mut Framer) -> Vec<usize> {
-        std::iter::from_fn(|| framer.next_unit().unwrap()).map(|unit| unit.len()).collect()
+        std::iter::from_fn(|| framer.next_payload().unwrap()).map(|payload| payload.len() - CONTAINER_HEADER).collect()
+    }
+
+    #[test]
+    fn a_unit_comes_in_its_container() {
+        let mut framer = Framer::new(Framing::Raw);
+        framer.push(b"said");
+        assert_eq!(framer.next_payload(), Ok(Some(ToDevice::Proxy(Bytes::from_static(b"said")).encode())));
     }
 
     #[test]
@@ -118,7 +127,7 @@ mod tests {
         framer.push(&vec![1; 65_530]);
         assert_eq!(lengths(&mut framer), [80, 32, PAYLOAD_MAX]);
         framer.push(&65_531_u16.to_le_bytes());
-        assert_eq!(framer.next_unit(), Err(BadUnit { len: 65_531 }));
+        assert_eq!(framer.next_payload(), Err(BadUnit { len: 65_531 }));
     }
 
     #[test]
@@ -134,7 +143,7 @@ mod tests {
         framer.push(&[0]);
         assert_eq!(lengths(&mut framer), [5]);
         framer.push(&[12]);
-        assert_eq!(framer.next_unit(), Err(BadUnit { len: 1 }), "no server says that");
+        assert_eq!(framer.next_payload(), Err(BadUnit { len: 1 }), "no server says that");
 
         let mut framer = Framer::new(Framing::ChatOs);
         framer.push(&[&[11][..], &[200; PAYLOAD_MAX + 1]].concat());
@@ -152,7 +161,7 @@ mod tests {
         framer.push(&[b't'; 4_096]);
         assert_eq!(lengths(&mut framer), [1 + 2 * 1_028 + 4 + 4_096]);
         framer.push(&packet(4_097));
-        assert_eq!(framer.next_unit(), Err(BadUnit { len: 4_097 }));
+        assert_eq!(framer.next_payload(), Err(BadUnit { len: 4_097 }));
     }
 
     #[test]
