@@ -7,8 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -30,13 +28,6 @@ pub struct Pulse(Arc<Beat>);
 struct Beat {
     asked: Notify,
     answered: Notify,
-}
-
-/// Waits until `token` is cancelled. For tasks that are woken for each message and ask all they wait for each time: asking a token
-/// takes two locks, asking this an atomic load.
-pub async fn cancelled(token: &CancellationToken) {
-    let mut asked = FuturesUnordered::from_iter([token.cancelled()]);
-    let _cancelled = asked.next().await;
 }
 
 impl Pulse {

@@ -1,6 +1,6 @@
 //! From the socket to the group and to the chat server, strictly in the order of arrival.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
@@ -47,10 +47,10 @@ async fn listen(
     loop {
         // A device that does not take its answers is not listened to: the socket is the brake. The other direction
         // notices when it takes nothing at all.
-        chat.before(place.listening()).await?;
-        let frame = chat.before(at_most(context.timeouts.idle, socket::next(stream))).await?;
+        chat.before(pin!(place.listening())).await?;
+        let frame = chat.before(pin!(at_most(context.timeouts.idle, socket::next(stream)))).await?;
         let frame = frame.ok_or(Ending::IdleTimeout)??;
-        if let Some(by) = chat.before(brake.pass(frame.len())).await? {
+        if let Some(by) = chat.before(pin!(brake.pass(frame.len()))).await? {
             metrics::get().slowed.of(by).increment(1);
             if let Some(others) = context.slowed.may_say(by) {
                 let group = line.url().device_group_id;
@@ -114,8 +114,7 @@ impl ChatServer<'_> {
     }
 
     /// What `future` gives. Nothing that was gathered waits for it.
-    async fn before<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Ending> {
-        let mut future = pin!(future);
+    async fn before<F: Future>(&mut self, mut future: Pin<&mut F>) -> Result<F::Output, Ending> {
         if !self.gathered.is_empty() {
             if let Some(done) = future.as_mut().now_or_never() {
                 return Ok(done);

@@ -15,7 +15,6 @@ use super::{Timeouts, at_most};
 use crate::capture::watch::Line;
 use crate::hub::Outgoing;
 use crate::hub::seat::Outbox;
-use crate::net::tasks::cancelled;
 use crate::upstream::pipe::Receiver;
 use crate::upstream::{Event, UpstreamEnd};
 use crate::wire::d2m::ToDevice;
@@ -41,7 +40,7 @@ pub(super) async fn run(
     let ending = tokio::select! {
         ending = outbound.speak(timeouts.ping_every) => Some(ending),
         // The group ended the connection. What it said before gets its time, but no more than that.
-        () = async { cancelled(cut).await; sleep(CLOSE_TIMEOUT).await } => None,
+        () = async { cut.cancelled().await; sleep(CLOSE_TIMEOUT).await } => None,
     };
     match ending {
         Some(Ok(never)) => match never {},

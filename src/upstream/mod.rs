@@ -45,7 +45,6 @@ pub use pipe::Gone;
 
 use crate::log::SPANS;
 use crate::metrics::{self, Connect, Direction, Presence};
-use crate::net::tasks::cancelled;
 use crate::time::Clock;
 use crate::wire::delimit::BadUnit;
 use framer::Framer;
@@ -155,12 +154,8 @@ impl Upstream {
         let span = tracing::Span::current();
         tracker.spawn(async move {
             // Leaving this drops the socket; the end is told only after that.
-            let end = tokio::select! {
-                biased;
-                () = cancelled(&cut) => None,
-                end = run(&target, limits, &*dial, device, &events, &span) => end,
-            };
-            if let Some(end) = end {
+            let end = cut.run_until_cancelled(run(&target, limits, &*dial, device, &events, &span)).await;
+            if let Some(Some(end)) = end {
                 let _gone = cut.run_until_cancelled(events.send(Event::Ended(end))).await;
             }
         });
