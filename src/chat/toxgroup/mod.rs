@@ -1,0 +1,4 @@
+//! Tox group chat.
+
+pub mod state;
+pub mod wire;

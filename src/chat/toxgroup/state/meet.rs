@@ -1,0 +1,420 @@
+//! Who is a neighbour, and where (spec 2.1, 2.2, 5).
+//!
+//! A way is somebody's address only after they answered our question on it. So nobody can take over an address by claiming a
+//! key, or make us send floods to somebody who did not ask for them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::super::wire::node::NODES_MAX;
+use super::super::wire::{ClientId, Dialect, Node, Nodes, PingId, Request};
+use super::meter::Meter;
+use super::near::{ANCHORS_MAX, Distance, NEAR_MAX, RANDOM_MAX, REVERSE_MAX, Slot};
+use super::{Dropped, Endpoint, Group, NodeFormat, Save};
+use crate::crypto::{Secret, boxes};
+
+/// Between two questions to a neighbour.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+/// Between two questions to anybody, and how long an answer counts.
+const ASK_PAUSE: Duration = Duration::from_secs(5);
+/// A neighbour that did not answer for so long is none.
+pub(super) const DEAD_AFTER: Duration = Duration::from_secs(30);
+/// Between two draws of neighbours by chance.
+pub(super) const REDRAW_EVERY: Duration = Duration::from_secs(600);
+/// Between two questions to somebody who does not answer any more.
+const MISSED_EVERY: Duration = Duration::from_secs(60);
+/// Questions to those, per tick.
+const MISSED_MAX: usize = 4;
+/// How long somebody who offends too much is not heard.
+const IGNORED_FOR: Duration = Duration::from_secs(60);
+
+/// A question that waits for its answer.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    ping_id: PingId,
+    at: Duration,
+}
+
+/// What connects us with a member, if anything does.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    /// The key we share, once it was needed.
+    pub(super) key: Option<Secret<32>>,
+    /// Where they are, and when they last proved it.
+    pub(super) at: Option<(Endpoint, Option<Duration>)>,
+    pub(super) slot: Option<Slot>,
+    asked: Option<Asked>,
+    last_asked: Option<Duration>,
+    /// When they last asked us.
+    asked_us: Option<Duration>,
+    dialect: Option<Dialect>,
+    /// How often they were answered without our knowing how they lay out nodes.
+    guesses: u8,
+    ignored_until: Duration,
+    packets: Meter,
+    octets: Meter,
+    answers: Meter,
+    pub(super) records: Meter,
+    pub(super) syncs: Meter,
+    pub(super) newcomers: Meter,
+    offences: Meter,
+}
+
+impl Link {
+    /// Whether they answered lately, where we know them to be.
+    pub(super) fn is_live(&self, now: Duration) -> bool {
+        self.at.and_then(|(_, proved)| proved).is_some_and(|proved| proved + DEAD_AFTER > now)
+    }
+
+    /// Where floods go.
+    fn target(&self, now: Duration) -> Option<Endpoint> {
+        let (endpoint, _) = self.at?;
+        (self.slot.is_some() && self.is_live(now)).then_some(endpoint)
+    }
+}
+
+impl Group {
+    /// Neighbours that are there, and where.
+    pub(super) fn live(&self) -> impl Iterator<Item = (ClientId, Endpoint)> {
+        let now = self.now.monotonic;
+        self.members.iter().filter_map(move |(id, member)| Some((*id, member.link.target(now)?)))
+    }
+
+    fn in_slot(&self, slot: Slot) -> impl Iterator<Item = ClientId> {
+        self.members.iter().filter(move |(_, member)| member.link.slot == Some(slot)).map(|(id, _)| *id)
+    }
+
+    /// Whether a packet is opened at all: known neighbours have a limit each, whoever comes another way one together.
+    pub(super) fn admit(&mut self, from: Endpoint, sender: ClientId, len: usize) -> Result<(), Dropped> {
+        let (now, limits) = (self.now.monotonic, self.rules.limits);
+        let Some(member) = self.members.get_mut(&sender) else { return Err(Dropped::Stranger) };
+        let link = &mut member.link;
+        if link.at.is_none_or(|(at, _)| at != from) {
+            // Anybody can write any sender into a header: that must not cost the one who is meant.
+            return if self.strays.take(now, limits.packets, 1) { Ok(()) } else { Err(Dropped::TooMuch) };
+        }
+        if link.ignored_until > now {
+            return Err(Dropped::TooMuch);
+        }
+        let octets = u32::try_from(len).unwrap_or(u32::MAX);
+        if !link.packets.take(now, limits.packets, 1) || !link.octets.take(now, limits.bytes, octets) {
+            return Err(self.offend(sender, from, 1, Dropped::TooMuch));
+        }
+        Ok(())
+    }
+
+    /// Notes an offence of whoever is at the other end of this way, and gives back why.
+    pub(super) fn offend(&mut self, sender: ClientId, from: Endpoint, points: u32, why: Dropped) -> Dropped {
+        let (now, pace) = (self.now.monotonic, self.rules.limits.offences);
+        let Some(member) = self.members.get_mut(&sender) else { return why };
+        if member.link.at.is_some_and(|(at, _)| at == from) && !member.link.offences.take(now, pace, points) {
+            member.link.ignored_until = now + IGNORED_FOR;
+            if matches!(from, Endpoint::Stream(_)) {
+                self.step.closes.push(from);
+            }
+        }
+        why
+    }
+
+    pub(super) fn get_nodes(&mut self, from: Endpoint, sender: ClientId, ping_id: PingId) -> Result<(), Dropped> {
+        let (now, limits) = (self.now.monotonic, self.rules.limits);
+        let nodes = self.nodes_for(sender);
+        let Some(member) = self.members.get_mut(&sender) else { return Err(Dropped::Stranger) };
+        let link = &mut member.link;
+        if !link.answers.take(now, limits.answers, 1) {
+            return Err(Dropped::TooMuch);
+        }
+        link.asked_us = Some(now);
+        let elsewhere = link.at.is_none_or(|(at, _)| at != from);
+        let wants_proof = elsewhere || !link.is_live(now) || link.slot.is_none();
+        self.send(from, sender, &Request::SendNodes(ping_id, nodes));
+        if wants_proof {
+            self.ask(sender, from);
+        }
+        Ok(())
+    }
+
+    /// Who is told to somebody that asks.
+    fn nodes_for(&mut self, asker: ClientId) -> Nodes {
+        let format = self.rules.node_format;
+        let Some(link) = self.members.get_mut(&asker).map(|member| &mut member.link) else { return Nodes::default() };
+        let dialect = match (format, link.dialect) {
+            (NodeFormat::Fixed(dialect), _) | (NodeFormat::Auto, Some(dialect)) => dialect,
+            (NodeFormat::Auto, None) => {
+                // It lists us back to ourselves, so soon we know. Until then an empty list is right in every dialect.
+                link.guesses = link.guesses.saturating_add(1);
+                if link.guesses <= 2 {
+                    return Nodes::default();
+                }
+                Dialect::N40
+            }
+        };
+        let slot_of = |id: &ClientId| self.members.get(id).and_then(|member| member.link.slot);
+        let mut nodes: Vec<_> = self
+            .live()
+            .filter(|(id, _)| *id != asker)
+            .filter_map(|(id, at)| Some((slot_of(&id), Node { id, address: at.udp()? })))
+            .collect();
+        // Of a hub, those nearest to whoever asks; else those we chose before those that chose us.
+        nodes.sort_by_key(|(slot, node)| {
+            let distance = Distance::between(&node.id, &asker);
+            if self.rules.hub { (None, distance) } else { (slot.filter(|slot| *slot == Slot::Reverse), distance) }
+        });
+        let chosen = nodes.iter().filter(|(slot, _)| self.rules.hub || *slot != Some(Slot::Reverse)).count();
+        let shown = if self.rules.hub || chosen >= NODES_MAX { NODES_MAX } else { nodes.len() };
+        Nodes::new(dialect, nodes.into_iter().take(shown).map(|(_, node)| node))
+    }
+
+    pub(super) fn send_nodes(
+        &mut self,
+        from: Endpoint,
+        sender: ClientId,
+        ping_id: PingId,
+        nodes: Nodes,
+    ) -> Result<(), Dropped> {
+        let now = self.now.monotonic;
+        let Some(member) = self.members.get_mut(&sender) else { return Err(Dropped::Stranger) };
+        let link = &mut member.link;
+        match link.asked {
+            Some(asked) if asked.ping_id == ping_id && asked.at + ASK_PAUSE > now => link.asked = None,
+            _ => return Err(Dropped::Stale),
+        }
+        let moved = link.at.is_none_or(|(at, _)| at != from);
+        link.at = Some((from, Some(now)));
+        link.dialect = nodes.dialect.or(link.dialect);
+        if moved && let Some(address) = from.udp() {
+            let name = super::flood::name_of(&member.name);
+            self.save(Save::Member(sender, name, Some(address)));
+        }
+        self.place(sender);
+        if self.rules.datagrams {
+            let private_ok = self.rules.private_nodes || from.udp().is_none_or(|address| is_private(address.ip()));
+            for node in nodes.nodes {
+                let fine = node.is_reachable() && (private_ok || !is_private(node.address.ip()));
+                if fine && self.is_wanted(&node.id) && self.may_add(sender, node.id) {
+                    self.ask(node.id, Endpoint::Udp(node.address));
+                }
+            }
+        }
+        self.answered(sender);
+        Ok(())
+    }
+
+    /// Whether somebody can be a member because a neighbour says so.
+    pub(super) fn may_add(&mut self, by: ClientId, id: ClientId) -> bool {
+        if self.members.contains_key(&id) {
+            return true;
+        }
+        if self.is_own(&id) || self.is_dead(&id) || self.is_banned(&id) {
+            return false;
+        }
+        if self.is_signed() {
+            return self.role(&id).is_some() && self.add(id);
+        }
+        let (now, pace) = (self.now.monotonic, self.rules.limits.newcomers);
+        let allowed = self.members.get_mut(&by).is_some_and(|member| member.link.newcomers.take(now, pace, 1));
+        allowed && self.add(id)
+    }
+
+    /// Whether it is worth a question whether they are there (spec 5.1).
+    fn is_wanted(&self, id: &ClientId) -> bool {
+        let now = self.now.monotonic;
+        let is_neighbour = self.members.get(id).is_some_and(|it| it.link.slot.is_some() && it.link.is_live(now));
+        !is_neighbour && !self.is_own(id) && (self.rules.hub || self.fits(id).is_some())
+    }
+
+    /// Which slot somebody would get, and who would have to go for it.
+    fn fits(&self, id: &ClientId) -> Option<(Slot, Option<ClientId>)> {
+        if self.anchors.contains(id) {
+            return Some((Slot::Anchor, None));
+        }
+        let others = |slot| self.in_slot(slot).filter(|it| it != id).collect::<Vec<_>>();
+        let near = others(Slot::Near);
+        if near.len() < NEAR_MAX {
+            return Some((Slot::Near, None));
+        }
+        let distance = |it: &ClientId| Distance::between(it, &self.me.id);
+        let farthest = near.into_iter().max_by_key(distance)?;
+        if distance(id) < distance(&farthest) {
+            return Some((Slot::Near, Some(farthest)));
+        }
+        (others(Slot::Random).len() < RANDOM_MAX).then_some((Slot::Random, None))
+    }
+
+    /// Gives a slot to somebody who just proved to be there.
+    fn place(&mut self, id: ClientId) {
+        let now = self.now.monotonic;
+        let slot = self.members.get(&id).and_then(|member| member.link.slot);
+        if !matches!(slot, None | Some(Slot::Reverse)) {
+            return;
+        }
+        let slot = if self.rules.hub {
+            let (udp, streams) = self.rules.hub_neighbours;
+            let is_udp = |at: Endpoint| at.udp().is_some();
+            let Some((at, _)) = self.members.get(&id).and_then(|member| member.link.at) else { return };
+            let alike = self.live().filter(|(_, other)| is_udp(*other) == is_udp(at)).count();
+            (alike < if is_udp(at) { udp } else { streams }).then_some(Slot::Near)
+        } else {
+            match self.fits(&id) {
+                Some((slot, pushed)) => {
+                    if let Some(pushed) = pushed {
+                        self.set_slot(pushed, None);
+                        self.set_slot(id, Some(slot));
+                        // Who was near may still be there by chance, or because it keeps us.
+                        return self.place(pushed);
+                    }
+                    Some(slot)
+                }
+                None => self.reverse_slot(id, now),
+            }
+        };
+        self.set_slot(id, slot);
+    }
+
+    fn reverse_slot(&self, id: ClientId, now: Duration) -> Option<Slot> {
+        let keeps_us = self.members.get(&id).is_some_and(|member| asked_lately(&member.link, now));
+        let room = self.in_slot(Slot::Reverse).filter(|it| *it != id).count() < REVERSE_MAX;
+        (keeps_us && room).then_some(Slot::Reverse)
+    }
+
+    fn set_slot(&mut self, id: ClientId, slot: Option<Slot>) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.link.slot = slot;
+        }
+    }
+
+    /// A hub that is kept whatever else is (spec 5.3).
+    pub(super) fn anchor(&mut self, id: ClientId) -> bool {
+        let room = self.anchors.len() < ANCHORS_MAX || self.anchors.contains(&id);
+        room && self.add(id) && {
+            self.anchors.insert(id);
+            true
+        }
+    }
+
+    /// Asks somebody who is near them: not more often than every five seconds.
+    pub(super) fn ask(&mut self, id: ClientId, at: Endpoint) {
+        let now = self.now.monotonic;
+        let ping_id = self.bytes();
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let link = &mut member.link;
+        if member.is_virtual || link.last_asked.is_some_and(|last| last + ASK_PAUSE > now) {
+            return;
+        }
+        link.last_asked = Some(now);
+        link.asked = Some(Asked { ping_id, at: now });
+        self.send(at, id, &Request::GetNodes(ping_id));
+    }
+
+    /// A connection is over: whoever was there is nowhere.
+    pub(super) fn gone(&mut self, endpoint: Endpoint) {
+        for member in self.members.values_mut() {
+            if member.link.at.is_some_and(|(at, _)| at == endpoint) {
+                member.link.at = None;
+                member.link.slot = None;
+            }
+        }
+    }
+
+    /// What time does to neighbours.
+    pub(super) fn tend_neighbours(&mut self) {
+        let now = self.now.monotonic;
+        let mut due = Vec::new();
+        let mut missed = Vec::new();
+        for (id, member) in &mut self.members {
+            let link = &mut member.link;
+            let is_anchor = self.anchors.contains(id);
+            let faded = link.slot == Some(Slot::Reverse) && !asked_lately(link, now);
+            if link.slot.is_some() && (!link.is_live(now) || faded) {
+                link.slot = None;
+            }
+            let Some((at, _)) = link.at else { continue };
+            let pause = match (is_anchor, link.slot) {
+                (_, Some(_)) => ASK_EVERY,
+                (true, None) => ASK_PAUSE,
+                (false, None) => MISSED_EVERY,
+            };
+            if link.last_asked.is_none_or(|last| last + pause <= now) {
+                if is_anchor || link.slot.is_some() { due.push((*id, at)) } else { missed.push((*id, at)) }
+            }
+        }
+        missed.truncate(MISSED_MAX);
+        for (id, at) in due.into_iter().chain(missed) {
+            self.ask(id, at);
+        }
+        self.ask_known();
+        if self.next_redraw <= now && !self.rules.hub {
+            self.next_redraw = now + REDRAW_EVERY;
+            self.redraw();
+        }
+    }
+
+    /// One of the neighbours by chance gives way to another, if there is another.
+    fn redraw(&mut self) {
+        let now = self.now.monotonic;
+        let drawn: Vec<_> = self.in_slot(Slot::Random).collect();
+        let is_free = |link: &Link| link.is_live(now) && matches!(link.slot, None | Some(Slot::Reverse));
+        let free: Vec<_> = self.members.iter().filter(|(_, it)| is_free(&it.link)).map(|(id, _)| *id).collect();
+        let pick = |dice: u64, of: &[ClientId]| {
+            usize::try_from(dice % (of.len() as u64).max(1)).ok().and_then(|at| of.get(at).copied())
+        };
+        let (old, new) = (pick((self.dice)(), &drawn), pick((self.dice)(), &free));
+        if let (Some(old), Some(new)) = (old, new) {
+            let slot = self.reverse_slot(old, now);
+            self.set_slot(old, slot);
+            self.set_slot(new, Some(Slot::Random));
+        } else if let Some(old) = old {
+            // Nobody else is verified: the next one that is takes its place.
+            let slot = self.reverse_slot(old, now);
+            self.set_slot(old, slot);
+        }
+    }
+
+    /// Whether somebody proved lately to be at the other end of some way.
+    pub(super) fn is_live(&self, id: &ClientId) -> bool {
+        self.members.get(id).is_some_and(|member| member.link.is_live(self.now.monotonic))
+    }
+
+    /// Whether somebody proved to be at the other end of this way.
+    #[must_use]
+    pub fn is_verified(&self, endpoint: Endpoint) -> bool {
+        self.members.values().any(|it| it.link.at.is_some_and(|(at, proved)| at == endpoint && proved.is_some()))
+    }
+
+    /// Tells of a neighbour, for tests and tools that look at the net.
+    #[must_use]
+    pub fn neighbour_ids(&self) -> Vec<ClientId> {
+        self.live().map(|(id, _)| id).collect()
+    }
+
+    /// Asks those who were members once whether they are there again; a few at a time.
+    fn ask_known(&mut self) {
+        let now = self.now.monotonic;
+        let due = self.known.iter().filter(|(_, it)| it.asked + MISSED_EVERY <= now);
+        let due: Vec<_> = due.filter_map(|(id, it)| Some((*id, it.endpoint?))).take(MISSED_MAX).collect();
+        for (id, at) in due {
+            if let Some(known) = self.known.get_mut(&id) {
+                known.asked = now;
+            }
+            let ping_id: PingId = self.bytes();
+            let nonce = self.bytes();
+            if let Ok(key) = boxes::beforenm(&self.me.secret, &id.0) {
+                let plain = Request::GetNodes(ping_id).encode();
+                let packet = super::seal(&key, &id, &self.me.id, &nonce, &plain);
+                self.step.sends.push((at, packet));
+            }
+        }
+    }
+}
+
+fn asked_lately(link: &Link, now: Duration) -> bool {
+    link.asked_us.is_some_and(|at| at + DEAD_AFTER > now)
+}
+
+/// An address that means another machine to everybody else.
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}

@@ -1,0 +1,258 @@
+//! Groups on virtual time over a net of their own: seeded, so that what failed once fails again.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use heliostat::chat::toxgroup::state::{
+    Command, Endpoint, Event, Group, Input, Kept, Mode, NodeFormat, Own, Refused, Rules, Save, Step,
+};
+use heliostat::chat::toxgroup::wire::{ClientId, Dialect, GroupId};
+use heliostat::crypto::{Secret, sign};
+use heliostat::time::Now;
+
+/// How often each group is told that time went on.
+const TICK: Duration = Duration::from_millis(500);
+
+/// A peer, and what it told.
+pub struct Peer {
+    pub group: Group,
+    pub at: Endpoint,
+    pub events: Vec<Event>,
+    pub saved: Vec<Save>,
+    pub secret: [u8; 32],
+    pub seed: Option<[u8; 32]>,
+    pub rules: Rules,
+    pub sent: usize,
+    /// Off the net: neither heard nor asked what time it is.
+    pub off: bool,
+}
+
+impl Peer {
+    pub fn id(&self) -> ClientId {
+        self.group.me().id()
+    }
+
+    /// What was said since, oldest first: by whom, and what.
+    pub fn heard(&mut self) -> Vec<(ClientId, String)> {
+        let said = |event: Event| match event {
+            Event::Said { by, text, .. } => Some((by, text)),
+            _ => None,
+        };
+        std::mem::take(&mut self.events).into_iter().filter_map(said).collect()
+    }
+
+    pub fn knows(&self, id: ClientId) -> bool {
+        self.group.members().iter().any(|it| it.id == id)
+    }
+}
+
+type Flight = Reverse<(Duration, u64, usize, usize, Vec<u8>)>;
+
+/// The world: peers, the packets between them, the time, and one die for everything.
+pub struct World {
+    pub peers: Vec<Peer>,
+    pub now: Now,
+    pub id: GroupId,
+    pub mode: Mode,
+    /// Percent of packets that get lost.
+    pub loss: u64,
+    /// Peers below and from this number do not hear each other.
+    pub cut: Option<usize>,
+    dice: fastrand::Rng,
+    flights: BinaryHeap<Flight>,
+    by_address: BTreeMap<Endpoint, usize>,
+    order: u64,
+    founder: [u8; 32],
+}
+
+pub fn rules() -> Rules {
+    Rules { node_format: NodeFormat::Fixed(Dialect::N40), ..Rules::default() }
+}
+
+impl World {
+    pub fn new(seed: u64, mode: Mode) -> Self {
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let mut founder = [0; 32];
+        dice.fill(&mut founder);
+        let id = match mode {
+            Mode::Classic { .. } => GroupId(founder),
+            Mode::Signed => GroupId(sign::Pair::new(&Secret::new(founder)).public()),
+        };
+        Self {
+            peers: Vec::new(),
+            now: Now { monotonic: Duration::from_secs(1_000), wall_ms: 1_700_000_000_000 },
+            id,
+            mode,
+            loss: 0,
+            cut: None,
+            dice,
+            flights: BinaryHeap::new(),
+            by_address: BTreeMap::new(),
+            order: 0,
+            founder,
+        }
+    }
+
+    /// A pair whose public key begins with this byte, if one is asked for.
+    fn secret(&mut self, first: Option<u8>) -> [u8; 32] {
+        loop {
+            let mut secret = [0; 32];
+            self.dice.fill(&mut secret);
+            let public = heliostat::crypto::boxes::public(&Secret::new(secret));
+            if first.is_none_or(|first| public[0] == first) {
+                return secret;
+            }
+        }
+    }
+
+    /// Somebody more, whom nobody knows yet.
+    pub fn peer(&mut self, rules: Rules, first: Option<u8>) -> usize {
+        let secret = self.secret(first);
+        let seed = (self.mode == Mode::Signed).then(|| {
+            let mut seed = [0; 32];
+            self.dice.fill(&mut seed);
+            if rules.hub { self.founder } else { seed }
+        });
+        let n = self.peers.len();
+        let at = Endpoint::Udp(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 33_445)));
+        let group = self.group(n, secret, seed, 0, &rules);
+        self.by_address.insert(at, n);
+        let (events, saved) = (Vec::new(), Vec::new());
+        self.peers.push(Peer { group, at, events, saved, secret, seed, rules, sent: 0, off: false });
+        n
+    }
+
+    fn group(&mut self, n: usize, secret: [u8; 32], seed: Option<[u8; 32]>, bound: u32, rules: &Rules) -> Group {
+        let pair = seed.map(|seed| sign::Pair::new(&Secret::new(seed)));
+        let own = Own::new(Secret::new(secret), pair, bound, &format!("peer {n}"));
+        let mut dice = self.dice.fork();
+        Group::new(self.id, self.mode, rules.clone(), own, self.now, Box::new(move || dice.u64(..)))
+    }
+
+    /// A hub: of a signed group its founder.
+    pub fn hub(&mut self) -> usize {
+        let hub = self.peer(Rules { hub: true, ..rules() }, None);
+        if self.mode == Mode::Signed {
+            self.say(hub, Command::Found(Default::default())).unwrap();
+        }
+        hub
+    }
+
+    /// Ends a peer without a word, and starts it with what it had saved.
+    pub fn restart(&mut self, n: usize) {
+        let mut kept = Kept::default();
+        let (mut bound, mut members) = (0, BTreeMap::new());
+        for save in self.peers[n].saved.clone() {
+            match save {
+                Save::Counter(_, to) => bound = to,
+                Save::Member(id, name, address) => drop(members.insert(id, (name, address))),
+                Save::Forget(id) => drop(members.remove(&id)),
+                Save::Record(record) => kept.records.push(record),
+                Save::Ban(id) => kept.bans.push(id),
+                Save::Tombstone(id, until_ms) => kept.tombstones.push((id, until_ms)),
+                Save::Token(ticket) => kept.tokens.push(ticket),
+                Save::Topic(topic) => kept.topic = topic,
+                Save::Line(line) => kept.history.push(line),
+                Save::TokenGone(_) | Save::RecordGone(_) => {}
+            }
+        }
+        kept.members = members.into_iter().map(|(id, (name, address))| (id, name, address)).collect();
+        let Peer { secret, seed, rules, .. } = &self.peers[n];
+        let (secret, seed, rules) = (*secret, *seed, rules.clone());
+        let mut group = self.group(n, secret, seed, bound, &rules);
+        group.restore(kept);
+        self.peers[n].group = group;
+    }
+
+    /// The two exchanged keys and addresses: a classic group's way in.
+    pub fn introduce(&mut self, a: usize, b: usize) {
+        for (one, other) in [(a, b), (b, a)] {
+            let (id, at) = (self.peers[other].id(), self.peers[other].at);
+            self.say(one, Command::AddPeer(id, Some(at))).unwrap();
+        }
+    }
+
+    pub fn say(&mut self, n: usize, command: Command) -> Result<(), Refused> {
+        let step = self.peers[n].group.command(self.now, command)?;
+        self.carry(n, step);
+        Ok(())
+    }
+
+    pub fn text(&mut self, n: usize, text: &str) {
+        let by = self.peers[n].id();
+        self.say(n, Command::Say { by, text: text.to_owned(), action: false }).unwrap();
+    }
+
+    /// A packet as if it came from somewhere.
+    pub fn inject(&mut self, to: usize, from: Endpoint, packet: &[u8]) {
+        let step = self.peers[to].group.handle(self.now, Input::Packet(from, packet));
+        self.carry(to, step);
+    }
+
+    fn carry(&mut self, from: usize, step: Step) {
+        let peer = &mut self.peers[from];
+        peer.events.extend(step.events);
+        peer.saved.extend(step.saves);
+        peer.sent += step.sends.len();
+        for (to, packet) in step.sends {
+            let Some(&to) = self.by_address.get(&to) else { continue };
+            let lost = self.dice.u64(0..100) < self.loss;
+            let apart = self.cut.is_some_and(|cut| (from < cut) != (to < cut));
+            if lost || apart {
+                continue;
+            }
+            self.order += 1;
+            let arrives = self.now.monotonic + Duration::from_millis(self.dice.u64(5..60));
+            self.flights.push(Reverse((arrives, self.order, from, to, packet)));
+        }
+    }
+
+    /// Lets time pass.
+    pub fn pass(&mut self, time: Duration) {
+        let end = self.now.monotonic + time;
+        while self.now.monotonic < end {
+            let until = self.now.monotonic + TICK;
+            while self.flights.peek().is_some_and(|Reverse((at, ..))| *at <= until) {
+                let Some(Reverse((at, _, from, to, packet))) = self.flights.pop() else { break };
+                self.now = self.now.plus(at.saturating_sub(self.now.monotonic));
+                if !self.peers[to].off {
+                    let from = self.peers[from].at;
+                    self.inject(to, from, &packet);
+                }
+            }
+            self.now = self.now.plus(until.saturating_sub(self.now.monotonic));
+            for n in 0..self.peers.len() {
+                if !self.peers[n].off {
+                    let step = self.peers[n].group.handle(self.now, Input::Tick);
+                    self.carry(n, step);
+                }
+            }
+        }
+    }
+
+    /// Lets everybody (who is not off) say something, and counts of all pairs those that heard it.
+    pub fn everybody_speaks(&mut self) -> (usize, usize) {
+        let on: Vec<usize> = (0..self.peers.len()).filter(|&n| !self.peers[n].off).collect();
+        for &n in &on {
+            self.peers[n].events.clear();
+        }
+        for &n in &on {
+            self.text(n, &format!("this is {n}"));
+            self.pass(TICK);
+        }
+        self.pass(Duration::from_secs(5));
+        let mut heard = 0;
+        for &n in &on {
+            let own = self.peers[n].id();
+            let mut said: Vec<_> = self.peers[n].heard().into_iter().filter(|(by, _)| *by != own).collect();
+            said.sort_unstable();
+            let all = said.len();
+            said.dedup();
+            assert_eq!(all, said.len(), "nobody hears anything twice");
+            heard += said.len();
+        }
+        (heard, on.len() * (on.len() - 1))
+    }
+}
