@@ -11,6 +11,10 @@
     reason = "a test may panic"
 )]
 
+#[path = "toxgroup/classic.rs"]
+mod classic;
+#[path = "toxgroup/signed.rs"]
+mod signed;
 #[path = "toxgroup/simulation.rs"]
 mod simulation;
 #[path = "toxgroup/vectors.rs"]

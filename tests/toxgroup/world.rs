@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use heliostat::chat::toxgroup::state::{
-    Command, Endpoint, Event, Group, Input, Kept, Mode, NodeFormat, Own, Refused, Rules, Save, Step,
+    Command, Credential, Endpoint, Event, Failure, Group, Input, Kept, Mode, NodeFormat, Own, Refused, Rules, Save,
+    Step,
 };
-use heliostat::chat::toxgroup::wire::{ClientId, Dialect, GroupId};
-use heliostat::crypto::{Secret, sign};
+use heliostat::chat::toxgroup::wire::message::Signed;
+use heliostat::chat::toxgroup::wire::{Broadcast, ClientId, Dialect, GroupId, Message, MessageId, Request, seal};
+use heliostat::crypto::{Secret, boxes, sign};
 use heliostat::time::Now;
 
 /// How often each group is told that time went on.
@@ -230,6 +232,80 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Lets these say something, which everybody hears.
+    pub fn some_speak(&mut self, speakers: &[usize]) {
+        for &n in speakers {
+            self.peers.iter_mut().for_each(|peer| peer.events.clear());
+            self.text(n, "can you hear me?");
+            self.pass(Duration::from_secs(1));
+            let by = self.peers[n].id();
+            for peer in &mut self.peers {
+                assert_eq!(peer.heard(), [(by, "can you hear me?".to_owned())]);
+            }
+        }
+    }
+
+    /// What a peer would box, boxed by its key for another one.
+    pub fn boxed(&mut self, from: usize, to: usize, request: &Request) -> Vec<u8> {
+        let (sender, receiver) = (self.peers[from].id(), self.peers[to].id());
+        let key = boxes::beforenm(&Secret::new(self.peers[from].secret), &receiver.0).unwrap();
+        let mut nonce = [0; 24];
+        self.dice.fill(&mut nonce);
+        seal(&key, &receiver, &sender, &nonce, &request.encode())
+    }
+
+    /// A broadcast that `hop` sends to `to`, whatever it may.
+    pub fn broadcast(&mut self, hop: usize, to: usize, broadcast: &Broadcast) {
+        let packet = self.boxed(hop, to, &Request::Broadcast(broadcast.clone()));
+        let at = self.peers[hop].at;
+        self.inject(to, at, &packet);
+    }
+
+    /// An envelope that `by` signs.
+    pub fn signed(&self, by: usize, number: u32, time_ms: u64, message: &Message) -> Broadcast {
+        let pair = sign::Pair::new(&Secret::new(self.peers[by].seed.unwrap()));
+        let origin = self.peers[by].id();
+        let said = message.encode(MessageId::ACTION);
+        let payload = Signed::issue(&pair, &self.id, &origin, number, time_ms, said).encode();
+        Broadcast { origin, number, id: MessageId::SIGNED, payload }
+    }
+
+    /// An invitation from the hub.
+    pub fn invitation(&mut self, hub: usize, uses: u32) -> Credential {
+        self.say(hub, Command::Invite { uses, for_s: 3_600 }).unwrap();
+        let invited = |event: &Event| match event {
+            Event::Invited(invitation) => Some(invitation.credential.clone()),
+            _ => None,
+        };
+        self.peers[hub].events.iter().rev().find_map(invited).unwrap()
+    }
+
+    /// Somebody comes in by a hub; whether they are in, or why not.
+    pub fn enter(&mut self, n: usize, hub: usize, credential: Option<Credential>) -> Result<(), Failure> {
+        let (id, at) = (self.peers[hub].id(), self.peers[hub].at);
+        self.peers[n].events.clear();
+        self.say(n, Command::Enter { hub: id, at, credential }).unwrap();
+        for _ in 0..60 {
+            self.pass(TICK);
+            for event in &self.peers[n].events {
+                match event {
+                    Event::Entered => return Ok(()),
+                    Event::NotEntered(why) => return Err(*why),
+                    _ => {}
+                }
+            }
+        }
+        panic!("neither in nor out: {:?}", self.peers[n].events)
+    }
+
+    /// A new member of a signed group, by an invitation of its own.
+    pub fn member(&mut self, hub: usize) -> usize {
+        let n = self.peer(rules(), None);
+        let credential = self.invitation(hub, 1);
+        assert_eq!(self.enter(n, hub, Some(credential)), Ok(()));
+        n
     }
 
     /// Lets everybody (who is not off) say something, and counts of all pairs those that heard it.

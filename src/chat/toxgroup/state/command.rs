@@ -185,7 +185,6 @@ impl Group {
                 if name.is_empty() || name.len() > NAME_MAX {
                     return Err(Refused::Length);
                 }
-                self.count_setting(&by)?;
                 let own = self.own(&by).ok_or(Refused::NoMember)?;
                 own.name = name.clone().into_bytes();
                 own.next_name = now;
@@ -196,10 +195,10 @@ impl Group {
                 self.tend_own(by);
             }
             Command::SetPresence(by, presence) => {
-                self.count_setting(&by)?;
-                self.own(&by).ok_or(Refused::NoMember)?.presence = presence;
+                let own = self.own(&by).ok_or(Refused::NoMember)?;
+                (own.presence, own.tells_presence) = (presence, true);
                 self.tell(super::Event::Presence(by, presence));
-                self.originate(by, Message::Status(presence));
+                self.tend_own(by);
             }
             Command::SetTopic(by, text) => self.ask_topic(by, text)?,
             Command::Sanction { by, target, verdict, for_s, reason } => {
@@ -212,10 +211,10 @@ impl Group {
     }
 
     /// What we say ourselves keeps the limits by which others judge it.
-    fn count_setting(&mut self, by: &ClientId) -> Result<(), Refused> {
-        let (now, pace) = (self.now.monotonic, self.rules.limits.settings);
+    fn count_topic(&mut self, by: &ClientId) -> Result<(), Refused> {
+        let (now, pace) = (self.now.monotonic, self.rules.limits.settings.careful());
         let own = self.own(by).ok_or(Refused::NoMember)?;
-        if own.settings.take(now, pace, 1) { Ok(()) } else { Err(Refused::Busy) }
+        if own.topics.take(now, pace, 1) { Ok(()) } else { Err(Refused::Busy) }
     }
 
     fn say(&mut self, by: ClientId, text: &str, action: bool) -> Result<(), Refused> {
@@ -238,7 +237,7 @@ impl Group {
 
     /// Says what may be said by now; each of ours in its order.
     pub(super) fn say_what_waits(&mut self) {
-        let (now, pace) = (self.now.monotonic, self.rules.limits.texts);
+        let (now, pace) = (self.now.monotonic, self.rules.limits.texts.careful());
         let mut waits = std::collections::VecDeque::new();
         let mut held = Vec::new();
         for (by, message) in std::mem::take(&mut self.outgoing) {
@@ -260,12 +259,12 @@ impl Group {
         if text.len() > TOPIC_MAX {
             return Err(Refused::Length);
         }
-        self.count_setting(&by)?;
         if !self.is_signed() {
             let locked = matches!(self.mode, Mode::Classic { owner, topic_lock: true } if owner != Some(by));
             if locked {
                 return Err(Refused::NotAllowed);
             }
+            self.count_topic(&by)?;
             self.set_topic(text.clone().into_bytes());
             self.originate(by, Message::Topic(text.into_bytes()));
             return Ok(());
@@ -274,6 +273,7 @@ impl Group {
         if !self.role(&by).is_some_and(|role| role.may_set_topic(open)) {
             return Err(Refused::NotAllowed);
         }
+        self.count_topic(&by)?;
         let (version, after) = self.records.topic().map_or((0, 0), |it| (it.version, it.time_s.saturating_add(1)));
         let topic = Topic {
             group: self.id,

@@ -26,7 +26,8 @@ impl Group {
     /// Says something as one of ours. The number is not used up when nobody is there to hear it (spec 4.1).
     pub(super) fn originate(&mut self, by: ClientId, message: Message) {
         let (id, payload) = message.encode(self.rules.action);
-        let targets: Vec<_> = self.live().collect();
+        // A farewell also to those who are near us though we are not near them: nobody else can tell them (spec 6.4).
+        let targets: Vec<_> = if message == Message::Quit { self.proved().collect() } else { self.live().collect() };
         if targets.is_empty() {
             return;
         }
@@ -64,14 +65,12 @@ impl Group {
     }
 
     /// Hands a record to everybody near. Whose it is does not matter: it stands for itself (spec 9.5).
-    pub(super) fn spread(&mut self, record: &Record, except: Option<ClientId>) {
+    pub(super) fn spread(&mut self, record: &Record) {
         let (origin, payload) = (self.me.id, record_payload(record));
         let broadcast = Broadcast { origin, number: 0, id: MessageId::RECORD, payload };
         let plain = Request::Broadcast(broadcast).encode();
         for (target, endpoint) in self.live().collect::<Vec<_>>() {
-            if Some(target) != except {
-                self.send_plain(endpoint, target, &plain);
-            }
+            self.send_plain(endpoint, target, &plain);
         }
     }
 
@@ -194,10 +193,10 @@ impl Group {
         let Some(member) = self.members.get_mut(&origin) else { return false };
         let (meter, pace): (&mut Meter, _) = match message {
             Message::Text { .. } => (&mut member.texts, limits.texts),
-            Message::Name(_) | Message::Status(_) | Message::Topic(_) => (&mut member.settings, limits.settings),
+            Message::Name(_) | Message::Status(_) => (&mut member.settings, limits.settings),
+            Message::Topic(_) => (&mut member.topics, limits.settings),
             Message::Ping => (&mut member.pings, limits.pings),
-            Message::NewPeer(_) => (&mut member.newcomers, limits.newcomers),
-            Message::Ban(_) => (&mut member.settings, limits.settings),
+            Message::NewPeer(_) | Message::Ban(_) => (&mut member.newcomers, limits.newcomers),
             Message::Quit => return true,
         };
         meter.take(now, pace, 1)
@@ -241,17 +240,16 @@ impl Group {
         }
         let record = read_record(&broadcast.payload).map_err(|_| self.offend(hop, from, 2, Dropped::Malformed))?;
         self.take_record(from, hop, &record)?;
+        // First passed on: who is banned by it is not left in the dark.
         self.forward(hop, broadcast);
+        self.changed(&record);
         Ok(())
     }
 
-    /// Takes a record over from a neighbour; `Ok` when it changed something.
+    /// Takes a record over from a neighbour; `Ok` when it changed something, which [`Self::changed`] has to hear of.
     pub(super) fn take_record(&mut self, from: Endpoint, hop: ClientId, record: &Record) -> Result<(), Dropped> {
         match self.records.take(record, self.now_s()) {
-            Taken::Changed => {
-                self.changed(record);
-                Ok(())
-            }
+            Taken::Changed => Ok(()),
             Taken::Known => Err(Dropped::Stale),
             Taken::Refused => Err(Dropped::NotAllowed),
             Taken::Forged => Err(self.offend(hop, from, FORGERY, Dropped::Forged)),
@@ -322,6 +320,8 @@ impl Group {
                 if direct || self.is_signed() || !self.is_live(&origin) {
                     self.known.remove(&origin);
                     self.remove(origin, Why::Quit);
+                } else {
+                    self.doubt(origin);
                 }
             }
             Message::Name(name) => self.renamed(origin, name),
@@ -403,7 +403,7 @@ impl Group {
         let pause = std::time::Duration::from_millis(500 + self.roll(2_500));
         for own in std::iter::once(&mut self.me).chain(self.virtuals.values_mut()) {
             own.next_name = own.next_name.min(now + pause);
-            own.tells_presence = true;
+            own.tells_presence |= own.presence != Presence::Online;
         }
         if self.rules.hub {
             self.topic_due = self.topic_due.min(now + std::time::Duration::from_secs(2));

@@ -260,7 +260,7 @@ impl Group {
             if self.records.take(&record, self.now_s()) == super::Taken::Changed {
                 self.changed(&record);
             }
-            self.spread(&record, None);
+            self.spread(&record);
         }
         self.originate(self.me.id, Message::NewPeer(id));
         self.introduce_ourselves();
@@ -306,8 +306,8 @@ impl Group {
     /// A record of our own making: it counts here first.
     pub(super) fn publish(&mut self, record: Record) {
         if self.records.take(&record, self.now_s()) == super::Taken::Changed {
+            self.spread(&record);
             self.changed(&record);
-            self.spread(&record, None);
         }
     }
 
@@ -465,8 +465,10 @@ impl Group {
         // What allows something before what is allowed by it.
         let (topics, others): (Vec<_>, Vec<_>) = records.iter().partition(|it| matches!(it, Record::Topic(_)));
         for record in others.into_iter().chain(topics) {
-            if let Err(why @ (Dropped::Forged | Dropped::NotAllowed)) = self.take_record(from, sender, record) {
-                self.tell(Event::Dropped(why));
+            match self.take_record(from, sender, record) {
+                Ok(()) => self.changed(record),
+                Err(why @ (Dropped::Forged | Dropped::NotAllowed)) => self.tell(Event::Dropped(why)),
+                Err(_) => {}
             }
         }
         self.note_entered();

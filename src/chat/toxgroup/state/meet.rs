@@ -10,7 +10,7 @@ use super::super::wire::node::NODES_MAX;
 use super::super::wire::{ClientId, Dialect, Node, Nodes, PingId, Request};
 use super::meter::Meter;
 use super::near::{ANCHORS_MAX, Distance, NEAR_MAX, RANDOM_MAX, REVERSE_MAX, Slot};
-use super::{Dropped, Endpoint, Group, NodeFormat, Save};
+use super::{Dropped, Endpoint, Group, NodeFormat, Save, Why};
 use crate::crypto::{Secret, boxes};
 
 /// Between two questions to a neighbour.
@@ -50,6 +50,8 @@ pub(super) struct Link {
     dialect: Option<Dialect>,
     /// How often they were answered without our knowing how they lay out nodes.
     guesses: u8,
+    /// Somebody said that they left, and they themselves did not.
+    doubted: Option<Duration>,
     ignored_until: Duration,
     packets: Meter,
     octets: Meter,
@@ -78,6 +80,23 @@ impl Group {
     pub(super) fn live(&self) -> impl Iterator<Item = (ClientId, Endpoint)> {
         let now = self.now.monotonic;
         self.members.iter().filter_map(move |(id, member)| Some((*id, member.link.target(now)?)))
+    }
+
+    /// Everybody who proved lately to be there, neighbour or not.
+    pub(super) fn proved(&self) -> impl Iterator<Item = (ClientId, Endpoint)> {
+        let now = self.now.monotonic;
+        let there = self.members.iter().filter(move |(_, member)| member.link.is_live(now));
+        there.filter_map(|(id, member)| Some((*id, member.link.at?.0)))
+    }
+
+    /// Asks somebody who is said to have left; without an answer, that is believed.
+    pub(super) fn doubt(&mut self, id: ClientId) {
+        let now = self.now.monotonic;
+        let Some(link) = self.members.get_mut(&id).map(|member| &mut member.link) else { return };
+        if let Some((at, _)) = link.at {
+            link.doubted.get_or_insert(now);
+            self.ask(id, at);
+        }
     }
 
     fn in_slot(&self, slot: Slot) -> impl Iterator<Item = ClientId> {
@@ -179,6 +198,7 @@ impl Group {
             Some(asked) if asked.ping_id == ping_id && asked.at + ASK_PAUSE > now => link.asked = None,
             _ => return Err(Dropped::Stale),
         }
+        self.recount = true;
         let moved = link.at.is_none_or(|(at, _)| at != from);
         link.at = Some((from, Some(now)));
         link.dialect = nodes.dialect.or(link.dialect);
@@ -321,8 +341,17 @@ impl Group {
         let now = self.now.monotonic;
         let mut due = Vec::new();
         let mut missed = Vec::new();
+        let mut left = Vec::new();
         for (id, member) in &mut self.members {
             let link = &mut member.link;
+            if let Some(since) = link.doubted {
+                let proved = link.at.and_then(|(_, proved)| proved).is_some_and(|proved| proved > since);
+                if proved {
+                    link.doubted = None;
+                } else if since + ASK_EVERY + ASK_PAUSE <= now {
+                    left.push(*id);
+                }
+            }
             let is_anchor = self.anchors.contains(id);
             let faded = link.slot == Some(Slot::Reverse) && !asked_lately(link, now);
             if link.slot.is_some() && (!link.is_live(now) || faded) {
@@ -330,6 +359,7 @@ impl Group {
             }
             let Some((at, _)) = link.at else { continue };
             let pause = match (is_anchor, link.slot) {
+                _ if link.doubted.is_some() => ASK_PAUSE,
                 (_, Some(_)) => ASK_EVERY,
                 (true, None) => ASK_PAUSE,
                 (false, None) => MISSED_EVERY,
@@ -337,6 +367,9 @@ impl Group {
             if link.last_asked.is_none_or(|last| last + pause <= now) {
                 if is_anchor || link.slot.is_some() { due.push((*id, at)) } else { missed.push((*id, at)) }
             }
+        }
+        for id in left {
+            self.remove(id, Why::Quit);
         }
         missed.truncate(MISSED_MAX);
         for (id, at) in due.into_iter().chain(missed) {

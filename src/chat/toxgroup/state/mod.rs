@@ -175,6 +175,7 @@ pub struct Own {
     tells_presence: bool,
     texts: Meter,
     settings: Meter,
+    topics: Meter,
 }
 
 impl Own {
@@ -194,6 +195,7 @@ impl Own {
             tells_presence: false,
             texts: Meter::default(),
             settings: Meter::default(),
+            topics: Meter::default(),
         }
     }
 
@@ -229,6 +231,7 @@ struct Member {
     link: Link,
     texts: Meter,
     settings: Meter,
+    topics: Meter,
     pings: Meter,
     newcomers: Meter,
 }
@@ -244,6 +247,7 @@ impl Member {
             link: Link::default(),
             texts: Meter::default(),
             settings: Meter::default(),
+            topics: Meter::default(),
             pings: Meter::default(),
             newcomers: Meter::default(),
         }
@@ -500,6 +504,8 @@ pub struct Group {
     next_redraw: Duration,
     next_sweep: Duration,
     neighbours: usize,
+    /// Neighbours may have come or gone in this step.
+    recount: bool,
     step: Step,
 }
 
@@ -551,6 +557,7 @@ impl Group {
             next_redraw: now.monotonic + meet::REDRAW_EVERY,
             next_sweep: now.monotonic + SWEEP_EVERY,
             neighbours: 0,
+            recount: false,
             step: Step::default(),
         };
         let first = group.ping_pause();
@@ -658,17 +665,25 @@ impl Group {
                     self.tell(Event::Dropped(why));
                 }
             }
-            Input::Gone(endpoint) => self.gone(endpoint),
-            Input::Tick => self.tick(),
+            Input::Gone(endpoint) => {
+                self.recount = true;
+                self.gone(endpoint);
+            }
+            Input::Tick => {
+                self.recount = true;
+                self.tick();
+            }
         }
         self.finish()
     }
 
     fn finish(&mut self) -> Step {
-        let live = self.live().count();
-        if live != self.neighbours {
-            self.neighbours = live;
-            self.tell(Event::Neighbours(live));
+        if std::mem::take(&mut self.recount) {
+            let live = self.live().count();
+            if live != self.neighbours {
+                self.neighbours = live;
+                self.tell(Event::Neighbours(live));
+            }
         }
         std::mem::take(&mut self.step)
     }
@@ -763,6 +778,7 @@ impl Group {
     /// Removes somebody, and remembers what has to be.
     fn remove(&mut self, id: ClientId, why: Why) {
         let Some(member) = self.members.remove(&id) else { return };
+        self.recount = true;
         let now = self.now.monotonic;
         self.anchors.remove(&id);
         let dead = match why {
@@ -895,17 +911,21 @@ impl Group {
 
     /// What one of ours says by the clock: that it is there, and how it is called.
     fn tend_own(&mut self, id: ClientId) {
-        let now = self.now.monotonic;
+        let (now, pace) = (self.now.monotonic, self.rules.limits.settings.careful());
         let pause = self.ping_pause();
         let Some(own) = self.own(&id) else { return };
-        if own.next_name <= now && !own.name.is_empty() {
+        // What comes too early is said a little later.
+        let mut due = Vec::new();
+        if own.next_name <= now && !own.name.is_empty() && own.settings.take(now, pace, 1) {
             own.next_name = now + NAME_EVERY;
-            let (name, presence) = (Message::Name(own.name.clone()), own.presence);
-            let tells = std::mem::take(&mut own.tells_presence) && presence != Presence::Online;
-            self.originate(id, name);
-            if tells {
-                self.originate(id, Message::Status(presence));
-            }
+            due.push(Message::Name(own.name.clone()));
+        }
+        if own.tells_presence && own.settings.take(now, pace, 1) {
+            own.tells_presence = false;
+            due.push(Message::Status(own.presence));
+        }
+        for message in due {
+            self.originate(id, message);
         }
         if let Some(own) = self.own(&id)
             && own.next_ping <= now
