@@ -4,6 +4,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     // Embedded by sqlx when the room is compiled.
     println!("cargo:rerun-if-changed=src/chat/csp/migrations");
+    println!("cargo:rerun-if-changed=src/chat/toxgroup/migrations");
     let descriptors = protox::compile(["proto/d2m.proto"], ["proto"])?;
     prost_build::Config::new().btree_map(["."]).compile_fds(descriptors)?;
     Ok(())

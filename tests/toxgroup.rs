@@ -11,8 +11,12 @@
     reason = "a test may panic"
 )]
 
+mod common;
+
 #[path = "toxgroup/classic.rs"]
 mod classic;
+#[path = "toxgroup/hub.rs"]
+mod hub;
 #[path = "toxgroup/signed.rs"]
 mod signed;
 #[path = "toxgroup/simulation.rs"]

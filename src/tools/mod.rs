@@ -12,6 +12,7 @@
 //! | [`provoke`] | makes a server close a client with any code |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
 //! | [`replay`] | drives the device side of a capture against any mediator |
+//! | [`tox`] | a client for Tox groups: as a peer, and as a thin user |
 //! | [`trace`] | a capture as a picture for Perfetto |
 //! | [`describe`] | payloads as fields with names: what the others print |
 //! | `captured` | captures, as those tools read them |
@@ -32,6 +33,7 @@ pub mod provoke;
 pub mod replay;
 pub mod simulate;
 mod terminal;
+pub mod tox;
 pub mod trace;
 
 use std::io::IsTerminal as _;

@@ -320,6 +320,11 @@ impl Group {
             JoinReply::Welcome(cert) => {
                 joining.credential = None;
                 (joining.tries, joining.next) = (0, now);
+                if cert.is_none() && self.is_signed() {
+                    // An invitation does not say which kind of group it is for; the answer does.
+                    self.mode = super::Mode::Classic { owner: Some(sender), topic_lock: false };
+                    self.me.pair = None;
+                }
                 if let Some(cert) = cert {
                     // Whether the hub may give it is known with the state, which comes next: a moderator's waits until then.
                     self.records.take(&Record::Cert(cert), now_s);

@@ -606,6 +606,12 @@ impl Group {
         &self.me
     }
 
+    /// The secrets of one of ours, to be kept; see [`Own::secrets`].
+    #[must_use]
+    pub fn secrets_of(&self, id: &ClientId) -> Option<(Secret<32>, Option<Secret<32>>)> {
+        std::iter::once(&self.me).chain(self.virtuals.values()).find(|own| own.id == *id).map(Own::secrets)
+    }
+
     /// What counts, in a signed group.
     #[must_use]
     pub const fn records(&self) -> &Records {
@@ -630,6 +636,14 @@ impl Group {
     #[must_use]
     pub const fn neighbours(&self) -> usize {
         self.neighbours
+    }
+
+    /// How somebody calls themselves; nothing for who is no member.
+    #[must_use]
+    pub fn name_of(&self, id: &ClientId) -> String {
+        let own = std::iter::once(&self.me).chain(self.virtuals.values()).find(|own| own.id == *id);
+        let name = own.map(|own| &own.name).or_else(|| self.members.get(id).map(|member| &member.name));
+        name.map(|name| flood::name_of(name)).unwrap_or_default()
     }
 
     /// Members, ourselves and our virtual ones included.
