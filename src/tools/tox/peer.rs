@@ -13,6 +13,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Interval;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -31,6 +32,8 @@ const QUEUE_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(200);
 /// After so long without a packet of ours, a sign of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How long a farewell may take.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// The one connection of a peer that has one.
 const STREAM: Endpoint = Endpoint::Stream(0);
 
@@ -44,7 +47,9 @@ pub struct Carrier {
     /// Whether it takes datagrams.
     datagrams: bool,
     address: Option<SocketAddr>,
-    _stop: DropGuard,
+    /// Ends when everything is written behind the last of `to`.
+    writer: JoinHandle<()>,
+    stop: DropGuard,
 }
 
 impl Carrier {
@@ -68,14 +73,14 @@ impl Carrier {
                 let _full = heard.try_send((Endpoint::Udp(at), packet));
             }
         });
-        tokio::spawn(async move {
+        let writer = tokio::spawn(async move {
             while let Some((to, packet)) = out.recv().await {
                 if let Some(address) = to.udp() {
                     let _lost = socket.send_to(&packet, address).await;
                 }
             }
         });
-        Ok(Self { to, from, datagrams: true, address, _stop: stop.drop_guard() })
+        Ok(Self { to, from, datagrams: true, address, writer, stop: stop.drop_guard() })
     }
 
     /// Frames on a stream: TCP, TLS, or what a mediator proxies.
@@ -86,7 +91,7 @@ impl Carrier {
         let (heard, from) = mpsc::channel(QUEUE_MAX);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        tokio::spawn(async move {
+        let writer = tokio::spawn(async move {
             let read = async {
                 let mut frames = FrameReader::new(PACKET_MAX);
                 while let Ok(Some(packet)) = frames.next(&mut reading).await {
@@ -113,7 +118,7 @@ impl Carrier {
                 () = stopped.cancelled() => {}
             }
         });
-        Self { to, from, datagrams: false, address: None, _stop: stop.drop_guard() }
+        Self { to, from, datagrams: false, address: None, writer, stop: stop.drop_guard() }
     }
 
     /// Messages on a WebSocket.
@@ -124,7 +129,7 @@ impl Carrier {
         let (heard, from) = mpsc::channel(QUEUE_MAX);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        tokio::spawn(async move {
+        let writer = tokio::spawn(async move {
             let read = async {
                 while let Some(Ok(message)) = reading.next().await {
                     if let Message::Binary(packet) = message
@@ -152,7 +157,7 @@ impl Carrier {
                 () = stopped.cancelled() => {}
             }
         });
-        Self { to, from, datagrams: false, address: None, _stop: stop.drop_guard() }
+        Self { to, from, datagrams: false, address: None, writer, stop: stop.drop_guard() }
     }
 }
 
@@ -258,6 +263,17 @@ impl Peer {
             };
             self.take(step);
         }
+    }
+
+    /// Leaves, and waits until that is said.
+    pub async fn leave(mut self) {
+        let me = self.group.me().id();
+        // Who is not in has nobody to tell.
+        let _alone = self.command(Command::Leave(me));
+        let Carrier { to, writer, stop, .. } = self.carrier;
+        drop(to);
+        let _written = tokio::time::timeout(LEAVE_WITHIN, writer).await;
+        drop(stop);
     }
 
     fn take(&mut self, step: Step) {

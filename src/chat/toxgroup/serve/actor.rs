@@ -137,7 +137,11 @@ impl Actor {
         let me = ClientId(boxes::public(secret));
         let mode = if *signed { Mode::Signed } else { Mode::Classic { owner: Some(me), topic_lock: false } };
         let own = Own::new(secret.clone(), seed.as_ref().map(sign::Pair::new), bound, name);
-        let group = Group::new(*id, mode, self.config.rules.clone(), own, self.clock.now(), dice());
+        let mut rules = self.config.rules.clone();
+        if self.config.toxcore2014 && !signed {
+            rules = rules.toxcore2014();
+        }
+        let group = Group::new(*id, mode, rules, own, self.clock.now(), dice());
         self.by_key.insert(me, *id);
         self.groups.insert(*id, Slot { group, name: name.clone(), seats: HashMap::new() });
         metrics::get().toxgroup_groups.set(f64::from(u32::try_from(self.groups.len()).unwrap_or(u32::MAX)));

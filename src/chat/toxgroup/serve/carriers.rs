@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt as _, StreamExt as _};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
@@ -43,8 +44,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// How long a socket may take nothing.
 const WRITE_STALL: Duration = Duration::from_secs(60);
+/// How long a farewell may take.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// How long an upgrade may take.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(10);
+/// What the kernel may hold for a connection that does not read, about; packets are small and nobody waits for old ones.
+const SEND_BUFFER: usize = 64 * 1_024;
 /// How much is read at a time.
 const READ: usize = 4 * 1024;
 
@@ -55,6 +60,7 @@ pub(super) struct Shared {
     pub(super) mailbox: mpsc::Sender<Mail>,
     pub(super) unproved: Unproved,
     pub(super) next_conn: AtomicU64,
+    pub(super) stop: CancellationToken,
 }
 
 /// Datagrams, until the end. What comes faster than it is decided is lost, as on the net.
@@ -175,17 +181,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer for WebWriter<S> {
     }
 }
 
+/// Bounds what the kernel holds for a connection.
+fn bound(socket: &Stream<TcpStream>) {
+    let tcp = match socket {
+        Stream::Plain(tcp) => tcp,
+        Stream::Tls(tls) => tls.get_ref().0,
+    };
+    if let Err(error) = SockRef::from(tcp).set_send_buffer_size(SEND_BUFFER) {
+        debug!(%error, "a connection with the kernel's own bound");
+    }
+}
+
 /// A client that says packets in frames.
 pub(super) async fn tcp(shared: &Shared, socket: Stream<TcpStream>, from: SocketAddr) {
+    bound(&socket);
     let (reading, mut writing) = tokio::io::split(socket);
     let mut reading = Framed::new(reading, PACKET_MAX);
     carry(shared, &mut reading, &mut writing, from).await;
     // However that ends.
-    let _closed = tokio::time::timeout(WRITE_STALL, writing.close()).await;
+    let _closed = tokio::time::timeout(CLOSE_WITHIN, writing.close()).await;
 }
 
 /// A client that says packets in messages.
 pub(super) async fn web(shared: &Shared, socket: Stream<TcpStream>, from: SocketAddr) {
+    bound(&socket);
     let config = WebSocketConfig::default()
         .read_buffer_size(READ)
         .write_buffer_size(0)
@@ -206,7 +225,7 @@ pub(super) async fn web(shared: &Shared, socket: Stream<TcpStream>, from: Socket
         }
         writing.close().await;
     };
-    let _closed = tokio::time::timeout(WRITE_STALL, farewell).await;
+    let _closed = tokio::time::timeout(CLOSE_WITHIN, farewell).await;
 }
 
 /// Whether the client asks for packets.
@@ -271,6 +290,7 @@ async fn carry(shared: &Shared, reading: &mut impl Reader, writing: &mut impl Wr
         () = read => {}
         () = write(writing, &mut waits) => {}
         () = close.cancelled() => {}
+        () = shared.stop.cancelled() => {}
     }
     let _stopped = shared.mailbox.send(Mail::Closed(conn)).await;
 }
@@ -336,7 +356,8 @@ pub(super) async fn thin(shared: &Shared, socket: Stream<TcpStream>, from: Socke
         () = read => {}
         () = write(&mut writing, &mut waits) => {}
         () = close.cancelled() => {}
+        () = shared.stop.cancelled() => {}
     }
     let _stopped = shared.mailbox.send(Mail::ThinClosed(conn)).await;
-    let _closed = tokio::time::timeout(WRITE_STALL, writing.close()).await;
+    let _closed = tokio::time::timeout(CLOSE_WITHIN, writing.close()).await;
 }

@@ -49,6 +49,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How its members behave.
     pub rules: Rules,
+    /// Whether programs of 2014 are members of classic groups.
+    pub toxcore2014: bool,
     /// Where those who are invited find the hub.
     pub addresses: Vec<Address>,
     /// Connections of all kinds at once; one more is closed without a word.
@@ -70,6 +72,7 @@ impl Config {
         Self {
             data_dir,
             rules: Rules { hub: true, ..Rules::default() },
+            toxcore2014: false,
             addresses: Vec::new(),
             connections_max: 4_096,
             unproved_per_address: 64,
@@ -174,6 +177,7 @@ pub async fn start_on(
         mailbox: mailbox.clone(),
         unproved: Unproved::new(config.unproved_per_address, config.exempt.clone()),
         next_conn: AtomicU64::new(1),
+        stop: shutdown.clone(),
     });
     let actor = Actor::new(config, store, stored, Arc::clone(&udp), clock);
     let deciding = tokio::spawn(actor.run(mail, shutdown.clone()));

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::net::rate::{Per, Rate};
+
 /// Once per `every`, and `burst` times at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
@@ -14,6 +16,17 @@ pub struct Pace {
 impl Pace {
     pub(super) const fn new(every: Duration, burst: u32) -> Self {
         Self { every, burst }
+    }
+
+    /// As often as this rate says; what may come at once stays.
+    #[must_use]
+    pub fn at(self, rate: Rate) -> Self {
+        let per = match rate.per {
+            Per::Second => Duration::from_secs(1),
+            Per::Minute => Duration::from_secs(60),
+            Per::Hour => Duration::from_secs(3_600),
+        };
+        Self { every: per / u32::try_from(rate.amount).unwrap_or(u32::MAX).max(1), burst: self.burst }
     }
 
     /// A little slower: what keeps this pace keeps the other one also where the net made two arrive closer together.

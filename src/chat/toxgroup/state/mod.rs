@@ -632,6 +632,12 @@ impl Group {
         self.history.iter()
     }
 
+    /// How many texts wait to be said, for the pace at which others listen.
+    #[must_use]
+    pub fn waits(&self) -> usize {
+        self.outgoing.len()
+    }
+
     /// Neighbours that are there.
     #[must_use]
     pub const fn neighbours(&self) -> usize {
