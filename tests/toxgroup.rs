@@ -15,6 +15,8 @@ mod common;
 
 #[path = "toxgroup/classic.rs"]
 mod classic;
+#[path = "toxgroup/client.rs"]
+mod client;
 #[path = "toxgroup/hub.rs"]
 mod hub;
 #[path = "toxgroup/signed.rs"]

@@ -29,9 +29,9 @@ use super::common::{Family, Server, Setup, soon};
 const ANY: &str = "127.0.0.1:0";
 
 /// A hub and its directory.
-struct Hub {
+pub struct Hub {
     dir: TempDir,
-    at: Addresses,
+    pub at: Addresses,
     running: Running,
     stop: CancellationToken,
 }
@@ -61,18 +61,18 @@ async fn hub_in(dir: TempDir, udp: SocketAddr, limits: Limits) -> Hub {
     Hub { dir, at: running.addresses(), running, stop }
 }
 
-async fn hub() -> Hub {
+pub async fn hub() -> Hub {
     hub_in(tempfile::tempdir().unwrap(), ANY.parse().unwrap(), Limits::default()).await
 }
 
 impl Hub {
-    async fn stop(self) -> TempDir {
+    pub async fn stop(self) -> TempDir {
         self.stop.cancel();
         soon(self.running.wait()).await;
         self.dir
     }
 
-    async fn thin(&self, user: &str) -> Thin {
+    pub async fn thin(&self, user: &str) -> Thin {
         thin_on(Box::new(TcpStream::connect(self.at.thin).await.unwrap()), user).await
     }
 
@@ -109,12 +109,12 @@ async fn thin_on(stream: Box<dyn Duplex>, user: &str) -> Thin {
     thin
 }
 
-async fn ask(thin: &mut Thin, op: Op) -> What {
+pub async fn ask(thin: &mut Thin, op: Op) -> What {
     soon(thin.ask(op)).await.unwrap()
 }
 
 /// A new group, and an invitation to it.
-async fn group(thin: &mut Thin, classic: bool, uses: u32) -> (String, ClientId, Token) {
+pub async fn group(thin: &mut Thin, classic: bool, uses: u32) -> (String, ClientId, Token) {
     let created = ask(thin, Op::Create { name: "lobby".into(), classic, open: false, nick: "thin".into() }).await;
     let What::Entered { group, member } = created else { panic!("{created:?}") };
     let invited = ask(thin, Op::Invite { group: group.clone(), uses, for_s: 60 }).await;
@@ -122,7 +122,7 @@ async fn group(thin: &mut Thin, classic: bool, uses: u32) -> (String, ClientId, 
     (group, member.parse().unwrap(), token.parse().unwrap())
 }
 
-async fn hears(thin: &mut Thin, text: &str) -> ClientId {
+pub async fn hears(thin: &mut Thin, text: &str) -> ClientId {
     soon(async {
         loop {
             if let What::Message { said, .. } = thin.next().await.unwrap()

@@ -29,16 +29,21 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use self::line::Line;
 use self::peer::{Carrier, Peer};
 use self::thin::Thin;
+use super::keyfile::{self, Remembered};
 use super::terminal::Terminal;
-use super::{TrustArgs, trust_of};
+use super::{TrustArgs, not_connected, trust_of};
 use crate::chat::toxgroup::serve::SUBPROTOCOL;
 use crate::chat::toxgroup::serve::thin::{Op, What};
-use crate::chat::toxgroup::state::{Command, Credential, Event, KICK_S, NodeFormat, Profile, Rules, Why};
+use crate::chat::toxgroup::state::{Command, Credential, Event, KICK_S, NodeFormat, Profile, Role, Rules, Why};
 use crate::chat::toxgroup::wire::{Door, Token};
+use crate::client::proxy::ProxyStream;
 use crate::client::raw::Duplex;
+use crate::client::{Device, DeviceConfig, Mediator};
+use crate::config::TOXTHIN_GROUP;
 use crate::crypto::random;
 use crate::files;
 use crate::time::Clock;
+use crate::wire::d2m::{DeviceId, ServerGroup};
 
 /// How long connecting may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -58,6 +63,7 @@ Printed are `NAME: text`, `* NAME does`, `-- ` for what happens and `!! ` for wh
 Examples:
   heliostat tox create lobby
   heliostat tox talk 5f67...
+  heliostat tox talk 5f67... --hub wss://localhost:8443 --group-key ann.key --device-id 2
   heliostat tox join toxgroup1:AV9n... --nick bob
   printf 'hello\\n' | heliostat tox join toxgroup1:AV9n... --nick carol --by tcp
 
@@ -108,15 +114,67 @@ struct Talk {
 
 #[derive(Debug, clap::Args)]
 struct User {
-    /// Where the hub's thin users connect
-    #[arg(long, value_name = "HOST:PORT", default_value = "localhost:33447")]
+    /// Where the hub's thin users connect, HOST:PORT; or a mediator's base URL, wss://HOST:PORT
+    #[arg(long, value_name = "WHERE", default_value = "localhost:33447")]
     hub: String,
+    #[command(flatten)]
+    through: Through,
     /// Who this is at the hub; made on first use, readable by you alone
     #[arg(long, value_name = "FILE", default_value = "tox-user.json")]
     user: PathBuf,
     /// How to be called
     #[arg(long, default_value = "somebody")]
     nick: String,
+}
+
+/// How a mediator is reached, and as which device
+#[derive(Debug, clap::Args)]
+struct Through {
+    #[command(flatten)]
+    trust: TrustArgs,
+    /// The server's data directory: its development CA is trusted
+    #[arg(long, value_name = "DIR", default_value = "heliostat-data")]
+    data: PathBuf,
+    /// Through a mediator: the device group key; made on first use, readable by you alone
+    #[arg(long, value_name = "FILE", default_value = "group.key")]
+    group_key: PathBuf,
+    /// Through a mediator: names the hub's door for thin users
+    #[arg(long, value_name = "NAME", default_value = TOXTHIN_GROUP)]
+    server_group: String,
+    /// Through a mediator: which device of the group this is, in hex [default: the one that was used first, else a random one]
+    #[arg(long, value_name = "HEX")]
+    device_id: Option<DeviceId>,
+    /// Allow ws:// to a host that is not this machine
+    #[arg(long)]
+    insecure_plain: bool,
+}
+
+impl Through {
+    /// What the mediator proxies, for as long as it is used.
+    async fn reach(&self, url: &str) -> Result<ProxyStream> {
+        let mediator = Mediator::new(url, &trust_of(&self.trust, &self.data)?).into_diagnostic()?;
+        let local = matches!(mediator.host(), "localhost" | "127.0.0.1" | "[::1]");
+        if !(mediator.is_encrypted() || local || self.insecure_plain) {
+            return Err(miette!(
+                help = "use wss://, or say --insecure-plain",
+                "{url} is neither encrypted nor on this machine"
+            ));
+        }
+        let server_group = ServerGroup::new(&self.server_group)
+            .ok_or_else(|| miette!("{} is not a server group: 1 to 32 digits and letters", self.server_group))?;
+        let (key, _) = keyfile::load_or_create(&self.group_key)?;
+        let mut remembered = Remembered::beside(&self.group_key)?;
+        let id = self.device_id.or_else(|| remembered.first(url)).unwrap_or_else(|| DeviceId(random::u64()));
+        let config = DeviceConfig {
+            expected_slot_state: remembered.expected(url, id),
+            device_info: b"tox".to_vec(),
+            ..DeviceConfig::new(key, server_group, id)
+        };
+        let connected = Device::connect(&mediator, &config).await;
+        let mut device = connected.map_err(|error| not_connected(&error, &mediator))?;
+        remembered.note(url, id, true)?;
+        device.proxy_stream().ok_or_else(|| miette!("the mediator proxies nothing"))
+    }
 }
 
 /// Which way to the hub
@@ -194,8 +252,13 @@ impl Identity {
 impl User {
     async fn line(&self) -> Result<Thin> {
         let Identity { user, secret } = Identity::load(&self.user)?;
-        let stream = tcp(&self.hub).await.wrap_err_with(|| format!("cannot reach the hub on {}", self.hub))?;
-        let mut thin = Thin::new(Box::new(stream));
+        let mediator = self.hub.starts_with("ws://") || self.hub.starts_with("wss://");
+        let stream: Box<dyn Duplex> = if mediator {
+            Box::new(self.through.reach(&self.hub).await?)
+        } else {
+            Box::new(tcp(&self.hub).await.wrap_err_with(|| format!("cannot reach the hub on {}", self.hub))?)
+        };
+        let mut thin = Thin::new(stream);
         ask(&mut thin, Op::Hello { user, secret }).await?;
         Ok(thin)
     }
@@ -384,7 +447,8 @@ async fn peer_lines(peer: &mut Peer, terminal: &mut Terminal) -> Result<()> {
         tokio::select! {
             event = peer.next() => {
                 let event = event.ok_or_else(|| miette!("the hub hung up"))?;
-                let out = matches!(&event, Event::Left(id, Why::Banned) if *id == peer.group().me().id());
+                let me = peer.group().me().id();
+                let out = event == Event::Role(me, Role::Banned) || event == Event::Left(me, Why::Banned);
                 if let Some(shown) = told(peer, &event) {
                     terminal.print(&shown)?;
                 }

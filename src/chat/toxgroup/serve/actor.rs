@@ -227,7 +227,7 @@ impl Actor {
         self.everywhere(|| Input::Tick);
         let (mut members, mut neighbours) = (0, 0);
         for slot in self.groups.values() {
-            members += slot.group.members().len();
+            members += slot.group.size();
             neighbours += slot.group.neighbours();
         }
         let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -26,7 +26,7 @@ use tracing::debug;
 use super::actor::{Connection, Mail};
 use super::{Unproved, next, thin};
 use crate::chat::toxgroup::state::Endpoint;
-use crate::metrics::{self, Presence, Room};
+use crate::metrics::{self, Login, Presence, Room};
 use crate::net::listen::Stream;
 use crate::time::Clock;
 use crate::wire::delimit::Cutter;
@@ -241,12 +241,39 @@ fn offers_ours(request: &Request, mut response: Response) -> Result<Response, Er
     Err(refusal)
 }
 
+/// A connection that is counted; one on which nobody proved anything counts as a login that was lost.
+struct Counted {
+    proved: AtomicBool,
+    _open: Presence,
+}
+
+impl Counted {
+    fn new() -> Self {
+        let metrics = metrics::get();
+        let (opened, closed) = (metrics.chat_opened.of(Room::ToxGroup), metrics.chat_closed.of(Room::ToxGroup));
+        let open = Presence::new(metrics.chat_connections.of(Room::ToxGroup), Some(opened), Some(closed));
+        Self { proved: AtomicBool::new(false), _open: open }
+    }
+
+    fn proved(&self) {
+        if !self.proved.swap(true, Ordering::Relaxed) {
+            metrics::get().chat_logins.of(Room::ToxGroup).of(Login::Accepted).increment(1);
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !self.proved.load(Ordering::Relaxed) {
+            metrics::get().chat_logins.of(Room::ToxGroup).of(Login::Lost).increment(1);
+        }
+    }
+}
+
 /// Carries packets both ways until either side ends it.
 async fn carry(shared: &Shared, reading: &mut impl Reader, writing: &mut impl Writer, from: SocketAddr) {
     let Some(place) = shared.unproved.enter(from.ip()) else { return };
-    let metrics = metrics::get();
-    let (opened, closed) = (metrics.chat_opened.of(Room::ToxGroup), metrics.chat_closed.of(Room::ToxGroup));
-    let _counted = Presence::new(metrics.chat_connections.of(Room::ToxGroup), Some(opened), Some(closed));
+    let counted = Counted::new();
     let conn = next(&shared.next_conn);
     let (outbox, mut waits) = mpsc::channel(OUTBOX_MAX);
     let (proved, close) = (CancellationToken::new(), CancellationToken::new());
@@ -265,6 +292,7 @@ async fn carry(shared: &Shared, reading: &mut impl Reader, writing: &mut impl Wr
             let heard = tokio::select! {
                 heard = reading.next() => heard,
                 () = proved.cancelled(), if place.is_some() => {
+                    counted.proved();
                     place = None;
                     continue;
                 }
@@ -314,9 +342,7 @@ async fn write(writing: &mut impl Writer, waits: &mut mpsc::Receiver<Bytes>) {
 /// A thin user's line: JSON in frames.
 pub(super) async fn thin(shared: &Shared, socket: Stream<TcpStream>, from: SocketAddr) {
     let Some(place) = shared.unproved.enter(from.ip()) else { return };
-    let metrics = metrics::get();
-    let (opened, closed) = (metrics.chat_opened.of(Room::ToxGroup), metrics.chat_closed.of(Room::ToxGroup));
-    let _counted = Presence::new(metrics.chat_connections.of(Room::ToxGroup), Some(opened), Some(closed));
+    let counted = Counted::new();
     let conn = next(&shared.next_conn);
     let (outbox, mut waits) = mpsc::channel(OUTBOX_MAX);
     let (proved, close) = (CancellationToken::new(), CancellationToken::new());
@@ -335,6 +361,7 @@ pub(super) async fn thin(shared: &Shared, socket: Stream<TcpStream>, from: Socke
             let heard = tokio::select! {
                 heard = reading.next() => heard,
                 () = proved.cancelled(), if place.is_some() => {
+                    counted.proved();
                     place = None;
                     continue;
                 }

@@ -4,12 +4,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::actor::Actor;
 use super::thin::{MemberInfo, Op, Request, SECRET_MIN, Said, USER_MAX, What};
-use crate::chat::toxgroup::state::{Command, Credential, Event, Mode, Own, Profile, Refused, Shape, Why};
+use crate::chat::toxgroup::state::{Command, Credential, Event, Line, Mode, Own, Profile, Refused, Shape, Why};
 use crate::chat::toxgroup::store::{Founded, Virtual, Write};
 use crate::chat::toxgroup::wire::record::{GROUP_NAME_MAX, Voice};
 use crate::chat::toxgroup::wire::{ClientId, GroupId, NAME_MAX, Token};
 use crate::crypto::{Secret, equal, random, sign};
-use crate::metrics::{self, Login, Room};
 use crate::wire::toxgroup::THIN_MAX;
 
 /// Thin users of one group, at most.
@@ -60,9 +59,7 @@ impl Actor {
     }
 
     async fn hello(&mut self, conn: u64, user: String, secret: &str) -> Result<What, No> {
-        let logins = metrics::get().chat_logins.of(Room::ToxGroup);
         if user.is_empty() || user.len() > USER_MAX || secret.len() < SECRET_MIN {
-            logins.of(Login::Refused).increment(1);
             return Err(No::BadHello);
         }
         let hash: [u8; 32] = Sha256::digest(secret).into();
@@ -77,14 +74,10 @@ impl Actor {
         };
         match known {
             Some(known) if equal(&known, &hash) => {}
-            Some(_) => {
-                logins.of(Login::Refused).increment(1);
-                return Err(No::BadSecret);
-            }
+            Some(_) => return Err(No::BadSecret),
             None if self.store.users().await.map_err(|_| No::Store)? >= self.config.users_max => return Err(No::Full),
             None => self.writes.push(Write::User(user.clone(), hash)),
         }
-        logins.of(Login::Accepted).increment(1);
         let of_user = self.groups.iter().filter(|(_, slot)| slot.seats.contains_key(&user));
         let mut groups: Vec<_> = of_user.map(|(id, _)| id.to_string()).collect();
         groups.sort_unstable();
@@ -150,23 +143,14 @@ impl Actor {
                     presence: it.presence,
                     role: it.role,
                 };
-                // As many as fit a frame.
-                let members = slot.group.members().into_iter().take(64).map(info).collect();
+                let members = fitting(slot.group.members().into_iter().map(info));
                 return Ok(What::Members { group, members, topic: slot.group.topic() });
             }
             Op::History { group } => {
                 let (id, _) = self.seat(user, &group)?;
                 let slot = self.groups.get(&id).ok_or(No::NoGroup)?;
-                let mut said: Vec<Said> = Vec::new();
-                // The latest, as many as fit a frame.
-                let mut room = THIN_MAX / 2;
-                for line in slot.group.history().collect::<Vec<_>>().into_iter().rev() {
-                    room = room.saturating_sub(2 * line.text.len() + line.name.len() + 160);
-                    if room == 0 {
-                        break;
-                    }
-                    said.push(said_of(line.at_ms, &line.by, &line.name, &line.text, line.action));
-                }
+                let said = |line: &Line| said_of(line.at_ms, &line.by, &line.name, &line.text, line.action);
+                let mut said = fitting(slot.group.history().rev().map(said));
                 said.reverse();
                 return Ok(What::History { group, said });
             }
@@ -351,6 +335,17 @@ impl Actor {
             Event::Entered | Event::NotEntered(_) | Event::Invited(_) | Event::Dropped(_) => return None,
         })
     }
+}
+
+/// As many, from the first on, as fit a frame together.
+fn fitting<T: serde::Serialize>(items: impl Iterator<Item = T>) -> Vec<T> {
+    // Beside them stand the id of the group, a topic, and names of fields.
+    let mut room = THIN_MAX.saturating_sub(4 * 1_024);
+    let fits = |item: &T| {
+        let len = serde_json::to_vec(item).map_or(usize::MAX, |json| json.len() + 1);
+        room.checked_sub(len).inspect(|left| room = *left).is_some()
+    };
+    items.take_while(fits).collect()
 }
 
 fn said_of(at_ms: u64, by: &ClientId, name: &str, text: &str, action: bool) -> Said {

@@ -300,7 +300,9 @@ impl Group {
                     Mode::Signed => None,
                 };
                 let by_owner = owner == Some(origin) && direct;
-                if by_owner && owner != Some(target) && target != self.me.id {
+                if by_owner && target == self.me.id {
+                    self.tell(Event::Left(target, Why::Banned));
+                } else if by_owner && owner != Some(target) {
                     self.ban(target);
                 } else if !by_owner {
                     self.tell(Event::BanAsked { by: origin, target });

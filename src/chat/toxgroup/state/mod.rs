@@ -628,7 +628,7 @@ impl Group {
     }
 
     /// Texts that were said lately, the oldest first; a hub has them.
-    pub fn history(&self) -> impl Iterator<Item = &Line> {
+    pub fn history(&self) -> impl DoubleEndedIterator<Item = &Line> {
         self.history.iter()
     }
 
@@ -650,6 +650,12 @@ impl Group {
         let own = std::iter::once(&self.me).chain(self.virtuals.values()).find(|own| own.id == *id);
         let name = own.map(|own| &own.name).or_else(|| self.members.get(id).map(|member| &member.name));
         name.map(|name| flood::name_of(name)).unwrap_or_default()
+    }
+
+    /// How many members there are, ourselves and our virtual ones included.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        1 + self.virtuals.len() + self.members.values().filter(|member| !member.is_virtual).count()
     }
 
     /// Members, ourselves and our virtual ones included.
