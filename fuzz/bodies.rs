@@ -839,7 +839,7 @@ pub fn tox_group(data: &[u8]) {
         let from = Endpoint::Stream(u64::from(who % 4));
         for step in [group.handle(now, Input::Packet(from, &packet)), group.handle(now, Input::Tick)] {
             for (_, packet) in step.sends {
-                let sealed = Sealed::read(&packet).expect("what is sent is a packet");
+                let sealed = Sealed::read(&packet).unwrap();
                 assert_ne!(sealed.receiver, to);
             }
         }

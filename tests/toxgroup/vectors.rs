@@ -281,7 +281,7 @@ fn records_are_signed_and_laid_out_to_the_same_bytes() {
     assert_eq!(Request::SyncRequest(sync).encode(), plain);
     let plain = bytes(&vectors["ext JOIN_REPLY bob(hub)->alice"]["plain"]);
     let Record::Cert(cert) = records[0].1.clone() else { panic!() };
-    assert_eq!(Request::JoinReply(JoinReply::Welcome(Some(cert))).encode(), plain);
+    assert_eq!(Request::JoinReply(JoinReply::Welcome(Some(Box::new(cert)))).encode(), plain);
     assert_eq!(Kind::from_byte(5), None);
 }
 

@@ -248,7 +248,7 @@ impl Actor {
         let Step { saves, sends, closes, events } = step;
         for save in saves {
             if matches!(save, Save::Line(_)) {
-                self.late_since.get_or_insert(self.clock.now().monotonic);
+                self.late_since.get_or_insert_with(|| self.clock.now().monotonic);
                 self.late.push(Write::Save(id, save));
             } else {
                 self.writes.push(Write::Save(id, save));

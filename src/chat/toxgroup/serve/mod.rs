@@ -252,7 +252,7 @@ impl Unproved {
 
     /// A place until it is dropped. `None`: there are too many of that address.
     fn enter(&self, ip: IpAddr) -> Option<UnprovedPlace> {
-        let exempt = self.exempt.as_ref().map_or(ip.is_loopback(), |exempt| exempt.contains(&ip));
+        let exempt = self.exempt.as_ref().map_or_else(|| ip.is_loopback(), |exempt| exempt.contains(&ip));
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(ip).or_default();
         if *count >= self.max && !exempt {

@@ -24,7 +24,7 @@ pub(super) struct Seat {
 
 /// Why a thin user does not get what they asked for.
 #[derive(Debug, thiserror::Error)]
-enum No {
+enum Denied {
     #[error("say hello first")]
     Unknown,
     #[error("that name is somebody else's, or the secret another one")]
@@ -51,16 +51,16 @@ impl Actor {
             Op::Hello { user, secret } => self.hello(conn, user, &secret).await,
             op => match self.lines.get(&conn).and_then(|line| line.user.clone()) {
                 Some(user) => self.op(&user, op),
-                None => Err(No::Unknown),
+                None => Err(Denied::Unknown),
             },
         };
         let what = what.unwrap_or_else(|why| What::Error { why: why.to_string() });
         self.answer(conn, id, what);
     }
 
-    async fn hello(&mut self, conn: u64, user: String, secret: &str) -> Result<What, No> {
+    async fn hello(&mut self, conn: u64, user: String, secret: &str) -> Result<What, Denied> {
         if user.is_empty() || user.len() > USER_MAX || secret.len() < SECRET_MIN {
-            return Err(No::BadHello);
+            return Err(Denied::BadHello);
         }
         let hash: [u8; 32] = Sha256::digest(secret).into();
         // In this very batch they may have come for the first time.
@@ -70,12 +70,14 @@ impl Actor {
         });
         let known = match fresh {
             Some(hash) => Some(hash),
-            None => self.store.user(&user).await.map_err(|_| No::Store)?,
+            None => self.store.user(&user).await.map_err(|_| Denied::Store)?,
         };
         match known {
             Some(known) if equal(&known, &hash) => {}
-            Some(_) => return Err(No::BadSecret),
-            None if self.store.users().await.map_err(|_| No::Store)? >= self.config.users_max => return Err(No::Full),
+            Some(_) => return Err(Denied::BadSecret),
+            None if self.store.users().await.map_err(|_| Denied::Store)? >= self.config.users_max => {
+                return Err(Denied::Full);
+            }
             None => self.writes.push(Write::User(user.clone(), hash)),
         }
         let of_user = self.groups.iter().filter(|(_, slot)| slot.seats.contains_key(&user));
@@ -88,7 +90,7 @@ impl Actor {
         Ok(What::Welcome { groups })
     }
 
-    fn op(&mut self, user: &str, op: Op) -> Result<What, No> {
+    fn op(&mut self, user: &str, op: Op) -> Result<What, Denied> {
         match op {
             // Said already.
             Op::Hello { .. } => {}
@@ -118,7 +120,7 @@ impl Actor {
             }
             Op::Sanction { group, member, verdict, for_s, reason } => {
                 let (id, seat) = self.seat(user, &group)?;
-                let target = member.parse().map_err(|_| No::NoMember)?;
+                let target = member.parse().map_err(|_| Denied::NoMember)?;
                 let signed = self.is_signed(id);
                 // In a classic group the hub's word alone counts; who made the group has it.
                 let by = if signed || !seat.operator { seat.member } else { self.hub_of(id)? };
@@ -126,7 +128,7 @@ impl Actor {
             }
             Op::Moderator { group, member, on } => {
                 let (id, _) = self.operator(user, &group)?;
-                let target = member.parse().map_err(|_| No::NoMember)?;
+                let target = member.parse().map_err(|_| Denied::NoMember)?;
                 let shape = Shape { moderator: Some((target, on)), ..Shape::default() };
                 self.command(id, Command::Reshape(shape))?;
             }
@@ -136,7 +138,7 @@ impl Actor {
             }
             Op::Members { group } => {
                 let (id, _) = self.seat(user, &group)?;
-                let slot = self.groups.get(&id).ok_or(No::NoGroup)?;
+                let slot = self.groups.get(&id).ok_or(Denied::NoGroup)?;
                 let info = |it: Profile| MemberInfo {
                     member: it.id.to_string(),
                     name: it.name,
@@ -148,7 +150,7 @@ impl Actor {
             }
             Op::History { group } => {
                 let (id, _) = self.seat(user, &group)?;
-                let slot = self.groups.get(&id).ok_or(No::NoGroup)?;
+                let slot = self.groups.get(&id).ok_or(Denied::NoGroup)?;
                 let said = |line: &Line| said_of(line.at_ms, &line.by, &line.name, &line.text, line.action);
                 let mut said = fitting(slot.group.history().rev().map(said));
                 said.reverse();
@@ -163,9 +165,9 @@ impl Actor {
         Ok(What::Ok)
     }
 
-    fn create(&mut self, user: &str, name: String, classic: bool, open: bool, nick: &str) -> Result<What, No> {
+    fn create(&mut self, user: &str, name: String, classic: bool, open: bool, nick: &str) -> Result<What, Denied> {
         if self.groups.len() >= self.config.groups_max {
-            return Err(No::Full);
+            return Err(Denied::Full);
         }
         if name.is_empty() || name.len() > GROUP_NAME_MAX || nick.is_empty() || nick.len() > NAME_MAX {
             return Err(Refused::Length.into());
@@ -189,15 +191,15 @@ impl Actor {
         Ok(What::Entered { group: id.to_string(), member: member.to_string() })
     }
 
-    fn join(&mut self, user: &str, group: &str, nick: &str) -> Result<What, No> {
+    fn join(&mut self, user: &str, group: &str, nick: &str) -> Result<What, Denied> {
         if nick.is_empty() || nick.len() > NAME_MAX {
             return Err(Refused::Length.into());
         }
         let (id, credential) = match group.parse::<Token>() {
             Ok(token) => (token.group, Some(Credential { id: token.id, secret: *token.secret.expose() })),
-            Err(_) => (group.parse::<GroupId>().map_err(|_| No::NoGroup)?, None),
+            Err(_) => (group.parse::<GroupId>().map_err(|_| Denied::NoGroup)?, None),
         };
-        let slot = self.groups.get(&id).ok_or(No::NoGroup)?;
+        let slot = self.groups.get(&id).ok_or(Denied::NoGroup)?;
         if let Some(seat) = slot.seats.get(user) {
             return Ok(What::Entered { group: id.to_string(), member: seat.member.to_string() });
         }
@@ -206,7 +208,7 @@ impl Actor {
             return Err(Refused::Token.into());
         }
         if slot.seats.len() >= SEATS_MAX {
-            return Err(No::Full);
+            return Err(Denied::Full);
         }
         let member = self.sit(id, user, nick, credential, false)?;
         Ok(What::Entered { group: id.to_string(), member: member.to_string() })
@@ -220,12 +222,12 @@ impl Actor {
         nick: &str,
         credential: Option<Credential>,
         operator: bool,
-    ) -> Result<ClientId, No> {
+    ) -> Result<ClientId, Denied> {
         let (secret, seed) = (Secret::random(), self.is_signed(id).then(Secret::random));
         let own = Own::new(secret.clone(), seed.as_ref().map(sign::Pair::new), 0, nick);
         let member = own.id();
         self.command(id, Command::AddVirtual(Box::new(own), credential))?;
-        let slot = self.groups.get_mut(&id).ok_or(No::NoGroup)?;
+        let slot = self.groups.get_mut(&id).ok_or(Denied::NoGroup)?;
         slot.seats.insert(user.to_owned(), Seat { member, operator });
         let it = Virtual { user: user.to_owned(), secret, seed, name: nick.to_owned(), operator, bound: 0 };
         self.writes.push(Write::Virtual(id, it));
@@ -248,13 +250,13 @@ impl Actor {
         self.writes.push(Write::VirtualGone(id, user.to_owned()));
     }
 
-    fn seat(&self, user: &str, group: &str) -> Result<(GroupId, Seat), No> {
-        let id = group.parse().map_err(|_| No::NoGroup)?;
-        let slot = self.groups.get(&id).ok_or(No::NoGroup)?;
-        Ok((id, *slot.seats.get(user).ok_or(No::NoGroup)?))
+    fn seat(&self, user: &str, group: &str) -> Result<(GroupId, Seat), Denied> {
+        let id = group.parse().map_err(|_| Denied::NoGroup)?;
+        let slot = self.groups.get(&id).ok_or(Denied::NoGroup)?;
+        Ok((id, *slot.seats.get(user).ok_or(Denied::NoGroup)?))
     }
 
-    fn operator(&self, user: &str, group: &str) -> Result<(GroupId, Seat), No> {
+    fn operator(&self, user: &str, group: &str) -> Result<(GroupId, Seat), Denied> {
         let (id, seat) = self.seat(user, group)?;
         if seat.operator { Ok((id, seat)) } else { Err(Refused::NotAllowed.into()) }
     }
@@ -263,17 +265,17 @@ impl Actor {
         self.groups.get(&id).is_some_and(|slot| slot.group.mode() == Mode::Signed)
     }
 
-    fn hub_of(&self, id: GroupId) -> Result<ClientId, No> {
-        self.groups.get(&id).map(|slot| slot.group.me().id()).ok_or(No::NoGroup)
+    fn hub_of(&self, id: GroupId) -> Result<ClientId, Denied> {
+        self.groups.get(&id).map(|slot| slot.group.me().id()).ok_or(Denied::NoGroup)
     }
 
     /// The text of an invitation that was just made.
-    fn token(&self, id: GroupId, events: &[Event]) -> Result<String, No> {
+    fn token(&self, id: GroupId, events: &[Event]) -> Result<String, Denied> {
         let invited = |event: &Event| match event {
             Event::Invited(invitation) => Some(invitation.clone()),
             _ => None,
         };
-        let it = events.iter().find_map(invited).ok_or(No::NoGroup)?;
+        let it = events.iter().find_map(invited).ok_or(Denied::NoGroup)?;
         let token = Token {
             group: id,
             hub: self.hub_of(id)?,
@@ -329,7 +331,12 @@ impl Actor {
             Event::State => {
                 let state = slot.group.records().state();
                 let (open, voice) = state.map_or((false, Voice::All), |state| (state.open, state.voice));
-                What::State { group, name: state.map_or(slot.name.clone(), |state| state.name.clone()), open, voice }
+                What::State {
+                    group,
+                    name: state.map_or_else(|| slot.name.clone(), |state| state.name.clone()),
+                    open,
+                    voice,
+                }
             }
             Event::Neighbours(count) => What::Neighbours { group, count: *count },
             Event::Entered | Event::NotEntered(_) | Event::Invited(_) | Event::Dropped(_) => return None,

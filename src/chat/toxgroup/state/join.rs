@@ -161,7 +161,7 @@ impl Group {
         }
         match self.judge_join(sender, request) {
             Ok(cert) => {
-                self.reply(from, sender, JoinReply::Welcome(cert));
+                self.reply(from, sender, JoinReply::Welcome(cert.map(Box::new)));
                 self.ask(sender, from);
                 Ok(())
             }
@@ -327,7 +327,7 @@ impl Group {
                 }
                 if let Some(cert) = cert {
                     // Whether the hub may give it is known with the state, which comes next: a moderator's waits until then.
-                    self.records.take(&Record::Cert(cert), now_s);
+                    self.records.take(&Record::Cert(*cert), now_s);
                 }
                 self.tend_joining();
             }

@@ -387,7 +387,7 @@ impl JoinRefused {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinReply {
     /// They are in; with a certificate in a signed group.
-    Welcome(Option<Cert>),
+    Welcome(Option<Box<Cert>>),
     /// They are not.
     Refused(JoinRefused),
 }
@@ -396,7 +396,7 @@ impl JoinReply {
     fn encode(&self) -> Vec<u8> {
         match self {
             Self::Welcome(cert) => {
-                let cert = cert.as_ref().map(Cert::encode).unwrap_or_default();
+                let cert = cert.as_deref().map(Cert::encode).unwrap_or_default();
                 [&[0][..], &cert].concat()
             }
             Self::Refused(why) => vec![*why as u8],
@@ -406,7 +406,7 @@ impl JoinReply {
     fn decode(data: &[u8]) -> Result<Self, Malformed> {
         Ok(match data {
             [0] => Self::Welcome(None),
-            [0, cert @ ..] => Self::Welcome(Some(Cert::decode(cert)?)),
+            [0, cert @ ..] => Self::Welcome(Some(Box::new(Cert::decode(cert)?))),
             [status] => {
                 let why = JoinRefused::ALL.into_iter().find(|why| *why as u8 == *status);
                 Self::Refused(why.ok_or(Malformed)?)

@@ -33,7 +33,7 @@ fn every_request_survives_its_bytes_and_no_prefix_of_them_is_another() {
             name: b"a".to_vec(),
             signature: [5; 64],
         }),
-        Request::JoinReply(JoinReply::Welcome(Some(cert.clone()))),
+        Request::JoinReply(JoinReply::Welcome(Some(Box::new(cert.clone())))),
         Request::SyncRequest(SyncRequest { state_version: 1, digest: [2; 8], offset: 3 }),
         Request::SyncRecords(SyncRecords { total: 2, offset: 1, records: vec![Record::Cert(cert)] }),
     ];
