@@ -819,7 +819,9 @@ pub fn tox_group(data: &[u8]) {
         rest = tail;
         now = now.plus(Duration::from_millis(u64::from(*who) * 40));
         if let Ok(request) = Request::decode(plain) {
-            assert_eq!(Request::decode(&request.encode()), Ok(request.clone()));
+            // A list of which nothing was understood tells how it was laid out, and is not said again.
+            let nothing = matches!(&request, Request::SendNodes(_, nodes) if nodes.nodes.is_empty());
+            assert!(nothing || Request::decode(&request.encode()) == Ok(request.clone()), "{request:?}");
             if let Request::Broadcast(broadcast) = &request {
                 if let Ok(Some(message)) = Message::decode(broadcast.id, &broadcast.payload) {
                     let (id, payload) = message.encode(MessageId::ACTION);

@@ -89,8 +89,8 @@ pub enum Write {
     User(String, [u8; 32]),
     /// They are in a group, or called differently there.
     Virtual(GroupId, Virtual),
-    /// They are not.
-    VirtualGone(GroupId, String),
+    /// They are not; the member that spoke for them is never used again.
+    VirtualGone(GroupId, String, ClientId),
     /// What an engine wants.
     Save(GroupId, Save),
 }
@@ -285,7 +285,9 @@ async fn write(tx: &mut Tx, write: &Write, now_ms: u64) -> Result<(), sqlx::Erro
         .bind(it.seed.as_ref().map(|seed| seed.expose().to_vec()))
         .bind(it.name.clone())
         .bind(i64::from(it.operator)),
-        Write::VirtualGone(group, user) => {
+        Write::VirtualGone(group, user, member) => {
+            let sql = "DELETE FROM counters WHERE client = ?";
+            sqlx::query(sql).bind(member.0.to_vec()).execute(&mut **tx).await?;
             sqlx::query("DELETE FROM virtuals WHERE grp = ? AND user = ?").bind(group.0.to_vec()).bind(user.clone())
         }
         Write::Save(group, save) => return write_save(tx, group.0.to_vec(), save, now_ms).await,
@@ -300,15 +302,22 @@ async fn write_save(tx: &mut Tx, group: Vec<u8>, save: &Save, now_ms: i64) -> Re
         )
         .bind(client.0.to_vec())
         .bind(i64::from(*bound)),
-        Save::Member(client, name, address) => sqlx::query(
-            "INSERT INTO members (grp, client, name, address, seen_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE \
-             SET name = excluded.name, address = COALESCE(excluded.address, address), seen_ms = excluded.seen_ms",
-        )
-        .bind(group)
-        .bind(client.0.to_vec())
-        .bind(name.clone())
-        .bind(address.map(|address| address.to_string()))
-        .bind(now_ms),
+        Save::Member(client, name, address) => {
+            let sql = "INSERT INTO members (grp, client, name, address, seen_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE \
+                       SET name = excluded.name, address = COALESCE(excluded.address, address), seen_ms = excluded.seen_ms";
+            sqlx::query(sql)
+                .bind(group.clone())
+                .bind(client.0.to_vec())
+                .bind(name.clone())
+                .bind(address.map(|address| address.to_string()))
+                .bind(now_ms)
+                .execute(&mut **tx)
+                .await?;
+            // Who was here last; the others would not be looked for any more.
+            let sql = "DELETE FROM members WHERE grp = ?1 AND seen_ms < \
+                       (SELECT seen_ms FROM members WHERE grp = ?1 ORDER BY seen_ms DESC LIMIT 1 OFFSET ?2)";
+            sqlx::query(sql).bind(group).bind(i64::try_from(KEPT_MAX).unwrap_or(i64::MAX))
+        }
         Save::Forget(client) => {
             sqlx::query("DELETE FROM members WHERE grp = ? AND client = ?").bind(group).bind(client.0.to_vec())
         }

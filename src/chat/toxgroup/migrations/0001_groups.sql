@@ -26,6 +26,7 @@ CREATE TABLE members (
     seen_ms BIGINT NOT NULL,
     PRIMARY KEY (grp, client)
 );
+CREATE INDEX members_by_time ON members (grp, seen_ms);
 
 CREATE TABLE records (
     grp   BLOB   NOT NULL,

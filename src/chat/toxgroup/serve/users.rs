@@ -244,10 +244,9 @@ impl Actor {
     }
 
     fn unseat(&mut self, id: GroupId, user: &str) {
-        if let Some(slot) = self.groups.get_mut(&id) {
-            slot.seats.remove(user);
+        if let Some(seat) = self.groups.get_mut(&id).and_then(|slot| slot.seats.remove(user)) {
+            self.writes.push(Write::VirtualGone(id, user.to_owned(), seat.member));
         }
-        self.writes.push(Write::VirtualGone(id, user.to_owned()));
     }
 
     fn seat(&self, user: &str, group: &str) -> Result<(GroupId, Seat), Denied> {

@@ -83,13 +83,22 @@ pub struct Records {
     topic: Option<Topic>,
     certs: BTreeMap<ClientId, Cert>,
     sanctions: BTreeMap<(ClientId, SigPk), Sanction>,
+    /// What had to make room.
+    evicted: Vec<Record>,
 }
 
 impl Records {
     /// Of a group of which nothing is known.
     #[must_use]
     pub const fn new(group: GroupId) -> Self {
-        Self { group, state: None, topic: None, certs: BTreeMap::new(), sanctions: BTreeMap::new() }
+        Self {
+            group,
+            state: None,
+            topic: None,
+            certs: BTreeMap::new(),
+            sanctions: BTreeMap::new(),
+            evicted: Vec::new(),
+        }
     }
 
     /// What the group is.
@@ -219,7 +228,7 @@ impl Records {
                 self.certs.insert(cert.client, cert);
                 while self.certs.len() > CERTS_MAX {
                     let oldest = self.certs.iter().min_by_key(|(_, cert)| cert.not_before_s).map(|(id, _)| *id);
-                    oldest.and_then(|id| self.certs.remove(&id));
+                    self.evicted.extend(oldest.and_then(|id| self.certs.remove(&id)).map(Record::Cert));
                 }
             }
             Record::State(state) => self.state = Some(state),
@@ -229,7 +238,7 @@ impl Records {
                 let of_issuer = || self.sanctions.iter().filter(|((_, by), _)| *by == issuer);
                 if of_issuer().count() > SANCTIONS_MAX {
                     let oldest = of_issuer().min_by_key(|(_, it)| (it.time_s, it.signature)).map(|(key, _)| *key);
-                    oldest.and_then(|key| self.sanctions.remove(&key));
+                    self.evicted.extend(oldest.and_then(|key| self.sanctions.remove(&key)).map(Record::Sanction));
                 }
             }
             Record::Topic(topic) => self.topic = Some(topic),
@@ -291,9 +300,9 @@ impl Records {
             || holders.any(|cert| self.role(&cert.client, now_s).is_some_and(|role| role.may_set_topic(open)))
     }
 
-    /// Forgets what is over, and says what that was.
+    /// Forgets what is over, and says what that was, and what had to make room since the last time.
     pub(super) fn sweep(&mut self, now_s: u64) -> Vec<Record> {
-        let mut gone = Vec::new();
+        let mut gone = std::mem::take(&mut self.evicted);
         self.certs.retain(|_, cert| {
             let keep = cert.not_after_s > now_s;
             if !keep {
