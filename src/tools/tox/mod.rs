@@ -442,6 +442,11 @@ async fn peer_lines(peer: &mut Peer, terminal: &mut Terminal) -> Result<()> {
     let mut ends = false;
     loop {
         if ends && peer.group().waits() == 0 {
+            while let Some(event) = peer.happened() {
+                if let Some(shown) = told(peer, &event) {
+                    terminal.print(&shown)?;
+                }
+            }
             return Ok(());
         }
         tokio::select! {

@@ -265,6 +265,11 @@ impl Peer {
         }
     }
 
+    /// What happened already.
+    pub fn happened(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
     /// Leaves, and waits until that is said.
     pub async fn leave(mut self) {
         let me = self.group.me().id();

@@ -476,8 +476,10 @@ impl Group {
                 Err(_) => {}
             }
         }
-        self.note_entered();
         let next = offset.saturating_add(count);
+        if next >= total {
+            self.note_entered();
+        }
         // Eight packets are an answer: with the last of them the next are asked for.
         let packets = self.sync_page.take().filter(|page| page.from == sender).map_or(0, |page| page.packets) + 1;
         if count > 0 && next < total {

@@ -63,7 +63,7 @@ fn a_list_of_nodes_is_known_by_its_size_and_one_that_is_not_makes_no_nodes() {
         assert_eq!(Nodes::decode(&nodes.encode()), nodes);
         assert_eq!(Nodes::new(dialect, [list[0]; 9]).nodes.len(), 6);
     }
-    for odd in [1, 39, 41, 7 * 40, 7 * 51, 7 * 56] {
+    for odd in [1, 39, 41, 8 * 40, 7 * 51, 7 * 56] {
         assert_eq!(Nodes::decode(&vec![2; odd]), Nodes::default(), "{odd} bytes");
     }
     let mut mapped = Nodes::new(Dialect::N51, [node("[::ffff:192.0.2.7]:5")]).encode();
