@@ -44,6 +44,8 @@ fn thirty_hang_together_where_the_six_nearest_alone_would_not() {
     for peer in &world.peers {
         assert_eq!(peer.group.members().len(), 30);
         assert!(peer.group.neighbour_ids().len() <= 20, "floods go to twenty at most");
+        let id = peer.id();
+        assert!(world.peers.iter().any(|it| it.group.neighbour_ids().contains(&id)), "and somebody keeps everybody");
     }
 }
 

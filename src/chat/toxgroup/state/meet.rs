@@ -10,7 +10,7 @@ use super::super::wire::node::NODES_MAX;
 use super::super::wire::{ClientId, Dialect, Node, Nodes, PingId, Request};
 use super::meter::Meter;
 use super::near::{ANCHORS_MAX, Distance, NEAR_MAX, RANDOM_MAX, REVERSE_MAX, Slot};
-use super::{Dropped, Endpoint, Group, NodeFormat, Save, Why};
+use super::{Dropped, Endpoint, Group, Member, NodeFormat, Save, Why};
 use crate::crypto::{Secret, boxes};
 
 /// Between two questions to a neighbour.
@@ -21,6 +21,8 @@ const ASK_PAUSE: Duration = Duration::from_secs(5);
 pub(super) const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// Between two draws of neighbours by chance.
 pub(super) const REDRAW_EVERY: Duration = Duration::from_secs(600);
+/// The same, for who is kept by nobody.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// Between two questions to somebody who does not answer any more.
 const MISSED_EVERY: Duration = Duration::from_secs(60);
 /// Questions to those, per tick.
@@ -376,28 +378,30 @@ impl Group {
             self.ask(id, at);
         }
         self.ask_known();
-        if self.next_redraw <= now && !self.rules.hub {
-            self.next_redraw = now + REDRAW_EVERY;
+        if self.rules.hub {
+            return;
+        }
+        // Who keeps us asks us. If nobody does, nothing is said to us, and nobody else can notice.
+        let is_kept = |(_, it): (&ClientId, &Member)| it.link.is_live(now) && asked_lately(&it.link, now);
+        if !self.members.iter().any(is_kept) {
+            self.next_redraw = self.next_redraw.min(self.last_redraw + LOOK_EVERY);
+        }
+        if self.next_redraw <= now {
+            (self.last_redraw, self.next_redraw) = (now, now + REDRAW_EVERY);
             self.redraw();
         }
     }
 
-    /// One of the neighbours by chance gives way to another, if there is another.
+    /// One of the neighbours by chance gives way to the next one that is verified, whoever that will be: rather one that does
+    /// not keep us.
     fn redraw(&mut self) {
         let now = self.now.monotonic;
         let drawn: Vec<_> = self.in_slot(Slot::Random).collect();
-        let is_free = |link: &Link| link.is_live(now) && matches!(link.slot, None | Some(Slot::Reverse));
-        let free: Vec<_> = self.members.iter().filter(|(_, it)| is_free(&it.link)).map(|(id, _)| *id).collect();
-        let pick = |dice: u64, of: &[ClientId]| {
-            usize::try_from(dice % (of.len() as u64).max(1)).ok().and_then(|at| of.get(at).copied())
-        };
-        let (old, new) = (pick((self.dice)(), &drawn), pick((self.dice)(), &free));
-        if let (Some(old), Some(new)) = (old, new) {
-            let slot = self.reverse_slot(old, now);
-            self.set_slot(old, slot);
-            self.set_slot(new, Some(Slot::Random));
-        } else if let Some(old) = old {
-            // Nobody else is verified: the next one that is takes its place.
+        let keeps_us = |id: &ClientId| self.members.get(id).is_some_and(|it| asked_lately(&it.link, now));
+        let (loyal, others): (Vec<_>, Vec<_>) = drawn.into_iter().partition(keeps_us);
+        let among = if others.is_empty() { loyal } else { others };
+        let at = self.roll(among.len() as u64);
+        if let Some(old) = usize::try_from(at).ok().and_then(|at| among.get(at).copied()) {
             let slot = self.reverse_slot(old, now);
             self.set_slot(old, slot);
         }

@@ -502,6 +502,7 @@ pub struct Group {
     /// We were let in and do not know yet what we may.
     awaits_records: bool,
     next_redraw: Duration,
+    last_redraw: Duration,
     next_sweep: Duration,
     neighbours: usize,
     /// Neighbours may have come or gone in this step.
@@ -555,6 +556,7 @@ impl Group {
             last_sync: Duration::ZERO,
             awaits_records: false,
             next_redraw: now.monotonic + meet::REDRAW_EVERY,
+            last_redraw: now.monotonic,
             next_sweep: now.monotonic + SWEEP_EVERY,
             neighbours: 0,
             recount: false,
