@@ -20,7 +20,7 @@ fn begin(key: &GroupKey) -> (AwaitClientHello, ServerHello) {
     let challenge = Challenge::new(Secret::random(), random::bytes());
     let (state, hello) = AwaitClientHello::start(key.device_group_id(), challenge);
     let ToDevice::ServerHello(hello) = hello else { panic!("{hello:?}") };
-    (state, hello)
+    (state, *hello)
 }
 
 fn answer(key: &GroupKey, hello: &ServerHello) -> FromDevice {

@@ -51,6 +51,9 @@ pub enum Command {
     Device(tools::device::Args),
     /// Talk on a ChatOs server, alone or as one of many devices
     Chatos(tools::chatos::Args),
+    /// Register, confirm, and talk on a Skynet server, with everything sealed from device to device
+    #[command(subcommand)]
+    Skynet(tools::skynet::Tool),
     /// Talk in Tox groups, as a member or as a thin user of a hub
     Tox(Box<tools::tox::Args>),
     /// Let many groups of devices reflect over real sockets, and judge what reached whom
@@ -349,6 +352,7 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Identity(args) => tools::identity::run(args).await,
         Command::Device(args) => tools::device::run(args).await,
         Command::Chatos(args) => tools::chatos::run(args).await,
+        Command::Skynet(tool) => tools::skynet::run(tool).await,
         Command::Tox(args) => tools::tox::run(*args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Bench(args) => tools::bench::run(*args).await,

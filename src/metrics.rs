@@ -338,6 +338,30 @@ label! {
 }
 
 label! {
+    /// What became of waking a device.
+    Push("result") {
+        /// The push service took it.
+        Sent = "sent",
+        /// It knows no such device any more.
+        Unregistered = "unregistered",
+        /// It did not take it.
+        Failed = "failed",
+        /// There is no push service.
+        Logged = "logged",
+    }
+}
+
+label! {
+    /// Which way a file went.
+    Transfer("kind") {
+        /// To the server.
+        Upload = "upload",
+        /// From it.
+        Download = "download",
+    }
+}
+
+label! {
     /// How a login at a chat server ended.
     Login("result") {
         /// Let in.
@@ -810,6 +834,20 @@ metrics! {
         chatos_errors: Counter = "heliostat_chatos_errors_total", COUNT, NONE,
             "Connections that ended with an error packet; logins that were refused are not among them.",
             "at most heliostat_chat_connections_opened_total with room chatos";
+    }
+    "The Skynet server" {
+        skynet_transfers_open: Gauge = "heliostat_skynet_transfers_open", COUNT, NONE,
+            "Files that are on their way.", "";
+        skynet_transfers: By<Transfer, By<Outcome, Counter>> = "heliostat_skynet_transfers_total", COUNT, NONE,
+            "Transfers of files that ended; an upload that was interrupted counts once for each attempt.", "";
+        skynet_file_bytes: By<Transfer, Counter> = "heliostat_skynet_file_bytes_total", BYTES, NONE,
+            "Bytes of files that were received, or handed over to be sent.", "";
+        skynet_files_removed: Counter = "heliostat_skynet_files_removed_total", COUNT, NONE,
+            "Files whose bytes were removed because nobody can have them any more.", "";
+        skynet_mails: By<Outcome, Counter> = "heliostat_skynet_mails_total", COUNT, NONE,
+            "Mails that were taken by the mail server, or dropped.", "";
+        skynet_pushes: By<Push, Counter> = "heliostat_skynet_pushes_total", COUNT, NONE,
+            "Devices that were to be woken.", "";
     }
     "The Tox group hub" {
         toxgroup_groups: Gauge = "heliostat_toxgroup_groups", COUNT, NONE, "Groups.", "";

@@ -22,7 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 fn bench(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
-    command.arg("bench").args(args).args(["--rounds", "2", "--time", "900ms", "--warm-up", "100ms", "--json", "-"]);
+    command.arg("bench").args(args).args(["--time", "900ms", "--warm-up", "100ms", "--json", "-"]);
+    if !args.contains(&"--rounds") {
+        command.args(["--rounds", "2"]);
+    }
     command.arg("--dir").arg(dir).stdin(Stdio::null());
     command
 }
@@ -125,6 +128,28 @@ async fn idle_devices_and_handshakes_are_measured() {
     assert!(median(&handshakes, "handshakes, D2M without TLS") > 0.0);
 }
 
+/// In KiB of resident memory, and in debug builds; optimised ones need less. A fifth more than is measured, so that what costs every
+/// device something is noticed by whoever adds it.
+const BUDGET_PLAIN: f64 = 16.0;
+const BUDGET_TLS: f64 = 25.0;
+/// Of a group with one device, with that device.
+const BUDGET_GROUP: f64 = 24.0;
+
+#[tokio::test]
+async fn idle_devices_and_groups_stay_within_their_budgets_of_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = |among: &'static str| {
+        let command = bench(dir.path(), &["idle", "--idle-devices", "600", "--idle-among", among, "--rounds", "1"]);
+        report(command)
+    };
+    let shared = sizes("3").await;
+    let [plain, tls] = ["plain", "TLS"].map(|door| median(&shared, &format!("memory of an idle device, {door}")));
+    let alone = median(&sizes("1").await, "memory of an idle device, plain");
+    println!("{plain:.1} KiB, {tls:.1} KiB with TLS, {alone:.1} KiB alone in its group");
+    assert!(plain > 4.0, "nothing is measured: {plain} KiB");
+    assert!(plain <= BUDGET_PLAIN && tls <= BUDGET_TLS && alone <= BUDGET_GROUP, "{plain}, {tls}, {alone} KiB");
+}
+
 #[tokio::test]
 async fn the_proxy_is_measured_in_both_directions() {
     let report = measures(&["proxy", "--connections", "2", "--frame", "1000"]).await;
@@ -138,8 +163,19 @@ async fn the_proxy_is_measured_in_both_directions() {
 async fn a_start_with_a_full_store_and_reflects_beside_one_are_measured() {
     let start = measures(&["start", "--stored-groups", "50", "--stored-messages", "200"]).await;
     assert!(median(&start, "from start to ready") > 0.0);
-    let size = measures(&[&["size", "--stored", "10,20", "--queued", "0,100"], &SMALL[..]].concat()).await;
-    for suffix in ["10 groups stored", "20 groups stored", "0 messages queued", "100 messages queued"] {
+    let size = measures(
+        &[&["size", "--stored", "10,20", "--queued", "0,100", "--among", "2,15", "--bytes", "64"], &SMALL[..]].concat(),
+    )
+    .await;
+    for suffix in [
+        "10 groups stored",
+        "20 groups stored",
+        "0 messages queued",
+        "100 messages queued",
+        "2 devices in a group",
+        "15 devices in a group",
+        "64 bytes in a message",
+    ] {
         assert!(median(&size, &format!("reflects, {suffix}")) > 0.0, "{size:#}");
     }
 }

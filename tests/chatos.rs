@@ -44,7 +44,7 @@ impl Room {
     }
 
     fn address(&self) -> SocketAddr {
-        self.running.local_addr()
+        self.running.addresses()[0]
     }
 
     async fn connects(&self) -> Peer {

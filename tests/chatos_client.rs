@@ -36,9 +36,13 @@ struct Server {
 
 impl Server {
     fn start(data: &Path) -> Self {
+        Self::configured(data, &[])
+    }
+
+    fn configured(data: &Path, more: &[String]) -> Self {
         let any = "127.0.0.1:0";
         let mut command = heliostat(&["serve", "--data", data.to_str().unwrap(), "--plain", "--listen", any]);
-        command.args(["--admin-listen", any, "--csp-listen", any, "--chatos-listen", any]);
+        command.args(["--admin-listen", any, "--csp-listen", any, "--chatos-listen", any]).args(more);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let (mut mediator, mut chatos, mut admin) = (None, None, None);
@@ -314,11 +318,33 @@ fn a_conversation_of_three_in_which_a_leader_is_lost() {
 
 #[tokio::test]
 async fn through_the_mediator_each_packet_is_a_payload_of_its_own() {
+    let data = tempfile::tempdir().unwrap();
+    each_packet_is_a_payload_of_its_own(&Server::start(data.path())).await;
+}
+
+/// The mediator does no TLS towards chat servers.
+#[tokio::test]
+async fn the_mediator_reaches_also_a_room_that_has_a_certificate() {
+    use heliostat::net::development;
+    let data = tempfile::tempdir().unwrap();
+    let made = development::development(&data.path().join("room"), Clock::system().now().wall_ms).unwrap();
+    let files = [("cert", &made.files.cert), ("key", &made.files.key)];
+    let more: Vec<String> =
+        files.iter().map(|(key, file)| format!("--set=chat.chatos.{key}={}", file.display())).collect();
+    let server = Server::configured(data.path(), &more);
+    each_packet_is_a_payload_of_its_own(&server).await;
+    // And at its own address it is encrypted: what is no TLS is not answered in its words.
+    let mut plain = std::net::TcpStream::connect(&server.chatos).unwrap();
+    plain.write_all(b"\0\0\0\0\x04dave").unwrap();
+    let mut answer = Vec::new();
+    std::io::Read::read_to_end(&mut plain, &mut answer).unwrap_or_default();
+    assert_ne!(answer.first(), Some(&1), "no welcome: {answer:?}");
+}
+
+async fn each_packet_is_a_payload_of_its_own(server: &Server) {
     use heliostat::chat::chatos::wire::{FromClient, ToClient};
     use heliostat::client::{Device, DeviceConfig, GroupKey, Mediator, Trust};
     use heliostat::wire::d2m::{DeviceId, FromDevice, ServerGroup, ToDevice};
-    let data = tempfile::tempdir().unwrap();
-    let server = Server::start(data.path());
     let mediator = Mediator::new(&server.mediator, &Trust::System).unwrap();
     let config = DeviceConfig::new(GroupKey::generate(), ServerGroup::new("chatos").unwrap(), DeviceId(1));
     let mut device = Device::connect(&mediator, &config).await.unwrap();

@@ -44,7 +44,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Scripted<S> {
         let group = ClientUrlInfo::from_path(&path).unwrap();
         let mut mediator = Self { socket, group, esk: Secret::random(), challenge: random::bytes() };
         let esk = boxes::public(&mediator.esk);
-        mediator.say(ToDevice::ServerHello(ServerHello { version: 0, esk, challenge: mediator.challenge })).await;
+        mediator
+            .say(ToDevice::ServerHello(ServerHello { version: 0, esk, challenge: mediator.challenge }.into()))
+            .await;
         mediator
     }
 
@@ -161,7 +163,7 @@ async fn a_version_we_do_not_speak_is_not_answered() {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let mediator = async {
         let mut socket = tokio_tungstenite::accept_async(theirs).await.unwrap();
-        let hello = ToDevice::ServerHello(ServerHello { version: 1, esk: [9; 32], challenge: [0; 32] });
+        let hello = ToDevice::ServerHello(ServerHello { version: 1, esk: [9; 32], challenge: [0; 32] }.into());
         socket.send(Message::Binary(hello.encode())).await.unwrap();
         assert!(!matches!(socket.next().await, Some(Ok(Message::Binary(_)))));
     };

@@ -87,7 +87,7 @@ fn devices_info() -> impl Strategy<Value = ToDevice> {
 }
 
 fn to_device() -> impl Strategy<Value = ToDevice> {
-    let hello = |(version, esk, challenge)| ToDevice::ServerHello(ServerHello { version, esk, challenge });
+    let hello = |(version, esk, challenge)| ToDevice::ServerHello(ServerHello { version, esk, challenge }.into());
     let info = (any::<u32>(), slot_state(), octets(), any::<u64>(), any::<u32>()).prop_map(
         |(max_device_slots, slot_state, encrypted_shared_device_data, current_time_ms, reflection_queue_length)| {
             ToDevice::ServerInfo(ServerInfo {

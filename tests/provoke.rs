@@ -228,8 +228,28 @@ async fn no_queue_is_filled_where_other_devices_would_lose_theirs() {
     let client = soon(heliostat::client::Device::connect(&through, &config)).await.unwrap();
     assert!(!provoke.ends().await.1, "it is refused");
     drop(client);
-    let back = soon(heliostat::client::Device::connect(&server.url(), &bystander.existing())).await.unwrap();
+    let mut back = soon(heliostat::client::Device::connect(&server.url(), &bystander.existing())).await.unwrap();
     assert_eq!(back.server_info().reflection_queue_length, 0, "nothing was said to it");
+    let devices = soon(back.devices_info()).await.unwrap();
+    assert_eq!(devices.0.len(), 2, "the device that was to fill the queue took its slot with it");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_device_limit_is_reached_also_where_all_slots_are_taken_already() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = mediator(&dir.path().join("data"), None).await;
+    let (config, key) = family(dir.path());
+    for id in 11..=13 {
+        let device = DeviceConfig { device_id: DeviceId(id), ..config.clone() };
+        soon(heliostat::client::Device::connect(&server.url(), &device)).await.unwrap().close(CloseCode::Normal).await;
+    }
+    let url = format!("ws://{}", server.address);
+    let mut provoke = Provoke::start(&[&["4111", "--key", &key, "--url", &url], &LISTENING[..]].concat());
+    let base = provoke.tells("waiting for your client on ").await;
+    assert_eq!(plain_client(&base, &config).await, Some(4111));
+    let (told, good) = provoke.ends().await;
+    assert!(good && told.contains("all slots are taken already"), "{told}");
     server.stop().await;
 }
 

@@ -14,6 +14,7 @@ mod common;
 #[path = "skynet/world.rs"]
 mod world;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -26,17 +27,20 @@ use bytes::Bytes;
 use common::Family;
 use heliostat::chat::skynet::store::Place;
 use heliostat::chat::skynet::wire::{
-    Body, CreateAccountStatus, CreateSessionStatus, FromClient, HEADER, Kind, MessageFlags, ToClient, read_header,
+    Body, ChannelId, CreateAccountStatus, CreateSessionStatus, FileId, FromClient, HEADER, Kind, MessageFlags,
+    RestoreSessionStatus, ToClient, read_header,
 };
 use heliostat::client::{Device, Mediator, Trust};
+use heliostat::net::listen::Door;
 use heliostat::net::tls::{self, read_certs};
 use heliostat::upstream::Framing;
 use heliostat::wire::d2m::{FromDevice, PAYLOAD_MAX, ServerGroup, ToDevice};
+use http_body_util::Full;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::client::TlsStream;
-use world::{Client, Ground, PLATFORM, World, soon};
+use world::{Client, Ground, PLATFORM, Postgres, World, soon};
 
 const ALICE: &str = "alice@example.com";
 const BOB: &str = "bob@example.com";
@@ -48,6 +52,7 @@ struct Server {
     mediator: String,
     tls: SocketAddr,
     plain: SocketAddr,
+    web: SocketAddr,
     /// What it logs.
     log: Receiver<String>,
 }
@@ -76,7 +81,7 @@ impl Server {
         let (logged, log) = channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| logged.send(line).is_ok()));
-        let (mut mediator, mut skynet) = (None, None);
+        let (mut mediator, mut skynet, mut web) = (None, None, None);
         for line in said.by_ref() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
@@ -84,13 +89,15 @@ impl Server {
                 ["Skynet", tls, "(TLS;", "without", "TLS", "on", plain] => {
                     skynet = Some((tls.parse().unwrap(), plain.trim_end_matches(')').parse().unwrap()));
                 }
+                [pages, "(where", ..] => web = pages.split([':', '/']).nth(4).map(|port| port.parse().unwrap()),
                 ["data", ..] => break,
                 _ => {}
             }
         }
         std::thread::spawn(move || said.count());
         let (mediator, (tls, plain)) = (mediator.expect("it is ready"), skynet.expect("it has a Skynet server"));
-        Self { child, mediator, tls, plain, log }
+        let web = SocketAddr::from(([127, 0, 0, 1], web.expect("it has a web door")));
+        Self { child, mediator, tls, plain, web, log }
     }
 
     /// A client of TLS that knows the certificates in a file.
@@ -231,6 +238,128 @@ async fn who_follows_the_link_in_the_mail_can_log_in() {
     server.stop();
 }
 
+/// Somebody who logged in at the binary, with an account of this name that is made if there is none.
+async fn somebody(server: &Server, ca: &Path, name: &str) -> Client {
+    let mut client = server.secured(ca).await;
+    client.greet().await;
+    if client.register(name, name).await == CreateAccountStatus::SUCCESS {
+        assert_eq!(visit("POST", &server.link(), ca).await.0, 200);
+    }
+    assert_eq!(client.login(name, name).await, CreateSessionStatus::SUCCESS);
+    client.first_sync().await;
+    client
+}
+
+/// Says one thing after the other until the server is gone. Returns what was taken.
+async fn talks(mut client: Client, channel: ChannelId, taken: watch::Sender<usize>) -> (Client, Vec<i64>) {
+    let mut ids = Vec::new();
+    while let Some(id) = client.may_say(channel, world::chat("x")).await {
+        ids.push(id.0);
+        taken.send_modify(|count| *count += 1);
+    }
+    (client, ids)
+}
+
+/// While several talk and one brings a file, the server is killed, and started again with the same data.
+async fn nothing_that_was_answered_is_lost(config: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut server = Server::start_with(&data, config);
+    let ca = &data.join("tls").join("dev-ca.pem");
+    let (mut alice, mut bob) = (somebody(&server, ca, ALICE).await, somebody(&server, ca, BOB).await);
+    let channel = world::friends(&mut alice, &mut bob).await;
+    let known = [channel, alice.loopback, bob.loopback, alice.account_data, bob.account_data];
+    let mut devices = vec![alice, bob, somebody(&server, ca, ALICE).await, somebody(&server, ca, BOB).await];
+    let (mut taken, mut heard) = (BTreeSet::new(), vec![Vec::new(); devices.len()]);
+
+    // A file of which half has come when the server is killed.
+    let bytes: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[1]).collect();
+    let ask = async |server: &Server, method: &str, location: &str, headers: &[(&str, &str)], body: &[u8]| {
+        let path = location.splitn(4, '/').last().unwrap();
+        let body = Full::new(Bytes::copy_from_slice(body));
+        world::asks(secured(server.web, ca).await, method, &format!("/{path}"), headers, body).await
+    };
+    let begun = ask(&server, "PUT", &format!("https://localhost{}", devices[0].file_api("upload")), &[], b"").await;
+    assert_eq!(begun.status(), 307);
+    let header = |answer: &http::Response<Bytes>, name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+    let (location, file) = (header(&begun, "location"), FileId(header(&begun, "x-skynet-fileid").parse().unwrap()));
+    let path = location.splitn(4, '/').last().unwrap();
+    let mut bringing = secured(server.web, ca).await;
+    let head = format!("PUT /{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", bytes.len());
+    soon(bringing.write_all(&[head.as_bytes(), &bytes[..200_000]].concat())).await.unwrap();
+    soon(bringing.flush()).await.unwrap();
+    let mut offset = 0;
+    while offset == 0 {
+        offset = header(&ask(&server, "HEAD", &location, &[], b"").await, "upload-offset").parse().unwrap();
+    }
+
+    for round in 1..=3 {
+        let (count, mut counted) = watch::channel(0);
+        let talking: Vec<_> = devices.drain(..).map(|it| tokio::spawn(talks(it, channel, count.clone()))).collect();
+        soon(counted.wait_for(|count| *count >= 25 * round)).await.unwrap();
+        server.child.kill().unwrap();
+        let mut gone = Vec::new();
+        for (task, heard) in talking.into_iter().zip(&mut heard) {
+            let (mut client, ids) = soon(task).await.unwrap();
+            heard.extend(client.seen.drain(..).filter_map(said).chain(ids.iter().copied()));
+            taken.extend(ids);
+            gone.push(client);
+        }
+        drop(server);
+        server = Server::start_with(&data, config);
+        for (old, heard) in gone.iter().zip(&mut heard) {
+            let mut client = server.secured(ca).await;
+            client.greet().await;
+            assert_eq!(client.restore(old, old.last, &known).await, RestoreSessionStatus::SUCCESS);
+            client.last = old.last;
+            let sync = client.sync().await;
+            heard.extend(sync.messages.into_iter().map(ToClient::Message).filter_map(said));
+            devices.push(client);
+        }
+    }
+    heard.iter_mut().for_each(|heard| heard.sort_unstable());
+    for of_device in &heard {
+        assert!(of_device.windows(2).all(|two| two[0] < two[1]), "nothing comes twice: {of_device:?}");
+        assert_eq!(of_device, &heard[0], "all know the same");
+    }
+    let everything: BTreeSet<_> = heard[0].iter().copied().collect();
+    assert!(everything.is_superset(&taken), "lost: {:?}", taken.difference(&everything));
+    // What was on its way when the server was killed may have been kept: one for each device and time.
+    assert!(everything.len() - taken.len() <= 3 * devices.len(), "{} and {}", everything.len(), taken.len());
+
+    let there: usize = header(&ask(&server, "HEAD", &location, &[], b"").await, "upload-offset").parse().unwrap();
+    assert!((offset..=200_000).contains(&there), "{there} after {offset}");
+    let range = format!("bytes {there}-{}/{}", bytes.len() - 1, bytes.len());
+    let answer = ask(&server, "PATCH", &location, &[("Content-Range", &range)], &bytes[there..]).await;
+    assert_eq!(answer.status(), 204, "{answer:?}");
+    let flags = MessageFlags::MEDIA.and(MessageFlags::EXTERNAL_FILE);
+    let photo = Body { file, ..Body::new(Kind::ChatMessage, flags, vec![4; 64]) };
+    assert!(devices[0].say(channel, photo).await.is_ok());
+    let api = format!("https://localhost{}", devices[1].file_api(&file.0.to_string()));
+    let found = header(&ask(&server, "GET", &api, &[], b"").await, "location");
+    assert_eq!(ask(&server, "GET", &found, &[], b"").await.into_body(), bytes);
+    server.stop();
+}
+
+/// The number of a chat message.
+fn said(packet: ToClient) -> Option<i64> {
+    match packet {
+        ToClient::Message(message) if message.body.kind == Kind::ChatMessage => Some(message.id.0),
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_killed_in_the_middle_has_lost_nothing_that_was_answered() {
+    nothing_that_was_answered_is_lost("").await;
+    let Some(postgres) = Postgres::start() else {
+        assert!(std::env::var_os("HELIOSTAT_REQUIRE_POSTGRES").is_none(), "PostgreSQL is not installed");
+        return println!("NOT RUN on PostgreSQL: it is not installed");
+    };
+    let Place::Postgres(url) = postgres.database("killed") else { unreachable!() };
+    nothing_that_was_answered_is_lost(&format!("chat.skynet.database = '{url}'\n")).await;
+}
+
 /// What a mail server was told: to whom, and what.
 #[derive(Debug)]
 struct Taken {
@@ -331,7 +460,10 @@ fn the_password_of_the_database_is_shown_to_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_device_of_a_group_holds_a_session_through_the_mediator() {
     let dir = tempfile::tempdir().unwrap();
-    let world = World::start(&Ground::new(&dir.path().join("chat"), Place::Sqlite)).await;
+    let mut ground = Ground::new(&dir.path().join("chat"), Place::Sqlite);
+    // No TLS between a mediator and its chat server.
+    ground.door = Door::default();
+    let world = World::start(&ground).await;
     let setup = common::Setup { upstream: Some(world.address()), framing: Framing::Skynet, ..common::Setup::default() };
     let server = common::Server::start(&dir.path().join("mediator"), setup).await;
     let family = Family::new(server.url());

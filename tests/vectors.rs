@@ -235,7 +235,7 @@ fn every_frame_encodes_and_decodes() {
             ("frame_reflected_ack", FromDevice::ReflectedAck(said.reflected_id)),
         ]);
         let mut to_device: BTreeMap<&str, ToDevice> = BTreeMap::from([
-            ("frame_server_hello", ToDevice::ServerHello(v.server_hello())),
+            ("frame_server_hello", ToDevice::ServerHello(v.server_hello().into())),
             (
                 "frame_server_info",
                 ToDevice::ServerInfo(ServerInfo {

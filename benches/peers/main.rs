@@ -4,6 +4,7 @@
 //! ```text
 //! benches/peers/run                    installs the peers (Debian) and runs everything
 //! cargo bench --bench peers -- --only fanout --rounds 9
+//! cargo bench --bench peers -- --curves size.json    draws what `heliostat bench size --json size.json` measured
 //! ```
 //!
 //! | comparison | beside | what is compared |
@@ -28,6 +29,7 @@
     reason = "a bench may panic and has no callers"
 )]
 
+mod curves;
 mod disk;
 mod fanout;
 mod handshake;
@@ -57,6 +59,9 @@ struct Args {
     /// Where `peers.json` and `peers.svg` are written
     #[arg(long, default_value = "target/peers", value_name = "DIR")]
     out: PathBuf,
+    /// Measure nothing: draw `curves.svg` of what `heliostat bench size --json FILE` measured
+    #[arg(long, value_name = "FILE")]
+    curves: Option<PathBuf>,
     /// Be a peer: for the processes that this program starts.
     #[arg(long, hide = true)]
     serve: Option<Peer>,
@@ -94,6 +99,9 @@ struct Plan {
 
 fn main() {
     let args = Args::parse();
+    if let Some(measured) = &args.curves {
+        return curves::draw(measured, &args.out);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     match args.serve {
         Some(Peer::Tls) => return runtime.block_on(handshake::serve(&args.dir.unwrap())),

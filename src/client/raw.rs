@@ -278,7 +278,7 @@ impl RawConnection {
     /// [`ConnectError`] when something else comes, or nothing.
     pub async fn server_hello(&mut self) -> Result<ServerHello, ConnectError> {
         match self.recv().await? {
-            ToDevice::ServerHello(hello) if hello.version == hello::VERSION => Ok(hello),
+            ToDevice::ServerHello(hello) if hello.version == hello::VERSION => Ok(*hello),
             ToDevice::ServerHello(hello) => Err(ConnectError::Version(hello.version)),
             other => Err(ConnectError::Unexpected(other.kind().to_string(), "server-hello")),
         }

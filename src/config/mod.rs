@@ -55,7 +55,8 @@ pub use self::reload::{Changed, Changes, NeedsRestart};
 pub use self::sources::{ConfigError, Effective, Flag, Mistake, Origin, PREFIX, Sources};
 
 const CONTAINER: u64 = CONTAINER_MAX as u64;
-const MIB: u64 = 1_024 * 1_024;
+const KIB: u64 = 1_024;
+const MIB: u64 = 1_024 * KIB;
 const GIB: u64 = 1_024 * MIB;
 const TIB: u64 = 1_024 * GIB;
 const SECOND: Duration = Duration::from_secs(1);
@@ -259,6 +260,9 @@ settings! {
             cert: Option<PathBuf> = None, Or(None, File), Restart;
             /// The private key of that certificate, PEM.
             key: Option<PathBuf> = None, Or(None, File), Restart;
+            /// With a certificate, where it listens without TLS for the mediator: a loopback address. Port 0 takes one that is
+            /// free.
+            plain_listen: SocketAddr = local(0), ADDRESS, Restart;
             /// TCP connections at once, two for each private one; one more is told an error and closed.
             max_connections: usize = 1_024, Number(1..=1_000_000), Restart;
             /// Longest message in bytes. With 512, clients that count bytes where others count characters can be served, too.
@@ -330,7 +334,8 @@ settings! {
             /// Whether a search is followed by the public profiles of those it found. Not for the Android client, which cannot stand
             /// messages outside of channels.
             forward_profiles: bool = false, Switch, Restart;
-            /// Registering, logging in and coming back from one address. Who is faster is heard later.
+            /// Registering, logging in and coming back from one address, or on one connection from an address in `exempt`. Who is
+            /// faster is heard later.
             attempts_per_address: Rate = skynet::Rates::default().attempts, Times(1..=1_000_000), Restart;
             /// Logging in under one name. Who is faster is heard later.
             logins_per_name: Rate = skynet::Rates::default().logins, Times(1..=1_000_000), Restart;
@@ -339,6 +344,41 @@ settings! {
             /// Addresses behind which many clients stand, so that none is held up for what others do: the mediator's above all.
             /// When not set, this machine's own.
             exempt: Option<BTreeSet<IpAddr>> = None, Or(None, List(Parsed("an IP address", "10.0.0.2"))), Restart;
+        }
+        sections {
+            files: SkynetFilesConfig,
+            push: SkynetPushConfig,
+        }
+    }
+
+    /// Files beside the messages of the Skynet server, brought and fetched at `chat.skynet.web_listen`.
+    pub struct SkynetFilesConfig {
+        keys {
+            /// Where they are kept. When not set, in the data directory.
+            dir: Option<PathBuf> = None, Or(None, File), Restart;
+            /// Longest file.
+            max_size: u64 = skynet::FileLimits::default().length_max, Size(KIB..=TIB), Restart;
+            /// What the files may take together that one account uploaded and somebody can still have.
+            max_size_per_account: u64 = skynet::FileLimits::default().per_account_max, Size(KIB..=TIB), Restart;
+            /// Files that are brought and fetched at once, by everybody. One account may have eight of them.
+            max_transfers: usize = skynet::FileLimits::default().transfers_max, Number(1..=100_000), Restart;
+            /// How long a file is kept that no message names.
+            unnamed_max_age: Duration = skynet::FileLimits::default().unnamed_age_max, Time(MINUTE..=YEAR), Restart;
+        }
+    }
+
+    /// How the Skynet server wakes devices that do not acknowledge a message.
+    pub struct SkynetPushConfig {
+        keys {
+            /// How long a chat message may go unacknowledged by an account until its devices are woken.
+            after: Option<Duration> = Some(MINUTE), Or(Some("never"), Time(Duration::ZERO..=30 * MINUTE)), Restart;
+            /// Whether a device is woken again that was and did not come.
+            every_message: bool = false, Switch, Restart;
+            /// The key file of a service account for Firebase Cloud Messaging, JSON. Needs a program that was built with the feature
+            /// `fcm`. When not set, the log says who would have been woken.
+            fcm_account: Option<PathBuf> = None, Or(None, File), Restart;
+            /// Whether a device that the push service does not know any more has to log in again.
+            forget_unreachable: bool = true, Switch, Restart;
         }
     }
 
@@ -513,6 +553,21 @@ const RULES: &[Rule<Config>] = &[
         reason: "mails need a sender (`mail_from`), and a sender mails (`smtp` or `mail_dir`)",
     },
     Rule {
+        keys: &["chat.skynet.push.fcm_account"],
+        broken: |config| config.chat.skynet.push.fcm_account.is_some() && !cfg!(feature = "fcm"),
+        reason: "this program was built without the feature `fcm`",
+    },
+    Rule {
+        keys: &["chat.skynet.files.max_size", "chat.skynet.files.max_size_per_account"],
+        broken: |config| config.chat.skynet.files.max_size > config.chat.skynet.files.max_size_per_account,
+        reason: "the longest file has to fit what one account may have",
+    },
+    Rule {
+        keys: &["chat.chatos.plain_listen"],
+        broken: |config| !config.chat.chatos.plain_listen.ip().is_loopback(),
+        reason: "what is not encrypted does not leave this machine: a loopback address",
+    },
+    Rule {
         keys: &["chat.skynet.plain_listen"],
         broken: |config| !config.chat.skynet.plain_listen.ip().is_loopback(),
         reason: "what is not encrypted does not leave this machine: a loopback address",
@@ -613,7 +668,7 @@ pub const TOXTHIN_GROUP: &str = "toxthin";
 pub struct Rooms {
     /// The CSP chat server.
     pub csp: Option<SocketAddr>,
-    /// The ChatOs server.
+    /// The ChatOs server, without TLS.
     pub chatos: Option<SocketAddr>,
     /// The Skynet server, without TLS.
     pub skynet: Option<SocketAddr>,

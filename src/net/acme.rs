@@ -13,37 +13,28 @@
 //! the present certificate stays until it expires, and is renewed when a third of its life is left.
 
 use std::path::PathBuf;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Uri, header};
-use http_body_util::{BodyExt as _, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{Request, Uri};
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, ChallengeType, HttpClient,
     Identifier, LetsEncrypt, NewAccount, NewOrder, OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
-use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::pki_types::{DnsName, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest as _, Sha256};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
+use super::https::Https;
 use super::tls::{self, CertFiles, Certificate, Identity, Tls, TlsError};
 use super::watch;
 use crate::files;
 use crate::metrics::{self, Outcome};
 use crate::time::Clock;
 
-/// Time for one exchange with the authority, connecting included.
-const EXCHANGE: Duration = Duration::from_secs(30);
-/// Longest answer, in bytes: a chain is a few kilobytes.
-const ANSWER_MAX: usize = 1_024 * 1_024;
 /// How long the authority may take to look, and to issue.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How often an order is begun when the authority refuses nonces, before it counts as failed.
@@ -135,7 +126,7 @@ impl Acme {
     pub fn open(settings: Settings, clock: Clock) -> Result<Self, TlsError> {
         let place = settings.cache.join(place(&settings.directory));
         files::make_private_dir(&place).map_err(|source| TlsError::file(&place, source))?;
-        let https = Https::trusting(&settings)?;
+        let https = Https::trusting(settings.ca.as_deref())?;
         let (account_file, certificate_file) = (place.join("account.json"), place.join("certificate.pem"));
         let tls = Tls::without_certificate()?;
         if certificate_file.try_exists().map_err(|source| TlsError::file(&certificate_file, source))? {
@@ -360,64 +351,7 @@ impl Settings {
     /// # Errors
     /// [`TlsError`] names the file and what is wrong with it.
     pub fn check(&self) -> Result<(), TlsError> {
-        if self.ca.is_some() { Https::trusting(self).map(drop) } else { Ok(()) }
-    }
-}
-
-/// Exchanges with the authority, a connection each: an order takes a dozen, every few weeks.
-#[derive(Debug, Clone)]
-struct Https(Arc<ClientConfig>);
-
-type AnyError = Box<dyn std::error::Error + Send + Sync>;
-
-impl Https {
-    fn trusting(settings: &Settings) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
-        let vouching: Vec<CertificateDer<'static>> = match &settings.ca {
-            Some(ca) => tls::read_certs(ca)?,
-            None => rustls_native_certs::load_native_certs().certs,
-        };
-        let (usable, _) = roots.add_parsable_certificates(vouching);
-        if usable == 0 {
-            let nobody = "this system has no root certificates; install them, or name the authority's";
-            return Err(match &settings.ca {
-                Some(ca) => TlsError::content(ca, "no certificate in it can vouch for anybody"),
-                None => TlsError::SetUp(rustls::Error::General(nobody.to_owned())),
-            });
-        }
-        let config = ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(TlsError::SetUp)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self(Arc::new(config)))
-    }
-
-    async fn exchange(self, mut request: Request<BodyWrapper<Bytes>>) -> Result<BytesResponse, AnyError> {
-        let uri = request.uri().clone();
-        let (Some(host), Some("https")) = (uri.host(), uri.scheme_str()) else {
-            return Err(format!("{uri} is not an https URL").into());
-        };
-        let port = uri.port_u16().unwrap_or(443);
-        // An IPv6 address stands in brackets in a URL, and nowhere else.
-        let name = host.trim_start_matches('[').trim_end_matches(']');
-        let tcp = TcpStream::connect((name, port)).await.map_err(|error| format!("{host}:{port}: {error}"))?;
-        let stream = TlsConnector::from(self.0).connect(ServerName::try_from(name.to_owned())?, tcp).await?;
-
-        let authority = uri.authority().map_or(host, http::uri::Authority::as_str);
-        request.headers_mut().insert(header::HOST, HeaderValue::from_str(authority)?);
-        *request.uri_mut() = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).parse()?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let mut answer = pin!(async move {
-            let (parts, body) = sender.send_request(request).await?.into_parts();
-            let body = Limited::new(body, ANSWER_MAX).collect().await?.to_bytes();
-            Ok(BytesResponse { parts, body: Box::new(body) })
-        });
-        tokio::select! {
-            answer = &mut answer => answer,
-            // What has come may still be read.
-            _ = connection => answer.await,
-        }
+        self.ca.as_deref().map_or(Ok(()), |ca| Https::trusting(Some(ca)).map(drop))
     }
 }
 
@@ -428,14 +362,17 @@ impl HttpClient for Https {
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, instant_acme::Error>> + Send>> {
         let this = self.clone();
         Box::pin(async move {
-            let exchange = tokio::time::timeout(EXCHANGE, this.exchange(request)).await;
-            exchange.unwrap_or_else(|_| Err("no answer in time".into())).map_err(instant_acme::Error::Other)
+            let (parts, body) = this.exchange(request).await.map_err(instant_acme::Error::Other)?.into_parts();
+            Ok(BytesResponse { parts, body: Box::new(body) })
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rustls::ClientConfig;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use tokio_rustls::TlsConnector;
     use tokio_rustls::client::TlsStream;
 
     use super::super::listen;

@@ -2,6 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | [`https`] | requests of our own to other servers |
 //! | [`inherited`] | listening sockets that whoever started the process opened |
 //! | [`listen`] | the accept loop, and one type for plain and encrypted connections |
 //! | [`rate`] | how often something may happen |
@@ -14,6 +15,7 @@
 
 pub mod acme;
 pub mod development;
+pub mod https;
 pub mod inherited;
 pub mod listen;
 pub mod proxies;

@@ -24,7 +24,7 @@ use crate::store::sqlite::DATABASE_FILE;
 use crate::store::{Store, StoreError, copy};
 
 /// Endings of files that are of use only to the process that runs here.
-const LEFT_OUT: [&str; 4] = ["-wal", "-shm", ".lock", ".new"];
+const LEFT_OUT: [&str; 5] = ["-wal", "-shm", ".lock", ".new", ".part"];
 /// Ends the name of a backup that is not complete, before a random number.
 const INCOMPLETE: &str = ".incomplete";
 /// How deep directories are nested. No part of this program makes more than one, so it takes a link that leads in a circle.
@@ -171,6 +171,8 @@ impl Backup {
 
     /// Everything in `from` but what is in `to` already.
     fn copy_all(&mut self, from: &Path, to: &Path, depth_left: usize) -> Result<(), BackupError> {
+        // Behind the databases, which say what is in them.
+        let mut nested = Vec::new();
         for entry in fs::read_dir(from).map_err(at(from))? {
             let entry = entry.map_err(at(from))?;
             let (path, name) = (entry.path(), entry.file_name());
@@ -180,14 +182,19 @@ impl Backup {
                 continue;
             }
             let unfit = |why| BackupError::Unfit { path: path.clone(), why };
+            // A chat server removes what nobody can have any more. A link that leads nowhere is still there.
+            let is_removed =
+                |error: &io::Error| error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err();
             // Of what a link leads to.
-            let kind = fs::metadata(&path).map_err(at(&path))?.file_type();
+            let kind = match fs::metadata(&path) {
+                Err(error) if is_removed(&error) => continue,
+                found => found.map_err(at(&path))?.file_type(),
+            };
             if kind.is_dir() {
                 // Another data directory, most likely an earlier backup; this one, while it is made, is one, too.
                 if !path.join(DATABASE_FILE).exists() {
                     let depth_left = depth_left.checked_sub(1).ok_or_else(|| unfit("it is nested too deep"))?;
-                    files::make_private_dir(&target).map_err(at(&target))?;
-                    self.copy_all(&path, &target, depth_left)?;
+                    nested.push((path, target, depth_left));
                 }
             } else if !kind.is_file() {
                 return Err(unfit("it is neither a file nor a directory"));
@@ -195,10 +202,17 @@ impl Backup {
                 if name.ends_with(".sqlite") {
                     copy::copy(&path, &target)?;
                 } else {
-                    copy_file(&path, &target)?;
+                    match copy_file(&path, &target) {
+                        Err(BackupError::Io { source, .. }) if is_removed(&source) => continue,
+                        copied => copied?,
+                    }
                 }
                 self.count(&target)?;
             }
+        }
+        for (path, target, depth_left) in nested {
+            files::make_private_dir(&target).map_err(at(&target))?;
+            self.copy_all(&path, &target, depth_left)?;
         }
         files::sync_dir(to).map_err(at(to))
     }
@@ -240,7 +254,7 @@ mod tests {
         let store = SqliteStore::open(&data, Durability::Fsync, 1).unwrap();
         store.commit(GROUP, vec![Write::Group(GroupRecord::default())]).await.unwrap();
         fs::create_dir(data.join("tls")).unwrap();
-        for file in ["room.key", "tls/dev-ca.pem", "half.new"] {
+        for file in ["room.key", "tls/dev-ca.pem", "half.new", "tls/half.part"] {
             fs::write(data.join(file), "secret").unwrap();
             fs::set_permissions(data.join(file), fs::Permissions::from_mode(0o600)).unwrap();
         }
@@ -254,6 +268,7 @@ mod tests {
         let first = backups.make(data.join("first")).await.unwrap();
         let expected = ["mediator.sqlite", "room.key", "room.sqlite", "tls"];
         assert_eq!(names(&first.path), expected);
+        assert_eq!(names(&first.path.join("tls")), ["dev-ca.pem"]);
         assert_eq!(first.files, 4, "with tls/dev-ca.pem");
         assert_eq!((mode(&first.path), mode(&first.path.join("tls"))), (0o700, 0o700));
         for file in ["mediator.sqlite", "room.key", "room.sqlite", "tls/dev-ca.pem"] {

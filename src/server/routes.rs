@@ -149,10 +149,8 @@ async fn upgrade(
     match admit(&public, peer.ip(), request).await {
         Ok((upgrade, url, entered)) => {
             let (context, running) = (public.context.load_full(), public.sessions.token());
-            upgrade.on_upgrade(async move |socket| {
-                session::run(socket, url, context, &entered.leave).await;
-                drop((entered, running));
-            })
+            let leave = entered.leave.clone();
+            upgrade.on_upgrade(move |socket| session::run(socket, url, context, leave, (entered, running)))
         }
         Err(refusal) => {
             let why = refusal.why;

@@ -111,11 +111,12 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         admin: admin.local_addr().into_diagnostic()?,
         rooms: Rooms {
             csp: csp.as_ref().map(csp::Running::local_addr),
-            chatos: chatos.as_ref().map(chatos::Running::local_addr),
+            chatos: chatos.as_ref().and_then(|chatos| chatos.addresses().last().copied()),
             skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().get(1).copied()),
             toxgroup: hub.map(|hub| hub.tcp),
             toxthin: hub.map(|hub| hub.thin),
         },
+        chatos: chatos.as_ref().and_then(|chatos| chatos.addresses().first().copied()),
         hub,
         skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().first().copied()),
         skynet_pages: skynet.as_ref().map(|(_, pages)| pages.clone()),
@@ -274,11 +275,16 @@ async fn ended_unasked(
     }
 }
 
-/// Opens the ChatOs server as it is configured.
+/// Opens the ChatOs server as it is configured. At the last of its addresses it is not encrypted.
 async fn open_chatos(config: &Config, clock: Clock, stop: &CancellationToken) -> miette::Result<chatos::Running> {
     let room = &config.chat.chatos;
     let tls = room.cert_files().map(|files| watched(files, clock, stop)).transpose()?;
     let listener = open_door("the ChatOs server", room.listen, "--chatos-listen").await?;
+    let mut doors = vec![(listener, Door::from(tls.clone()))];
+    if tls.is_some() {
+        let key = "--set chat.chatos.plain_listen=";
+        doors.push((open_door("the ChatOs server's mediator", room.plain_listen, key).await?, Door::default()));
+    }
     let settings = chatos::Config {
         limits: chatos::state::Limits {
             inactivity: room.inactivity_timeout,
@@ -294,10 +300,9 @@ async fn open_chatos(config: &Config, clock: Clock, stop: &CancellationToken) ->
         message_octets_max: room.max_message_octets,
         write_stall: room.write_timeout,
         packets: room.packets_per_client,
-        tls,
         ..chatos::Config::new(room.listen)
     };
-    chatos::start_on(listener, settings, clock, stop.clone()).into_diagnostic()
+    chatos::start_on(doors, settings, clock, stop.clone()).into_diagnostic()
 }
 
 /// Opens the Skynet server as it is configured: at the first of its addresses with TLS, as far as there is a certificate, and at
@@ -332,8 +337,19 @@ async fn open_skynet(
         strict_dependencies: room.strict_dependencies,
         forward_profiles: room.forward_profiles,
         daystream_age_max: room.daystream_max_age,
+        files: skynet::FileLimits {
+            length_max: room.files.max_size,
+            per_account_max: room.files.max_size_per_account,
+            transfers_max: room.files.max_transfers,
+            unnamed_age_max: room.files.unnamed_max_age,
+        },
+        push_after: room.push.after,
+        push_every_message: room.push.every_message,
         ..settings.settings
     };
+    if let Some(dir) = &room.files.dir {
+        settings.files_dir.clone_from(dir);
+    }
     settings.connections_max = room.max_connections;
     settings.rates = skynet::Rates {
         attempts: room.attempts_per_address,
@@ -346,9 +362,28 @@ async fn open_skynet(
     if let Some(exempt) = &room.exempt {
         settings.exempt = exempt.iter().copied().collect();
     }
+    #[cfg(feature = "fcm")]
+    let fcm = match &room.push.fcm_account {
+        Some(account) => {
+            let service = skynet::serve::fcm::FcmSettings {
+                account: account.clone(),
+                service: skynet::serve::fcm::SERVICE.to_owned(),
+                ca: None,
+                forget_unreachable: room.push.forget_unreachable,
+            };
+            let (line, fcm) = skynet::serve::fcm::Fcm::open(service, clock).into_diagnostic()?;
+            settings.push = Arc::new(line);
+            Some(fcm)
+        }
+        None => None,
+    };
     let doors = vec![(secured, Door::from(tls.clone())), (plain, Door::default())];
     let mut running = skynet::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()?;
-    running.open_web(web, Door::from(tls), stop.clone());
+    #[cfg(feature = "fcm")]
+    if let Some(fcm) = fcm {
+        tokio::spawn(fcm.run(running.lost(), stop.clone()));
+    }
+    running.open_web(web, Door::from(tls), public_url.clone(), stop.clone());
     Ok((running, public_url))
 }
 
@@ -594,6 +629,7 @@ struct Addresses {
     public: SocketAddr,
     admin: SocketAddr,
     rooms: Rooms,
+    chatos: Option<SocketAddr>,
     /// Where members of Tox groups connect.
     hub: Option<toxgroup::serve::Addresses>,
     /// Where Skynet clients connect.
@@ -680,8 +716,8 @@ fn banner(
     if let (Some(csp), Some(address)) = (csp, addresses.rooms.csp) {
         writeln!(out, "  chat server  {address}  (CSP, public key {})", hex::encode(csp.public_key()))?;
     }
-    if let Some(address) = addresses.rooms.chatos {
-        let tls = if config.chat.chatos.cert.is_some() { ", TLS" } else { "" };
+    if let (Some(address), Some(plain)) = (addresses.chatos, addresses.rooms.chatos) {
+        let tls = if plain == address { String::new() } else { format!(", TLS; without TLS on {plain}") };
         writeln!(out, "  ChatOs       {address}  (nicknames without passwords{tls})")?;
     }
     if let (Some(address), Some(plain)) = (addresses.skynet, addresses.rooms.skynet) {

@@ -30,7 +30,7 @@ impl AwaitClientHello {
     /// Starts a handshake; the payload is the first one of the connection, to be sent unprompted.
     #[must_use]
     pub fn start(group: DeviceGroupId, challenge: Challenge) -> (Self, ToDevice) {
-        let hello = ToDevice::ServerHello(challenge.server_hello());
+        let hello = ToDevice::ServerHello(challenge.server_hello().into());
         (Self { group, challenge, early_proxy: BytesMut::new() }, hello)
     }
 

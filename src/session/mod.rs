@@ -87,16 +87,36 @@ impl Default for Timeouts {
     }
 }
 
-/// Runs a connection from its first byte to its last. `leave` is cancelled when the mediator wants it to end.
-pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, leave: &CancellationToken) -> Ending {
+/// Runs a connection from its first byte to its last. `leave` is cancelled when the mediator wants it to end; `place` is given
+/// back when it has.
+///
+/// There is one of these futures for each connection: neither the whole socket nor another future around it has a place in it.
+pub fn run(
+    socket: WebSocket,
+    url: ClientUrlInfo,
+    context: Arc<Context>,
+    leave: CancellationToken,
+    place: impl Send + 'static,
+) -> impl Future<Output = ()> + Send {
+    let (sink, stream) = socket.split();
+    run_halves(sink, stream, url, context, leave, place)
+}
+
+async fn run_halves(
+    mut sink: Sink,
+    mut stream: Stream,
+    url: ClientUrlInfo,
+    context: Arc<Context>,
+    leave: CancellationToken,
+    _place: impl Send + 'static,
+) {
     let metrics = metrics::get();
     let (opened, closed) = (&metrics.connections_opened, &metrics.connections_closed);
     let _counted = Presence::new(&metrics.connections, Some(opened), Some(closed));
-    let (mut sink, mut stream) = socket.split();
     let span =
         tracing::debug_span!(target: SPANS, "connection", group = %url.device_group_id, code = Empty, culprit = Empty);
     let line = context.captures.line(&url);
-    let ended = run_inner(&mut sink, &mut stream, &line, &context, leave).instrument(span.clone()).await;
+    let ended = run_inner(&mut sink, &mut stream, &line, &context, &leave).instrument(span.clone()).await;
     // What comes before admission everybody can cause who reaches the door.
     let others = ended.as_ref().map_or_else(|early| context.said.may_say(early.of_handshake()), |_| Some(0));
     let ending = ended.unwrap_or_else(|early| early);
@@ -117,7 +137,6 @@ pub async fn run(socket: WebSocket, url: ClientUrlInfo, context: Arc<Context>, l
     // With the presence above and nothing to wait for in between, so that the sums hold.
     metrics.closes.of(ending.close_code()).increment(1);
     metrics.endings.of(ending.culprit()).increment(1);
-    ending
 }
 
 /// `Err`: it ended before it was admitted.

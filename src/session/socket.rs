@@ -16,8 +16,9 @@ pub(super) type Stream = SplitStream<WebSocket>;
 
 /// Longest message the library lets through, in bytes. Above a container, so that the session can say what is wrong.
 const MESSAGE_MAX: usize = 2 * CONTAINER_MAX;
-/// Allocated per connection; a message that is longer makes it grow for a while.
-const READ_BUFFER: usize = 4 * 1024;
+/// Allocated per connection; a message that is longer makes it grow for a while. Most are much shorter, and one of 1 KiB of text
+/// comes with one read.
+const READ_BUFFER: usize = 1_536;
 /// Written out when this much has gathered, in bytes.
 const WRITE_BUFFER: usize = 16 * 1024;
 const _: () = assert!(MESSAGE_MAX > CONTAINER_MAX, "the longest container fits a message");

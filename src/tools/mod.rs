@@ -11,6 +11,7 @@
 //! | [`device`] | an interactive device |
 //! | [`provoke`] | makes a server close a client with any code |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
+//! | [`skynet`] | a client for Skynet v5, as a library and for lines |
 //! | [`replay`] | drives the device side of a capture against any mediator |
 //! | [`tox`] | a client for Tox groups: as a peer, and as a thin user |
 //! | [`trace`] | a capture as a picture for Perfetto |
@@ -32,6 +33,7 @@ pub mod keyfile;
 pub mod provoke;
 pub mod replay;
 pub mod simulate;
+pub mod skynet;
 mod terminal;
 pub mod tox;
 pub mod trace;
@@ -58,6 +60,11 @@ pub struct TrustArgs {
     /// Trust the one public key (SubjectPublicKeyInfo) with this SHA-256, in base64
     #[arg(long, value_name = "BASE64")]
     pin: Option<String>,
+}
+
+/// What strangers say, as one line: without control characters.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Whether what goes to standard output may be coloured.

@@ -676,7 +676,7 @@ impl Replay {
         if live.hello.is_none() {
             let found = live.find(&(PayloadType::SERVER_HELLO, Vec::new()), live.patience).await?;
             if let Some(ToDevice::ServerHello(hello)) = found.payload {
-                live.hello = Some(hello);
+                live.hello = Some(*hello);
             }
         }
         let server_hello = live.hello.clone()?;
@@ -761,7 +761,7 @@ impl Replay {
                     self.ids.insert((device, captured.id()), now.id());
                 }
             }
-            (_, Some(ToDevice::ServerHello(hello))) => live.hello = Some(hello.clone()),
+            (_, Some(ToDevice::ServerHello(hello))) => live.hello = Some((**hello).clone()),
             (_, Some(ToDevice::ServerInfo(_))) => self.known.extend(device),
             _ => {}
         }

@@ -1,21 +1,27 @@
 //! What clients live through (spec 4), each told from the sockets.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 
+use base64::Engine as _;
 use heliostat::chat::skynet::Confirmed;
+use heliostat::chat::skynet::serve::FILES;
 use heliostat::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
 use heliostat::chat::skynet::wire::{
     AccountId, Body, ChannelAction, ChannelId, ChannelType, Content, CreateAccountStatus, CreateChannelStatus,
-    CreateSessionStatus, DeleteAccountStatus, Delivery, Doing, FromClient, Kind, MessageFlags, MessageId,
+    CreateSessionStatus, DeleteAccountStatus, Delivery, Doing, FileId, FromClient, Kind, MessageFlags, MessageId,
     MessageSendStatus, OnlineState, RestoreSessionStatus, ToClient, WantedChannel,
 };
 use heliostat::crypto::Secret;
-use heliostat::net::development::development;
 use heliostat::net::listen::Door;
-use heliostat::net::tls::{Certificate, Tls, read_certs};
 use heliostat::time::Clock;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, soon};
+pub use super::promises::what_is_promised_holds_whatever_is_said;
+use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, secured, seed, soon};
 
 const CLEAR: MessageFlags = MessageFlags::UNENCRYPTED;
 const DENIED: Result<MessageId, MessageSendStatus> = Err(MessageSendStatus::ACCESS_DENIED);
@@ -707,7 +713,7 @@ pub async fn nothing_is_lost_or_doubled_between_sync_and_live(ground: Ground) {
         })
     });
     let mut heard = Vec::new();
-    let (mut known, mut last, mut seed) = (Vec::new(), bob.last, 7_u64);
+    let (mut known, mut last, mut chance) = (Vec::new(), bob.last, fastrand::Rng::with_seed(seed()));
     let mut rounds = 0;
     let keep = |packet: ToClient, heard: &mut Vec<i64>, last: &mut i64| {
         if let ToClient::Message(message) = packet {
@@ -733,8 +739,7 @@ pub async fn nothing_is_lost_or_doubled_between_sync_and_live(ground: Ground) {
             break;
         }
         // A few live ones, as many as chance wants, then gone without a farewell.
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        for _ in 0..(seed >> 60) {
+        for _ in 0..chance.u8(..16) {
             let live = tokio::time::timeout(std::time::Duration::from_millis(20), back.next()).await;
             let Ok(packet) = live else { break };
             keep(packet, &mut heard, &mut last);
@@ -874,7 +879,7 @@ pub async fn who_does_not_acknowledge_is_woken_once_until_it_comes(mut ground: G
     assert_eq!(soon(world.woken.recv()).await.unwrap().session, carols.session);
     // A device that cannot be woken any more has to log in again.
     bob.seen.clear();
-    world.running.is_unreachable(bobs.session).await;
+    world.running.lost().session(bobs.session).await;
     assert!(bobs.find_end().await);
     bob.find_message(Kind::DeviceList).await;
     assert_eq!(world.greeted().await.restore(&bobs, 0, &[]).await, RestoreSessionStatus::INVALID_SESSION);
@@ -885,7 +890,7 @@ pub async fn who_finds_no_place_is_dropped_and_comes_again(mut ground: Ground) {
     ground.connections_max = 2;
     let world = World::start(&ground).await;
     let (mut first, second) = (world.greeted().await, world.greeted().await);
-    assert!(world.connect().await.is_closed().await);
+    assert!(world.is_full().await);
     assert_eq!(first.login(A, A).await, CreateSessionStatus::INVALID_CREDENTIALS, "others are not disturbed");
     drop(second);
     // When the server has noticed that the place is free.
@@ -893,29 +898,283 @@ pub async fn who_finds_no_place_is_dropped_and_comes_again(mut ground: Ground) {
     world.stop().await;
 }
 
-pub async fn tls_is_the_projects(mut ground: Ground) {
-    let made = development(&ground.dir, Clock::system().now().wall_ms).unwrap();
-    ground.door = Door::from(Some(Tls::presenting(Certificate::load(&made.files).unwrap()).unwrap()));
+pub async fn both_versions_of_tls_are_spoken_and_plain_where_it_is_said(mut ground: Ground) {
     let world = World::start(&ground).await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(read_certs(&made.ca).unwrap());
-    let provider = heliostat::net::tls::provider();
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-        let builder = rustls::ClientConfig::builder_with_provider(std::sync::Arc::clone(&provider));
-        let config = builder.with_protocol_versions(&[version]).unwrap();
-        let config = config.with_root_certificates(roots.clone()).with_no_client_auth();
-        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
         let tcp = tokio::net::TcpStream::connect(world.address()).await.unwrap();
-        let mut client = Client::over(soon(connector.connect("localhost".try_into().unwrap(), tcp)).await.unwrap());
+        let mut client = Client::over(secured(tcp, &[version]).await.unwrap());
         client.greet().await;
         assert_eq!(client.login(A, A).await, CreateSessionStatus::INVALID_CREDENTIALS);
     }
+    let mut plain = tokio::net::TcpStream::connect(world.address()).await.unwrap();
+    plain.write_all(&[0x32, 0, 0, 0, 0]).await.unwrap();
+    let mut answer = Vec::new();
+    soon(plain.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer[0], 0x15, "an alert of TLS, and nothing of Skynet");
+    world.stop().await;
+    ground.door = Door::default();
+    let world = World::start(&ground).await;
+    assert_eq!(world.greeted().await.login(A, A).await, CreateSessionStatus::INVALID_CREDENTIALS);
     world.stop().await;
 }
 
-pub async fn load(ground: Ground, lasts: std::time::Duration) {
+/// A message that names a file.
+fn naming(kind: Kind, flags: MessageFlags, file: FileId) -> Body {
+    let flags = flags.and(MessageFlags::MEDIA).and(MessageFlags::EXTERNAL_FILE);
+    Body { file, ..Body::new(kind, flags, vec![4; 64]) }
+}
+
+/// The status of an answer, and one of its headers.
+fn said<'a>(answer: &'a http::Response<bytes::Bytes>, name: &str) -> (u16, &'a str) {
+    let header = answer.headers().get(name).unwrap_or_else(|| panic!("no {name}: {answer:?}"));
+    (answer.status().as_u16(), header.to_str().unwrap())
+}
+
+/// Where a ticket leads to, and the file it is for.
+fn ticket(answer: &http::Response<bytes::Bytes>) -> (String, FileId) {
+    assert_eq!(answer.status(), 307, "{answer:?}");
+    let header = |name: &str| answer.headers()[name].to_str().unwrap();
+    (header("location").to_owned(), FileId(header("x-skynet-fileid").parse().unwrap()))
+}
+
+/// Leaves a file.
+async fn uploaded(world: &World, by: &Client, bytes: &[u8]) -> FileId {
+    let (location, file) = ticket(&world.asks("PUT", &by.file_api("upload"), &[], b"").await);
+    let answer = world.asks("PUT", &location, &[], bytes).await;
+    assert_eq!(answer.status(), 201, "{answer:?}");
+    file
+}
+
+/// What somebody gets of a file.
+async fn fetched(world: &World, by: &Client, file: FileId) -> Result<bytes::Bytes, u16> {
+    let answer = world.asks("GET", &by.file_api(&file.0.to_string()), &[], b"").await;
+    if answer.status() != 307 {
+        return Err(answer.status().as_u16());
+    }
+    let answer = world.asks("GET", &ticket(&answer).0, &[], b"").await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    Ok(answer.into_body())
+}
+
+pub async fn files_are_for_those_who_see_a_message_that_names_them(ground: Ground) {
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob, mut carol) = (world.account(A).await, world.account(B).await, world.account(C).await);
+    let (ab, bc) = (world.friends(&mut alice, &mut bob).await, world.friends(&mut bob, &mut carol).await);
+    // Somebody else's session, or token.
+    let mixed = format!("/api/filetransfer/upload?session={}&token={}", bob.session.0, alice.web_token);
+    for nobody in ["/api/filetransfer/upload", "/api/filetransfer/upload?session=1&token=x", &mixed] {
+        assert_eq!(world.asks("PUT", nobody, &[], b"").await.status(), 401, "{nobody}");
+    }
+    // It is nobody's until all of it has come.
+    let bytes: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[(n % 3) as usize]).collect();
+    let (location, file) = ticket(&world.asks("PUT", &alice.file_api("upload"), &[], b"unasked").await);
+    let photo = || naming(Kind::ChatMessage, MessageFlags::NONE, file);
+    let not_found = Err(MessageSendStatus::FILE_NOT_FOUND);
+    assert_eq!(alice.say(ab, photo()).await, not_found);
+    assert_eq!(fetched(&world, &alice, file).await, Err(404));
+    let answer = world.asks("PUT", &location, &[], &bytes).await;
+    assert_eq!(said(&answer, "upload-complete"), (201, "?1"));
+    let etag = answer.headers()["etag"].clone();
+    assert_eq!(world.asks("PUT", &location, &[], &bytes).await.status(), 409, "it is what it is");
+    // Then it is its owner's, until a message names it.
+    assert_eq!(fetched(&world, &bob, file).await, Err(403));
+    assert_eq!(bob.say(ab, photo()).await, DENIED);
+    assert_eq!(fetched(&world, &alice, file).await.unwrap(), bytes);
+    assert_eq!(fetched(&world, &alice, FileId(file.0 ^ 1)).await, Err(404));
+    assert_eq!(alice.say(ab, naming(Kind::ChatMessage, MessageFlags::NONE, FileId::NONE)).await, not_found);
+    alice.say(ab, photo()).await.unwrap();
+    assert_eq!(bob.find_message(Kind::ChatMessage).await.body.file, file);
+    assert_eq!(fetched(&world, &bob, file).await.unwrap(), bytes);
+    assert_eq!(fetched(&world, &carol, file).await, Err(403));
+    assert_eq!(carol.say(bc, photo()).await, DENIED);
+    bob.say(bc, photo()).await.unwrap();
+    assert_eq!(fetched(&world, &carol, file).await.unwrap(), bytes);
+    // What is for oneself is, wherever it is said.
+    let background = uploaded(&world, &alice, b"").await;
+    alice.say(ab, naming(Kind::BackgroundImage, MessageFlags::LOOPBACK, background)).await.unwrap();
+    assert_eq!(fetched(&world, &alice, background).await.unwrap(), b""[..]);
+    assert_eq!(fetched(&world, &bob, background).await, Err(403));
+    // Parts, and what a ticket is good for.
+    let (download, _) = ticket(&world.asks("GET", &bob.file_api(&file.0.to_string()), &[], b"").await);
+    let part = world.asks("GET", &download, &[("Range", "bytes=99999-100001")], b"").await;
+    assert_eq!(said(&part, "content-range"), (206, "bytes 99999-100001/200000"));
+    assert_eq!(part.body()[..], bytes[99_999..=100_001]);
+    let beyond = world.asks("GET", &download, &[("Range", "bytes=200000-")], b"").await;
+    assert_eq!(said(&beyond, "content-range"), (416, "bytes */200000"));
+    let changed = world.asks("GET", &download, &[("Range", "bytes=0-0"), ("If-Range", "\"another\"")], b"").await;
+    assert_eq!(
+        (changed.status().as_u16(), changed.body().len(), &changed.headers()["etag"]),
+        (200, bytes.len(), &etag)
+    );
+    let head = world.asks("HEAD", &download, &[], b"").await;
+    assert_eq!((said(&head, "content-length"), head.body().len()), ((200, "200000"), 0));
+    let other = download.replace(&file.0.to_string(), &background.0.to_string());
+    for (method, wrong) in
+        [("PUT", &download), ("GET", &location), ("GET", &other), ("GET", &download[..90].to_owned())]
+    {
+        assert_eq!(world.asks(method, wrong, &[], b"").await.status(), 401, "{method} {wrong}");
+    }
+    // Who is no member any more sees nothing any more.
+    carol.send(&FromClient::DeleteAccount { key_hash: key_hash(C) }).await;
+    assert!(carol.find_end().await);
+    assert_eq!(fetched(&world, &carol, file).await, Err(401));
+    world.stop().await;
+}
+
+pub async fn uploads_are_gone_on_with_checked_and_bounded(mut ground: Ground) {
+    ground.settings.files.length_max = 100_000;
+    ground.settings.files.per_account_max = 150_000;
+    let world = World::start(&ground).await;
+    let (alice, bob) = (world.account(A).await, world.account(B).await);
+    let bytes: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[1]).collect();
+    let begin = async |by: &Client| ticket(&world.asks("PUT", &by.file_api("upload"), &[], b"").await);
+    let (location, file) = begin(&alice).await;
+    let patch = async |range: &str, part: &[u8]| {
+        let answer = world.asks("PATCH", &location, &[("Content-Range", range)], part).await;
+        let offset = answer.headers().get("upload-offset").map(|it| it.to_str().unwrap().to_owned());
+        (answer.status().as_u16(), offset.unwrap_or_default())
+    };
+    let look = async |location: &str| {
+        let answer = world.asks("HEAD", location, &[], b"").await;
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header("content-length"), header("upload-offset"));
+        (answer.status().as_u16(), header("upload-offset"), header("upload-complete"))
+    };
+    assert_eq!(patch("bytes 0-49999/*", &bytes[..50_000]).await, (204, "50000".into()));
+    assert_eq!(look(&location).await, (200, "50000".into(), "?0".into()));
+    assert_eq!(patch("bytes 60000-99999/100000", &bytes[60_000..]).await, (409, "50000".into()));
+    for bad in ["bytes 50000-50001/2", "bytes 50000-50009/100000", "all of it"] {
+        assert_eq!(patch(bad, b"x").await.0, 400, "{bad}");
+    }
+    assert_eq!(patch("bytes 99999-100000/100001", b"xx").await.0, 413);
+    assert_eq!(patch("bytes 40000-99999/100000", &bytes[40_000..]).await, (204, "100000".into()));
+    assert_eq!(look(&location).await, (200, "100000".into(), "?1".into()));
+    assert_eq!(fetched(&world, &alice, file).await.unwrap(), bytes);
+
+    // Who says what it is to be is told when it is not.
+    let (location, _) = begin(&alice).await;
+    let digest =
+        |of: &[u8]| format!("sha-256=:{}:", base64::engine::general_purpose::STANDARD.encode(Sha256::digest(of)));
+    let with = async |location: &str, digest: String, bytes: &[u8]| {
+        world.asks("PUT", location, &[("Repr-Digest", &digest)], bytes).await.status().as_u16()
+    };
+    assert_eq!(with(&location, digest(b"b"), b"a").await, 422);
+    assert_eq!(look(&location).await, (200, "0".into(), "?0".into()));
+    assert_eq!(with(&location, digest(b"a"), b"a").await, 201);
+    // An account has so much and no more, however it is asked for; others do not notice.
+    let (location, _) = begin(&alice).await;
+    assert_eq!(world.asks("PUT", &location, &[], &bytes[..50_000]).await.status(), 507);
+    let chunks = |bytes: &[u8]| {
+        let frames: Vec<_> =
+            bytes.chunks(1_000).map(|it| Ok::<_, Infallible>(Frame::data(it.to_vec().into()))).collect();
+        StreamBody::new(futures_util::stream::iter(frames))
+    };
+    assert_eq!(world.asks_with("PUT", &location, &[], chunks(&bytes[..50_000])).await.status(), 507);
+    assert_eq!(world.asks_with("PUT", &location, &[], chunks(&bytes[..49_999])).await.status(), 201);
+    assert_eq!(world.asks("PUT", &alice.file_api("upload"), &[], b"").await.status(), 507);
+    // What is interrupted is kept as far as it came.
+    let (location, file) = begin(&bob).await;
+    let path = location.split_once("localhost").unwrap().1.split_once('/').unwrap().1;
+    let mut broken = world.web().await;
+    let head = format!("PUT /{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n");
+    soon(broken.write_all(&[head.as_bytes(), &bytes[..300]].concat())).await.unwrap();
+    soon(broken.flush()).await.unwrap();
+    // Nobody else brings it meanwhile.
+    while world.asks("PUT", &location, &[], b"x").await.status() != 409 {}
+    drop(broken);
+    while look(&location).await.1 != "300" {}
+    let mut rest = (0, String::new());
+    // The interrupted attempt may still be on its way out.
+    while rest.0 != 204 {
+        let range = [("Content-Range", "bytes 300-999/1000")];
+        let answer = world.asks("PATCH", &location, &range, &bytes[300..1_000]).await;
+        rest = (answer.status().as_u16(), format!("{:?}", answer.headers().get("upload-complete")));
+    }
+    assert_eq!(rest.1, "Some(\"?1\")");
+    assert_eq!(fetched(&world, &bob, file).await.unwrap(), bytes[..1_000]);
+    // Who asks whether to send at all is told to where it is taken, and not where it is not.
+    let (location, _) = begin(&bob).await;
+    let path = location.split_once("localhost").unwrap().1.split_once('/').unwrap().1;
+    for (path, answers) in [(bob.file_api("upload"), "HTTP/1.1 307 "), (format!("/{path}"), "HTTP/1.1 100 Continue")] {
+        let mut asking = world.web().await;
+        let head =
+            format!("PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n");
+        soon(asking.write_all(head.as_bytes())).await.unwrap();
+        soon(asking.flush()).await.unwrap();
+        let mut answer = vec![0; answers.len()];
+        soon(asking.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(answer, answers.as_bytes());
+    }
+    while world.asks("PUT", &bob.file_api("upload"), &[], b"").await.status() == 307 {}
+    let answer = world.asks("PUT", &bob.file_api("upload"), &[], b"").await;
+    assert!(answer.status() == 429 && answer.headers().contains_key("retry-after"), "{answer:?}");
+    world.stop().await;
+}
+
+pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
+    let dir = ground.dir.join(FILES);
+    let on_disk = |files: &[FileId]| {
+        let names = std::fs::read_dir(&dir).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
+        let wanted = files.iter().map(|it| format!("{:016x}", it.0)).collect::<BTreeSet<_>>();
+        names.collect::<BTreeSet<_>>() == wanted
+    };
+    let world = World::start(&ground).await;
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    let direct = world.friends(&mut alice, &mut bob).await;
+    let mut files = Vec::new();
+    for n in 0..5 {
+        files.push(uploaded(&world, &alice, &[n]).await);
+    }
+    let [portrait, newer, default, sent, unnamed] = files[..] else { unreachable!() };
+    let (data, loopback) = (alice.account_data, alice.loopback);
+    alice.say(data, naming(Kind::ProfileImage, CLEAR, portrait)).await.unwrap();
+    assert_eq!(fetched(&world, &bob, portrait).await.unwrap(), [0][..]);
+    // The next portrait takes the place of the one before, and the same one again takes nobody's.
+    for _ in 0..2 {
+        alice.say(data, naming(Kind::ProfileImage, CLEAR, newer)).await.unwrap();
+        assert_eq!(fetched(&world, &bob, portrait).await, Err(404));
+        assert_eq!(fetched(&world, &bob, newer).await.unwrap(), [1][..]);
+    }
+    assert_eq!(
+        alice.say(direct, naming(Kind::ChatMessage, MessageFlags::NONE, portrait)).await,
+        Err(MessageSendStatus::FILE_NOT_FOUND)
+    );
+    alice.say(loopback, naming(Kind::BackgroundImage, MessageFlags::LOOPBACK, default)).await.unwrap();
+    alice.say(direct, naming(Kind::ChatMessage, MessageFlags::NONE, sent)).await.unwrap();
+    while !on_disk(&[newer, default, sent, unnamed]) {
+        tokio::task::yield_now().await;
+    }
+
+    // Nobody named it for a day. What nobody goes on with goes sooner, and a crash's leavings at once.
+    let (location, half) = ticket(&world.asks("PUT", &alice.file_api("upload"), &[], b"").await);
+    let part = [("Content-Range", "bytes 0-3/9")];
+    assert_eq!(world.asks("PATCH", &location, &part, b"half").await.status(), 204);
+    assert!(dir.join(format!("{:016x}.part", half.0)).exists());
+    world.stop().await;
+    std::fs::write(dir.join("00000000000000ff.part"), "half").unwrap();
+    ground.later = std::time::Duration::from_secs(86_400);
+    let world = World::start(&ground).await;
+    while !on_disk(&[newer, default, sent]) {
+        tokio::task::yield_now().await;
+    }
+    let (mut alice, _) = world.back(&alice, 0, &[]).await;
+    assert_eq!(fetched(&world, &alice, unnamed).await, Err(404));
+    let last = uploaded(&world, &alice, b"last").await;
+    // With an account goes what only it could have. What others were told they still know.
+    alice.send(&FromClient::DeleteAccount { key_hash: key_hash(A) }).await;
+    assert!(alice.find_end().await);
+    assert_eq!(fetched(&world, &bob, sent).await.unwrap(), [3][..]);
+    while !on_disk(&[newer, sent]) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fetched(&world, &bob, last).await, Err(404));
+    world.stop().await;
+}
+
+pub async fn load(mut ground: Ground, lasts: std::time::Duration) {
     const GROUPS: usize = 20;
     const MEMBERS: usize = 10;
+    ground.connections_max = GROUPS * MEMBERS;
     let world = World::start(&ground).await;
     let clock = Clock::system();
     let mut groups = Vec::new();

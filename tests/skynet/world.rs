@@ -1,11 +1,14 @@
 //! A Skynet server on real sockets with clients that say what they are told to, and a PostgreSQL server of our own.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use heliostat::chat::skynet::store::Place;
 use heliostat::chat::skynet::wire::{
@@ -15,20 +18,55 @@ use heliostat::chat::skynet::wire::{
 };
 use heliostat::chat::skynet::{self, Config, Confirmed, Letter, MailHook, PushHook, Reason, Settings, Wake};
 use heliostat::crypto::Secret;
+use heliostat::net::development::development;
 use heliostat::net::listen::Door;
+use heliostat::net::tls::{self, Certificate, Tls, read_certs};
 use heliostat::time::Clock;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 /// Long enough for a machine that does ten other things.
 const PATIENCE: Duration = Duration::from_secs(60);
 pub const PLATFORM: &str = "android/de.vectordata.skynet";
 
+/// What chance begins with: `HELIOSTAT_SEED`, or always the same.
+pub fn seed() -> u64 {
+    let seed = std::env::var("HELIOSTAT_SEED").map_or(7, |it| it.parse().unwrap());
+    println!("HELIOSTAT_SEED={seed}");
+    seed
+}
+
 pub async fn soon<T>(happens: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, happens).await.expect("this happens in time")
+}
+
+/// What servers here present, and who trusts it. Made once: its files are read and gone.
+static SECURED: LazyLock<(Tls, RootCertStore)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    let made = development(dir.path(), Clock::system().now().wall_ms).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(read_certs(&made.ca).unwrap());
+    (Tls::presenting(Certificate::load(&made.files).unwrap()).unwrap(), roots)
+});
+
+/// Speaks TLS of these versions with a server here.
+pub async fn secured(
+    tcp: TcpStream,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let config = ClientConfig::builder_with_provider(tls::provider()).with_protocol_versions(versions).unwrap();
+    let config = config.with_root_certificates(SECURED.1.clone()).with_no_client_auth();
+    soon(TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), tcp)).await
 }
 
 /// Keeps the mails.
@@ -88,7 +126,7 @@ impl Ground {
             dir: dir.to_owned(),
             place,
             settings,
-            door: Door::default(),
+            door: Door::from(Some(SECURED.0.clone())),
             later: Duration::ZERO,
             connections_max: 100,
         }
@@ -99,12 +137,15 @@ pub struct World {
     pub running: skynet::Running,
     pub mail: Arc<Mailbox>,
     pub woken: mpsc::UnboundedReceiver<Wake>,
+    web: SocketAddr,
+    is_secured: bool,
     stop: CancellationToken,
 }
 
 impl World {
     pub async fn start(ground: &Ground) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (stop, mail) = (CancellationToken::new(), Arc::new(Mailbox::default()));
         let (waker, woken) = mpsc::unbounded_channel();
         let config = Config {
@@ -117,9 +158,11 @@ impl World {
         };
         let later_ms = u64::try_from(ground.later.as_millis()).unwrap();
         let clock = Clock::following(Clock::system().now().wall_ms + later_ms);
-        let running =
-            skynet::start_on(vec![(listener, ground.door.clone())], config, clock, stop.clone()).await.unwrap();
-        Self { running, mail, woken, stop }
+        let doors = vec![(listener, ground.door.clone())];
+        let mut running = skynet::start_on(doors, config, clock, stop.clone()).await.unwrap();
+        let (address, is_secured) = (web.local_addr().unwrap(), ground.door.tls.is_some());
+        running.open_web(web, ground.door.clone(), format!("https://localhost:{}", address.port()), stop.clone());
+        Self { running, mail, woken, web: address, is_secured, stop }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -133,13 +176,38 @@ impl World {
 
     /// Connected, and nothing said yet.
     pub async fn connect(&self) -> Client {
+        self.may_connect().await.unwrap()
+    }
+
+    async fn may_connect(&self) -> std::io::Result<Client> {
         let tcp = TcpStream::connect(self.address()).await.unwrap();
-        Client::over(tcp)
+        Ok(if self.is_secured { Client::over(secured(tcp, rustls::ALL_VERSIONS).await?) } else { Client::over(tcp) })
+    }
+
+    /// A connection to the web door.
+    pub async fn web(&self) -> TlsStream<TcpStream> {
+        secured(TcpStream::connect(self.web).await.unwrap(), rustls::ALL_VERSIONS).await.unwrap()
+    }
+
+    /// What the web door answers. `path` may be the whole address.
+    pub async fn asks(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response<Bytes> {
+        self.asks_with(method, path, headers, Full::new(Bytes::copy_from_slice(body))).await
+    }
+
+    pub async fn asks_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    ) -> Response<Bytes> {
+        let base = format!("https://localhost:{}", self.web.port());
+        asks(self.web().await, method, path.strip_prefix(&base).unwrap_or(path), headers, body).await
     }
 
     /// Whether a connection is dropped at once.
     pub async fn is_full(&self) -> bool {
-        let mut client = self.connect().await;
+        let Ok(mut client) = self.may_connect().await else { return true };
         let application = PLATFORM.to_owned();
         let hello = FromClient::ConnectionHandshake { protocol_version: 3, application, version_code: 60 };
         // Who is dropped may not even get this out.
@@ -188,22 +256,48 @@ impl World {
         (client, sync)
     }
 
-    /// Two accounts with a direct channel that both have heard of.
+    /// See [`friends`].
     pub async fn friends(&self, alice: &mut Client, bob: &mut Client) -> ChannelId {
-        let temp = ChannelId(-7);
-        alice.send(&FromClient::CreateChannel { temp, wanted: WantedChannel::Direct(bob.account) }).await;
-        let channel = alice
-            .find(|packet| match packet {
-                ToClient::CreateChannelResponse { channel, .. } => Some(*channel),
-                _ => None,
-            })
-            .await;
-        for client in [alice, bob] {
-            client.find(|packet| matches!(packet, ToClient::SyncFinished {}).then_some(())).await;
-            client.seen.clear();
-        }
-        channel
+        friends(alice, bob).await
     }
+}
+
+/// Gives two accounts a direct channel that both have heard of.
+pub async fn friends(alice: &mut Client, bob: &mut Client) -> ChannelId {
+    let temp = ChannelId(-7);
+    alice.send(&FromClient::CreateChannel { temp, wanted: WantedChannel::Direct(bob.account) }).await;
+    let channel = alice
+        .find(|packet| match packet {
+            ToClient::CreateChannelResponse { channel, .. } => Some(*channel),
+            _ => None,
+        })
+        .await;
+    for client in [alice, bob] {
+        client.find(|packet| matches!(packet, ToClient::SyncFinished {}).then_some(())).await;
+        client.seen.clear();
+    }
+    channel
+}
+
+/// What is answered to a request.
+pub async fn asks(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+) -> Response<Bytes> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in [("Host", "localhost")].iter().chain(headers) {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(body.boxed_unsync()).unwrap();
+    let (parts, body) = soon(sender.send_request(request)).await.unwrap().into_parts();
+    let body = soon(body.collect()).await.unwrap().to_bytes();
+    connection.abort();
+    Response::from_parts(parts, body)
 }
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -239,6 +333,8 @@ pub struct Client {
     pub last: i64,
     temp: i64,
     pub push_token: String,
+    /// What it shows where files are.
+    pub web_token: String,
     /// What it heard while it waited for something else.
     pub seen: VecDeque<ToClient>,
 }
@@ -275,6 +371,7 @@ impl Client {
             last: 0,
             temp: 0,
             push_token: String::new(),
+            web_token: String::new(),
             seen: VecDeque::new(),
         }
     }
@@ -377,6 +474,7 @@ impl Client {
             ToClient::CreateSessionResponse { status, account, session, token, web_token } => {
                 (self.account, self.session, self.token) = (account, session, token);
                 assert_eq!(web_token.len(), if status == CreateSessionStatus::SUCCESS { 48 } else { 0 });
+                self.web_token = web_token;
                 status
             }
             other => panic!("{other:?}"),
@@ -386,6 +484,7 @@ impl Client {
     pub async fn restore(&mut self, old: &Self, last: i64, channels: &[ChannelId]) -> RestoreSessionStatus {
         (self.account, self.session, self.token) = (old.account, old.session, old.token.clone());
         (self.loopback, self.account_data) = (old.loopback, old.account_data);
+        self.web_token.clone_from(&old.web_token);
         let (session, token, last_message) = (old.session, old.token.clone(), MessageId(last));
         self.send(&FromClient::RestoreSession { session, token, last_message, channels: channels.to_vec() }).await;
         match self.next().await {
@@ -449,6 +548,31 @@ impl Client {
             .await;
         self.last = self.last.max(answer.map_or(0, |id| id.0));
         answer
+    }
+
+    /// Where a request about files goes, with what shows who asks.
+    pub fn file_api(&self, what: &str) -> String {
+        format!("/api/filetransfer/{what}?session={}&token={}", self.session.0, self.web_token)
+    }
+
+    /// Sends a message, and returns its number, unless the server is gone before it says.
+    pub async fn may_say(&mut self, channel: ChannelId, body: Body) -> Option<MessageId> {
+        self.temp -= 1;
+        let sent = MessageId(self.temp);
+        let packet = FromClient::Message(Upload { channel, temp: sent, body }).encode().unwrap();
+        soon(self.io.write_all(&packet)).await.ok()?;
+        soon(self.io.flush()).await.ok()?;
+        loop {
+            match self.read().await? {
+                ToClient::ChannelMessageResponse { temp, status: MessageSendStatus::SUCCESS, message, .. }
+                    if temp == sent =>
+                {
+                    self.last = self.last.max(message.0);
+                    return Some(message);
+                }
+                other => self.seen.push_back(other),
+            }
+        }
     }
 
     /// Uploads keys, as clients do after their first sync.

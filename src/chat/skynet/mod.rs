@@ -1,10 +1,10 @@
 //! The Skynet v5 chat server: accounts with several devices each, channels, and everything kept until it is fetched.
 //!
 //! **Served**: all packets; registration with confirmation, sessions, take-over, restore, every type of channel, groups and
-//! profiles, receipts, block lists, password and mail changes, deletion, search, device lists, presence; the pages that confirm an address.
+//! profiles, receipts, block lists, password and mail changes, deletion, search, device lists, presence; the pages that confirm an
+//! address; files beside the messages; waking devices, by Firebase Cloud Messaging with the feature `fcm`.
 //!
-//! **Left out** so far: files beside the messages (a message that names one is answered with *file not found*), and a push
-//! provider, which belongs behind [`PushHook`].
+//! **Left out**: the two servers for files in processes of their own.
 //!
 //! | file | holds |
 //! |---|---|
@@ -19,8 +19,8 @@ pub mod store;
 pub mod wire;
 
 pub use serve::{
-    BadMail, Config, Confirmed, Letter, LogMail, LogPush, MailHook, PORT, Post, PushHook, Rates, Reason, Running,
-    Settings, StartError, Wake, Way, link, start_on,
+    BadMail, Config, Confirmed, FileLimits, Letter, LogMail, LogPush, MailHook, PORT, Post, PushHook, Rates, Reason,
+    Running, Settings, StartError, Wake, Way, link, start_on,
 };
 pub use state::line::Platform;
 pub use wire::Release;

@@ -108,7 +108,7 @@ enum What {
     Proxy(ProxyArgs),
     /// How long a server with much in its store takes to be ready
     Start(StartArgs),
-    /// What a reflect costs beside many stored groups, and behind many queued messages
+    /// What a reflect costs beside many stored groups, behind many queued messages, among many devices, and with many bytes
     Size(SizeArgs),
     /// All of them, with the sizes they have by default
     All,
@@ -144,9 +144,12 @@ struct ShapeArgs {
 
 #[derive(Debug, Clone, clap::Args)]
 struct IdleArgs {
-    /// Connected devices, three in each group
+    /// Connected devices
     #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(1..))]
     idle_devices: u32,
+    /// Of which so many are in each group: the more, the less each carries of what a group that is awake takes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=15))]
+    idle_among: u32,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -180,12 +183,24 @@ struct StartArgs {
 struct SizeArgs {
     #[command(flatten)]
     shape: ShapeArgs,
+    #[command(flatten)]
+    sizes: Sizes,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+struct Sizes {
     /// Numbers of stored groups to compare
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
     stored: Vec<u32>,
     /// Numbers of messages to compare that wait, altogether, for one more device of each group under load
     #[arg(long, value_delimiter = ',', default_values_t = [0, 10_000, 100_000])]
     queued: Vec<u32>,
+    /// Numbers of devices in each group to compare
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 8, 15], value_parser = clap::value_parser!(u16).range(1..=15))]
+    among: Vec<u16>,
+    /// Bytes of an envelope to compare
+    #[arg(long, value_delimiter = ',', value_name = "BYTES", default_values_t = [64, 1_024, 8_192, 65_000], value_parser = clap::value_parser!(u32).range(1..=ENVELOPE_MAX as i64))]
+    bytes: Vec<u32>,
 }
 
 /// What every measurement needs.
@@ -277,8 +292,7 @@ impl Bench {
         self.handshakes(&defaults.handshakes).await?;
         self.proxy(&defaults.proxy).await?;
         self.start(&defaults.start).await?;
-        let size = SizeArgs { shape: defaults.reflect.shape.clone(), stored: defaults.stored, queued: defaults.queued };
-        self.size(&size).await
+        self.size(&SizeArgs { shape: defaults.reflect.shape, sizes: defaults.sizes }).await
     }
 
     /// The server that `--url` names, or a new one.
@@ -339,16 +353,16 @@ impl Bench {
         if self.common.url.is_some() {
             return Err(miette!("memory is measured of a server that was just started: leave out --url"));
         }
-        self.report.begin("idle", json!({"devices": args.idle_devices, "devices_per_group": 3}));
+        self.report.begin("idle", json!({"devices": args.idle_devices, "devices_per_group": args.idle_among}));
         for (door, name) in [(Door::Plain, "plain"), (Door::Tls, "TLS")] {
             let mut kib = Vec::new();
             for number in 1..=self.common.rounds {
                 let target = self.target(door).await?;
                 let usage = target.usage.as_ref().ok_or_else(|| miette!("no process to measure"))?;
                 // What is made once, for whoever comes first.
-                drop(connect_many(&target.mediator, 3).await?);
+                drop(connect_many(&target.mediator, 3, 3).await?);
                 let before = self.settled(usage).await?;
-                let devices = connect_many(&target.mediator, args.idle_devices).await?;
+                let devices = connect_many(&target.mediator, args.idle_devices, args.idle_among).await?;
                 let after = self.settled(usage).await?;
                 #[expect(clippy::cast_precision_loss, reason = "a quotient to be read by people")]
                 let each = after.saturating_sub(before) as f64 / f64::from(args.idle_devices) / 1024.0;
@@ -532,10 +546,11 @@ impl Bench {
         if self.common.url.is_some() {
             return Err(miette!("the store's size is part of the measurement: leave out --url"));
         }
-        let parameters = json!({"shape": args.shape.parameters(), "stored": args.stored, "queued": args.queued, "message_bytes": stock::BYTES});
+        let parameters = json!({"shape": args.shape.parameters(), "stored": args.sizes.stored, "queued": args.sizes.queued,
+            "among": args.sizes.among, "bytes": args.sizes.bytes, "stored_message_bytes": stock::BYTES});
         self.report.begin("size", parameters);
-        let stored = args.stored.iter().map(|stored| (*stored, 0, format!(", {stored} groups stored")));
-        let queued = args.queued.iter().map(|queued| (0, *queued, format!(", {queued} messages queued")));
+        let stored = args.sizes.stored.iter().map(|stored| (*stored, 0, format!(", {stored} groups stored")));
+        let queued = args.sizes.queued.iter().map(|queued| (0, *queued, format!(", {queued} messages queued")));
         for (stored, queued, suffix) in stored.chain(queued).collect::<Vec<_>>() {
             let scratch = Scratch::new(&self.common.dir)?;
             let keys = stock::keys(args.shape.groups.into());
@@ -549,6 +564,21 @@ impl Bench {
                 .await?;
             self.measure_load(load, Some(&usage), &suffix).await?;
             server.stop().await?;
+        }
+        let among = args.sizes.among.iter().map(|devices| {
+            let shape = ShapeArgs { devices: *devices, ..args.shape.clone() };
+            (shape, format!(", {devices} devices in a group"))
+        });
+        let bytes = args.sizes.bytes.iter().map(|size| {
+            let shape = ShapeArgs { size: *size, ..args.shape.clone() };
+            (shape, format!(", {size} bytes in a message"))
+        });
+        for (shape, suffix) in among.chain(bytes) {
+            let target = self.target(Door::Plain).await?;
+            let keys = stock::keys(shape.groups.into());
+            let load = Load::start(&target.mediator, self.clock, shape.shape(None), &keys, SlotState::New).await?;
+            self.measure_load(load, target.usage.as_ref(), &suffix).await?;
+            target.stop().await?;
         }
         Ok(())
     }
@@ -567,10 +597,8 @@ struct AllArgs {
     proxy: ProxyArgs,
     #[command(flatten)]
     start: StartArgs,
-    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
-    stored: Vec<u32>,
-    #[arg(long, value_delimiter = ',', default_values_t = [0, 10_000, 100_000])]
-    queued: Vec<u32>,
+    #[command(flatten)]
+    sizes: Sizes,
 }
 
 impl ShapeArgs {
@@ -607,16 +635,16 @@ fn server_group() -> Result<ServerGroup> {
     ServerGroup::new("a0").ok_or_else(|| miette!("not a server group"))
 }
 
-/// Devices that are connected, have their backlog, and are silent; three in each group.
-async fn connect_many(mediator: &Mediator, count: u32) -> Result<Vec<Device>> {
+/// Devices that are connected, have their backlog, and are silent.
+async fn connect_many(mediator: &Mediator, count: u32, in_each_group: u32) -> Result<Vec<Device>> {
     let few = Arc::new(tokio::sync::Semaphore::new(CONNECTING));
     let mut connecting = JoinSet::new();
     let mut key = GroupKey::generate();
     for number in 0..count {
-        if number % 3 == 0 {
+        if number % in_each_group == 0 {
             key = GroupKey::generate();
         }
-        let config = DeviceConfig::new(key.clone(), server_group()?, DeviceId(u64::from(number % 3) + 1));
+        let config = DeviceConfig::new(key.clone(), server_group()?, DeviceId(u64::from(number % in_each_group) + 1));
         let (mediator, few) = (mediator.clone(), Arc::clone(&few));
         connecting.spawn(async move {
             let _one_of_few = few.acquire().await;

@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 use crate::client::{Mediator, Trust};
 use crate::crypto::random;
 use crate::files;
+use crate::group::limits::DEVICE_SLOTS_MAX;
 
 /// How long a server may take to begin, and to end: long, because a start is what is measured.
 const START_PATIENCE: Duration = Duration::from_secs(300);
@@ -72,8 +73,9 @@ impl Server {
         let plain = door == Door::Plain;
         let mut text = format!(
             "data_dir = {}\ndurability = \"fsync\"\nadmin.listen = \"127.0.0.1:0\"\n\
-             listen = {{ address = \"127.0.0.1:0\", plain = {plain} }}\n",
-            toml::Value::from(data.to_string_lossy().into_owned())
+             listen = {{ address = \"127.0.0.1:0\", plain = {plain} }}\nlimits.max_device_slots = {}\n",
+            toml::Value::from(data.to_string_lossy().into_owned()),
+            DEVICE_SLOTS_MAX,
         );
         if let Some(chat) = chat {
             text += &format!("server_groups.default = {{ addresses = [\"{chat}\"] }}\n");

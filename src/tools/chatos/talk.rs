@@ -12,6 +12,7 @@ use crate::chat::chatos::wire::{
     FromClient, MESSAGE_OCTETS_REFERENCE, NAME_FIELD_MAX, NICKNAME_MAX, PrivateId, Text, ToClient, check_text,
 };
 use crate::crypto::random;
+use crate::tools::harmless;
 
 /// Names a line that was typed on some device of a group: a number that grows, and that device.
 pub(super) type Typed = (u64, String);
@@ -64,11 +65,6 @@ impl Shown {
             format!("{head} {text}")
         }
     }
-}
-
-/// Without control characters (spec 12.3).
-fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Names a private connection of this client.

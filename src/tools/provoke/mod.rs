@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::plan::{Elsewhere, Key, Plan, plan};
 use self::relay::{Hello, Order, Relay, Seen, Story, Visit};
 use super::{TrustArgs, keyfile, not_connected, trust_of};
-use crate::client::{Device, DeviceConfig, Ended, GroupKey, Mediator, Trust};
+use crate::client::{ConnectError, Device, DeviceConfig, Ended, GroupKey, Mediator, Trust};
 use crate::crypto::random;
 use crate::logging;
 use crate::net::development;
@@ -148,11 +148,12 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     possible(code, &args, key.is_some())?;
     let (mut scene, mut visits) = Scene::set(code, &args, key).await?;
     let came = match args.listen {
-        None => scene.with_our_client(&mut visits).await?,
-        Some(_) => scene.with_your_client(&mut visits, args.after, args.watch).await?,
+        None => scene.with_our_client(&mut visits).await,
+        Some(_) => scene.with_your_client(&mut visits, args.after, args.watch).await,
     };
+    // Also after a failure: the mediator may be somebody's.
     scene.strike().await;
-    Ok(if came == Some(code.code()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if came? == Some(code.code()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether it can be done at all.
@@ -525,12 +526,22 @@ impl Scene {
 
     /// One more device of the group, for as long as the scene stands.
     async fn other_device(&mut self, url: &ClientUrlInfo) -> Result<&mut Device> {
+        let device = self.one_more_device(url).await?;
+        device.ok_or_else(|| miette!("the group has no slot left for the device that this takes"))
+    }
+
+    /// The same, or nothing where all slots are taken.
+    async fn one_more_device(&mut self, url: &ClientUrlInfo) -> Result<Option<&mut Device>> {
         let config = self.other_config(url)?;
-        let connected = Device::connect(&self.mediator, &config).await;
-        let device = connected.map_err(|error| not_connected(&error, &self.mediator));
+        let device = match Device::connect(&self.mediator, &config).await {
+            Err(ConnectError::NotAdmitted(ended)) if ended.close_code() == Some(CloseCode::DeviceLimitReached) => {
+                return Ok(None);
+            }
+            connected => connected.map_err(|error| not_connected(&error, &self.mediator)),
+        };
         let device = device.wrap_err("another device of the group could not connect")?;
         self.crowd.push((config.device_id, device));
-        self.crowd.last_mut().map(|(_, device)| device).ok_or_else(|| miette!("another device did not stay"))
+        Ok(self.crowd.last_mut().map(|(_, device)| device))
     }
 
     fn other_config(&self, url: &ClientUrlInfo) -> Result<DeviceConfig> {
@@ -542,7 +553,10 @@ impl Scene {
     /// Until there is no slot left.
     async fn fill_slots(&mut self, url: &ClientUrlInfo) -> Result<()> {
         loop {
-            let device = self.other_device(url).await?;
+            let Some(device) = self.one_more_device(url).await? else {
+                self.story.note("all slots are taken already");
+                return Ok(());
+            };
             let slots = usize::try_from(device.server_info().max_device_slots).into_diagnostic()?;
             let taken = device.devices_info().await.into_diagnostic()?.0.len();
             if taken >= slots {

@@ -351,10 +351,11 @@ impl Group {
 
     /// What was for certain not acknowledged comes again.
     fn disconnected(&self, member: Member) {
+        let now = self.now();
         let mut state = self.lock();
         let unacked: Vec<_> =
             state.lane(member).map(|lane| std::mem::take(&mut lane.to_ack)).into_iter().flatten().collect();
-        state.ledger.disconnected(member, unacked.into_iter().filter_map(|(_, entry)| entry));
+        state.ledger.disconnected(member, unacked.into_iter().filter_map(|(_, entry)| entry), now);
         drop(state);
         self.changed.notify_waiters();
     }

@@ -27,9 +27,11 @@
 //! entry that nobody acknowledged may have arrived or not; what it said is said again, so that both may arrive.
 //!
 //! **What is forgotten.** An entry that is owed to nobody any more is struck after [`REMEMBERED`], so that a long simulation
-//! fits into memory. Should it arrive again all the same, order and repetition are still judged, its id and time are not.
+//! fits into memory. Should it arrive again all the same, order and repetition are still judged, its id and time are not. The
+//! same goes for one that was never acknowledged, counted from the end of its connection. A transaction whose commit was never
+//! answered stays until it is certain for every device whether it came there.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 /// A device's place in its group. One that takes the place of a dropped device gets a number of its own.
@@ -79,13 +81,15 @@ pub(super) enum Kind {
     Staged(usize),
 }
 
-/// A transaction and what was said in it.
+/// A transaction that was not committed yet, as far as its sender knows, and what was said in it.
 #[derive(Debug)]
 struct Transaction {
     state: Progress,
     entries: Vec<usize>,
     /// When something of it arrived first, anywhere.
     seen: Option<Tick>,
+    /// When its connection ended without an answer to it.
+    abandoned: Option<Tick>,
 }
 
 /// How far a transaction got.
@@ -94,7 +98,6 @@ enum Progress {
     /// Not committed, and once its connection is gone never to be: nothing of it may arrive.
     Begun,
     CommitSent(Tick),
-    Committed,
 }
 
 /// Whether a device has a slot.
@@ -119,7 +122,10 @@ struct Book {
     complete_until: Tick,
     entries: HashMap<usize, Entry>,
     next_entry: usize,
-    transactions: Vec<Transaction>,
+    /// Single entries of this connection that were not acknowledged.
+    unanswered: BTreeSet<usize>,
+    next_transaction: usize,
+    transactions: BTreeMap<usize, Transaction>,
     /// What has to arrive here, and since when.
     owed: HashMap<EntryId, Tick>,
     /// By sender: connection and entry of the last arrival, and the highest entry that ever arrived.
@@ -231,6 +237,10 @@ pub(super) struct Ledger {
     ids: HashMap<(Member, u32), EntryId>,
     /// Entries that may be struck, and since when.
     settled: VecDeque<(Duration, EntryId)>,
+    /// The same of transactions, by sender and number.
+    abandoned: VecDeque<(Duration, (Member, usize))>,
+    /// Devices that may have a slot, or may get one.
+    present: Vec<Member>,
     pub(super) tally: Tally,
 }
 
@@ -300,11 +310,15 @@ impl Ledger {
             complete_until: 0,
             entries: HashMap::new(),
             next_entry: 0,
-            transactions: Vec::new(),
+            unanswered: BTreeSet::new(),
+            next_transaction: 0,
+            transactions: BTreeMap::new(),
             owed: HashMap::new(),
             last: HashMap::new(),
         });
-        self.books.len() - 1
+        let member = self.books.len() - 1;
+        self.present.push(member);
+        member
     }
 
     /// A device is about to connect; the answer is what [`Self::admitted`] wants to know.
@@ -352,11 +366,20 @@ impl Ledger {
         self.tally.faults_of(Fault::Role, u64::from(twice || early));
     }
 
-    /// A connection is over. What it brought and was for certain not acknowledged has to come again.
-    pub(super) fn disconnected(&mut self, member: Member, unacked: impl IntoIterator<Item = EntryId>) {
+    /// A connection is over. What it brought and was for certain not acknowledged has to come again; what was said on it and
+    /// not acknowledged never will be.
+    pub(super) fn disconnected(&mut self, member: Member, unacked: impl IntoIterator<Item = EntryId>, now: Duration) {
         let tick = self.tick();
         let Some(book) = self.books.get_mut(member) else { return };
         book.connection = None;
+        self.settled.extend(std::mem::take(&mut book.unanswered).into_iter().map(|entry| (now, (member, entry))));
+        book.transactions.retain(|_, transaction| !transaction.entries.is_empty());
+        for (number, transaction) in &mut book.transactions {
+            if transaction.abandoned.is_none() {
+                transaction.abandoned = Some(tick);
+                self.abandoned.push_back((now, (member, *number)));
+            }
+        }
         if !matches!(book.slot, Slot::Since(_)) {
             return;
         }
@@ -383,6 +406,9 @@ impl Ledger {
     fn loses_slot(&mut self, member: Member, slot: Slot, now: Duration) {
         let Some(book) = self.books.get_mut(member) else { return };
         book.slot = slot;
+        if matches!(slot, Slot::GoneSince(_)) {
+            self.present.retain(|present| *present != member);
+        }
         let owed = std::mem::take(&mut book.owed);
         self.tally.forfeited += owed.len() as u64;
         for id in owed.into_keys() {
@@ -403,9 +429,9 @@ impl Ledger {
         self.tally.sent += 1;
         self.tally.ephemeral += u64::from(kind == Kind::Ephemeral);
         self.tally.resent += u64::from(again);
-        let others = || self.books.iter().enumerate().filter(|(member, _)| *member != sender).map(|(_, book)| book);
-        let with_slot = others().filter(|book| matches!(book.slot, Slot::Since(_))).count();
-        let all_here = others().all(|book| book.connection.is_some() || !matches!(book.slot, Slot::Since(_)));
+        let others = || self.with_slot().filter(|(member, _)| *member != sender).map(|(_, book)| book);
+        let with_slot = others().count();
+        let all_here = others().all(|book| book.connection.is_some());
         let online = all_here.then_some(with_slot);
         let entry = Entry {
             kind,
@@ -423,11 +449,11 @@ impl Ledger {
         book.next_entry += 1;
         book.entries.insert(number, entry);
         match kind {
-            Kind::Single => {}
+            Kind::Single => drop(book.unanswered.insert(number)),
             // Nobody is owed it.
             Kind::Ephemeral => self.settled.push_back((now, (sender, number))),
             Kind::Staged(transaction) => {
-                if let Some(transaction) = book.transactions.get_mut(transaction) {
+                if let Some(transaction) = book.transactions.get_mut(&transaction) {
                     transaction.entries.push(number);
                 }
             }
@@ -438,8 +464,11 @@ impl Ledger {
     /// A transaction is about to be granted; says under which number.
     pub(super) fn begin(&mut self, sender: Member) -> usize {
         let Some(book) = self.books.get_mut(sender) else { return 0 };
-        book.transactions.push(Transaction { state: Progress::Begun, entries: Vec::new(), seen: None });
-        book.transactions.len() - 1
+        let number = book.next_transaction;
+        book.next_transaction += 1;
+        let begun = Transaction { state: Progress::Begun, entries: Vec::new(), seen: None, abandoned: None };
+        book.transactions.insert(number, begun);
+        number
     }
 
     /// The commit goes into the socket.
@@ -455,8 +484,12 @@ impl Ledger {
             Some(Progress::CommitSent(sent)) => sent,
             _ => tick,
         };
-        self.advance(sender, transaction, Progress::Committed);
-        for entry in self.staged(sender, transaction) {
+        let staged = self.staged(sender, transaction);
+        if let Some(book) = self.books.get_mut(sender) {
+            // What arrives of it from now on is as good as anything else.
+            book.transactions.remove(&transaction);
+        }
+        for entry in staged {
             self.tally.committed += 1;
             if self.entry((sender, entry)).is_some_and(|entry| !entry.acked) {
                 self.tally.fault(Fault::LateAck);
@@ -475,12 +508,12 @@ impl Ledger {
     }
 
     fn staged(&self, sender: Member, transaction: usize) -> Vec<usize> {
-        let transaction = self.books.get(sender).and_then(|book| book.transactions.get(transaction));
+        let transaction = self.books.get(sender).and_then(|book| book.transactions.get(&transaction));
         transaction.map(|transaction| transaction.entries.clone()).unwrap_or_default()
     }
 
     fn advance(&mut self, sender: Member, transaction: usize, to: Progress) {
-        let transaction = self.books.get_mut(sender).and_then(|book| book.transactions.get_mut(transaction));
+        let transaction = self.books.get_mut(sender).and_then(|book| book.transactions.get_mut(&transaction));
         if let Some(transaction) = transaction {
             transaction.state = to;
         }
@@ -501,6 +534,9 @@ impl Ledger {
             self.tally.fault(Fault::AnotherTime);
         }
         if kind == Kind::Single {
+            if let Some(book) = self.books.get_mut(sender) {
+                book.unanswered.remove(&entry);
+            }
             self.keep((sender, entry), said, now);
         }
         Some(now.saturating_sub(due_at))
@@ -512,7 +548,8 @@ impl Ledger {
         let arrived: Vec<Member> =
             self.entry(id).map(|entry| entry.arrivals.iter().map(|it| it.receiver).collect()).unwrap_or_default();
         let mut owed = 0;
-        for (member, book) in self.books.iter_mut().enumerate() {
+        for &member in &self.present {
+            let Some(book) = self.books.get_mut(member) else { continue };
             let has_slot = matches!(book.slot, Slot::Since(since) if since < then);
             // What arrived and has to come again is in the list already.
             if has_slot && member != id.0 && !arrived.contains(&member) && book.owed.insert(id, tick).is_none() {
@@ -559,7 +596,8 @@ impl Ledger {
         let Some(entry) = self.books.get_mut(sender).and_then(|book| book.entries.get_mut(&seen.entry)) else {
             // Struck long ago.
             self.ids.remove(&(receiver, seen.reflected_id));
-            self.tally.redelivered += 1;
+            let first = last_connection == 0 || seen.entry > highest;
+            *(if first { &mut self.tally.delivered } else { &mut self.tally.redelivered }) += 1;
             if on_this_connection && seen.entry <= last_entry {
                 self.tally.fault(if seen.entry == last_entry { Fault::Repeated } else { Fault::Misordered });
             }
@@ -624,7 +662,7 @@ impl Ledger {
         }
         if let Kind::Staged(transaction) = kind {
             let tick = self.tick();
-            let transaction = self.books.get_mut(sender).and_then(|book| book.transactions.get_mut(transaction));
+            let transaction = self.books.get_mut(sender).and_then(|book| book.transactions.get_mut(&transaction));
             if let Some(transaction) = transaction {
                 transaction.seen.get_or_insert(tick);
                 self.tally.faults_of(Fault::Leaked, u64::from(transaction.state == Progress::Begun));
@@ -647,25 +685,69 @@ impl Ledger {
 
     /// Strikes what was settled long ago.
     fn forget(&mut self, now: Duration) {
-        while let Some((_, id)) = self.settled.pop_front_if(|(since, _)| now.saturating_sub(*since) > REMEMBERED) {
-            let Some(book) = self.books.get_mut(id.0) else { continue };
-            if book.entries.get(&id.1).is_none_or(|entry| entry.owed > 0) {
+        let is_old = |since: Duration| now.saturating_sub(since) > REMEMBERED;
+        while let Some((_, id)) = self.settled.pop_front_if(|(since, _)| is_old(*since)) {
+            if self.entry(id).is_some_and(|entry| entry.owed == 0) {
+                self.strike(id);
+            }
+        }
+        while let Some((_, (sender, number))) = self.abandoned.pop_front_if(|(since, _)| is_old(*since)) {
+            let Some(transaction) = self.books.get(sender).and_then(|book| book.transactions.get(&number)) else {
+                continue;
+            };
+            if !self.is_certain(sender, transaction) {
+                self.abandoned.push_back((now, (sender, number)));
                 continue;
             }
-            let struck = book.entries.remove(&id.1);
-            if let Some(Entry { kind: Kind::Staged(transaction), .. }) = struck
-                && let Some(transaction) = book.transactions.get_mut(transaction)
-            {
-                transaction.entries.clear();
+            let torn = self.is_torn(sender, transaction);
+            self.tally.faults_of(Fault::Torn, u64::from(torn));
+            for entry in self.staged(sender, number) {
+                self.strike((sender, entry));
             }
-            for arrival in struck.into_iter().flat_map(|entry| entry.arrivals) {
-                self.ids.remove(&(arrival.receiver, arrival.reflected_id));
+            if let Some(book) = self.books.get_mut(sender) {
+                book.transactions.remove(&number);
             }
         }
     }
 
+    fn strike(&mut self, id: EntryId) {
+        let struck = self.books.get_mut(id.0).and_then(|book| book.entries.remove(&id.1));
+        for arrival in struck.into_iter().flat_map(|entry| entry.arrivals) {
+            self.ids.remove(&(arrival.receiver, arrival.reflected_id));
+        }
+    }
+
+    fn with_slot(&self) -> impl Iterator<Item = (Member, &Book)> {
+        let books = self.present.iter().filter_map(|member| Some((*member, self.books.get(*member)?)));
+        books.filter(|(_, book)| matches!(book.slot, Slot::Since(_)))
+    }
+
+    /// Whether nothing of an abandoned transaction can be under way to anybody.
+    fn is_certain(&self, sender: Member, transaction: &Transaction) -> bool {
+        let Some(abandoned) = transaction.abandoned else { return false };
+        let since = abandoned.max(transaction.seen.unwrap_or_default());
+        let mut others = self.with_slot().filter(|(member, _)| *member != sender);
+        others.all(|(_, book)| book.is_past(sender, transaction, since))
+    }
+
+    /// Whether a transaction whose commit was not answered came to somebody, and to somebody else not, or in part.
+    fn is_torn(&self, sender: Member, transaction: &Transaction) -> bool {
+        let (Progress::CommitSent(sent), Some(seen)) = (transaction.state, transaction.seen) else { return false };
+        let Some(book) = self.books.get(sender) else { return false };
+        let has_everything = |receiver: Member| {
+            let mut entries = transaction.entries.iter().filter_map(|entry| book.entries.get(entry));
+            entries.all(|entry| entry.arrivals.iter().any(|it| it.receiver == receiver))
+        };
+        // Somebody has got something of it, so it was committed. Elsewhere it may still be on its way.
+        let misses = |(receiver, other): (Member, &Book)| {
+            let had_slot = receiver != sender && matches!(other.slot, Slot::Since(since) if since < sent);
+            had_slot && other.is_past(sender, transaction, seen) && !has_everything(receiver)
+        };
+        self.with_slot().any(misses)
+    }
+
     fn state(&self, sender: Member, transaction: usize) -> Option<Progress> {
-        Some(self.books.get(sender)?.transactions.get(transaction)?.state)
+        Some(self.books.get(sender)?.transactions.get(&transaction)?.state)
     }
 
     fn entry(&mut self, (sender, entry): EntryId) -> Option<&mut Entry> {
@@ -679,38 +761,35 @@ impl Ledger {
 
     /// Whether everything that is due has arrived.
     pub(super) fn is_settled(&self) -> bool {
-        self.books.iter().all(|book| book.owed.is_empty())
+        self.present.iter().filter_map(|member| self.books.get(*member)).all(|book| book.owed.is_empty())
     }
 
-    /// How many entries are remembered.
+    /// How many entries, ids and transactions are remembered.
     #[cfg(test)]
-    fn remembered(&self) -> (usize, usize) {
-        (self.books.iter().map(|book| book.entries.len()).sum(), self.ids.len())
+    fn remembered(&self) -> (usize, usize, usize) {
+        let count = |of: fn(&Book) -> usize| self.books.iter().map(of).sum();
+        (count(|book| book.entries.len()), self.ids.len(), count(|book| book.transactions.len()))
     }
 
     /// Closes the books: what is due and did not arrive is lost.
     pub(super) fn close(mut self) -> Tally {
-        let mut torn = 0;
-        for (sender, book) in self.books.iter().enumerate() {
-            self.tally.lost += book.owed.len() as u64;
-            for transaction in &book.transactions {
-                let (Progress::CommitSent(sent), Some(seen)) = (transaction.state, transaction.seen) else { continue };
-                let Some(last) = transaction.entries.last() else { continue };
-                let has_everything = |receiver: Member| {
-                    let mut entries = transaction.entries.iter().filter_map(|entry| book.entries.get(entry));
-                    entries.all(|entry| entry.arrivals.iter().any(|it| it.receiver == receiver))
-                };
-                // Somebody has got something of it, so it was committed. Elsewhere it may still be on its way.
-                let misses = |(receiver, other): (Member, &Book)| {
-                    let had_slot = receiver != sender && matches!(other.slot, Slot::Since(since) if since < sent);
-                    let is_past = other.last.get(&sender).is_some_and(|(_, _, highest)| highest > last);
-                    had_slot && (is_past || other.complete_until > seen) && !has_everything(receiver)
-                };
-                torn += u64::from(self.books.iter().enumerate().any(misses));
-            }
-        }
+        let transactions = |(sender, book): (Member, &Book)| {
+            book.transactions.values().filter(|transaction| self.is_torn(sender, transaction)).count() as u64
+        };
+        let torn = self.books.iter().enumerate().map(transactions).sum();
+        self.tally.lost += self.books.iter().map(|book| book.owed.len() as u64).sum::<u64>();
         self.tally.faults_of(Fault::Torn, torn);
         self.tally
+    }
+}
+
+impl Book {
+    /// Whether nothing of that transaction can come here any more that was there at that time: something later of its sender
+    /// has come, or all that was there by then.
+    fn is_past(&self, sender: Member, transaction: &Transaction, since: Tick) -> bool {
+        let highest = self.last.get(&sender).map(|(_, _, highest)| highest);
+        self.complete_until > since
+            || highest.zip(transaction.entries.last()).is_some_and(|(highest, last)| highest > last)
     }
 }
 
@@ -861,7 +940,7 @@ mod tests {
             }
             assert!(ledger.is_settled());
             // The rest has to be in the queue.
-            ledger.disconnected(1, []);
+            ledger.disconnected(1, [], T);
             let asked = ledger.asks(1);
             ledger.admitted(1, asked, 0);
             ledger.dry(1);
@@ -954,7 +1033,7 @@ mod tests {
         keeps(&mut ledger, 0);
         ledger.arrived(seen(1, 0, 0), T);
         assert!(ledger.is_settled());
-        ledger.disconnected(1, [(0, 0)]);
+        ledger.disconnected(1, [(0, 0)], T);
         assert!(!ledger.is_settled());
         let asked = ledger.asks(1);
         ledger.admitted(1, asked, 1);
@@ -962,14 +1041,14 @@ mod tests {
         ledger.dry(1);
         assert!(ledger.is_settled() && ledger.tally.is_clean());
         assert_eq!(ledger.tally.redelivered, 1);
-        ledger.disconnected(1, [(0, 0)]);
+        ledger.disconnected(1, [(0, 0)], T);
         assert_eq!(ledger.close().lost, 1);
     }
 
     #[test]
     fn a_queue_is_as_long_as_it_was_announced_and_dry_when_it_is() {
         let mut ledger = connected(2);
-        ledger.disconnected(1, []);
+        ledger.disconnected(1, [], T);
         keeps(&mut ledger, 0);
         let asked = ledger.asks(1);
         keeps(&mut ledger, 0);
@@ -1000,7 +1079,7 @@ mod tests {
         ledger.say(0, Kind::Single, false, ms(10), ms(40));
         assert_eq!(ledger.acked(0, 0, 9, ms(50)), Some(ms(40)));
         ledger.arrived(seen(1, 0, 0), ms(60));
-        ledger.disconnected(2, []);
+        ledger.disconnected(2, [], T);
         let asked = ledger.asks(2);
         ledger.admitted(2, asked, 0);
         assert_eq!(ledger.arrived(seen(2, 0, 0), ms(9_000)), None, "it was away");
@@ -1020,7 +1099,7 @@ mod tests {
         ledger.arrived(seen(1, 0, 0), T);
         ledger.arrived(seen(1, 0, 1), T);
         ledger.say(0, Kind::Single, false, later, later);
-        assert_eq!(ledger.remembered(), (2, 0), "one is owed still, and one is new");
+        assert_eq!(ledger.remembered(), (2, 0, 0), "one is owed still, and one is new");
         ledger.arrived(seen(1, 0, 2), later);
         for again in [0, 1] {
             ledger.arrived(Seen { connection: 2, ..seen(1, 0, again) }, later);
@@ -1031,5 +1110,66 @@ mod tests {
             ledger.arrived(Seen { connection: 2, ..seen(1, 0, wrong) }, later);
         }
         assert_eq!(faults(&ledger.close()), [(Fault::Misordered, 1), (Fault::Repeated, 1)]);
+    }
+
+    #[test]
+    fn a_long_life_of_broken_connections_is_not_remembered() {
+        let mut ledger = connected(3);
+        let every = Duration::from_secs(1);
+        let most = (1..=1_000_u32).fold((0, 0, 0), |most, round| {
+            let now = every * round;
+            ledger.say(0, Kind::Single, false, now, now);
+            let transaction = ledger.begin(0);
+            let staged = ledger.say(0, Kind::Staged(transaction), false, now, now);
+            ledger.acked(0, staged, 9, now);
+            ledger.commit_sent(0, transaction);
+            // The answers are lost: one commit of two came through. One device hears of it at once, the other later.
+            if round % 2 == 0 {
+                ledger.arrived(seen(1, 0, staged), now);
+            }
+            ledger.disconnected(0, [], now);
+            for member in [0, 1, 2] {
+                ledger.disconnected(member, [], now);
+                let asked = ledger.asks(member);
+                ledger.admitted(member, asked, 0);
+            }
+            if round % 2 == 0 {
+                ledger.arrived(seen(2, 0, staged), now);
+            }
+            for member in [0, 1, 2] {
+                ledger.dry(member);
+            }
+            let (entries, ids, transactions) = ledger.remembered();
+            (most.0.max(entries), most.1.max(ids), most.2.max(transactions))
+        });
+        assert!(most.0 < 80 && most.1 < 80 && most.2 < 80, "{most:?} are remembered");
+        assert!(ledger.close().is_clean());
+    }
+
+    #[test]
+    fn a_transaction_in_parts_is_found_when_it_is_struck() {
+        let mut ledger = connected(3);
+        let transaction = ledger.begin(0);
+        let staged = say(&mut ledger, 0, Kind::Staged(transaction));
+        ledger.acked(0, staged, 9, T);
+        ledger.commit_sent(0, transaction);
+        ledger.disconnected(0, [], T);
+        ledger.arrived(seen(1, 0, staged), T);
+        let mut later = T;
+        let mut much_later = |ledger: &mut Ledger| {
+            later += REMEMBERED + Duration::from_secs(1);
+            ledger.say(0, Kind::Ephemeral, false, later, later);
+        };
+        much_later(&mut ledger);
+        assert_eq!(faults(&ledger.tally), [], "the third device may still get it");
+        for member in [1, 2] {
+            ledger.disconnected(member, [], T);
+            let asked = ledger.asks(member);
+            ledger.admitted(member, asked, 0);
+            ledger.dry(member);
+        }
+        much_later(&mut ledger);
+        assert_eq!(faults(&ledger.tally), [(Fault::Torn, 1)]);
+        assert_eq!(ledger.remembered().2, 0);
     }
 }

@@ -159,7 +159,7 @@ pub enum ToDevice {
     /// Bytes from the chat server.
     Proxy(Bytes),
     /// The first payload of a connection.
-    ServerHello(ServerHello),
+    ServerHello(Box<ServerHello>),
     /// Admitted.
     ServerInfo(ServerInfo),
     /// Everything that had waited has been sent.
@@ -284,7 +284,7 @@ impl ToDevice {
         let len = body.len();
         let payload = match kind {
             PayloadType::PROXY => Ok(Self::Proxy(body)),
-            PayloadType::SERVER_HELLO => ServerHello::decode(&body).map(Self::ServerHello),
+            PayloadType::SERVER_HELLO => ServerHello::decode(&body).map(|hello| Self::ServerHello(hello.into())),
             PayloadType::SERVER_INFO => ServerInfo::decode(&body).map(Self::ServerInfo),
             PayloadType::REFLECTION_QUEUE_DRY => empty(&body).map(|()| Self::ReflectionQueueDry),
             PayloadType::ROLE_PROMOTED_TO_LEADER => empty(&body).map(|()| Self::RolePromotedToLeader),

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -59,7 +60,7 @@ pub struct Config {
     pub write_stall: Duration,
     /// Packets of one client; one that sends more is read more slowly.
     pub packets: Option<Rate>,
-    /// How it is encrypted.
+    /// How it is encrypted there.
     pub tls: Option<Tls>,
 }
 
@@ -81,25 +82,25 @@ impl Config {
 /// Why the room could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address cannot be listened on.
-    #[error("cannot listen on {0}: {1}")]
-    Listen(SocketAddr, #[source] io::Error),
+    /// The listener is not usable.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] io::Error),
 }
 
 /// The room is open. It closes when the token it was started with is cancelled.
 #[derive(Debug)]
 pub struct Running {
-    local_addr: SocketAddr,
-    /// Cancelled when one of the two tasks is over, however it came to that.
+    addresses: Vec<SocketAddr>,
+    /// Cancelled when one of the tasks is over, however it came to that.
     over: CancellationToken,
     room: JoinHandle<()>,
 }
 
 impl Running {
-    /// Where it listens.
+    /// Where it listens: one address for each door, in their order.
     #[must_use]
-    pub const fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// Waits until the room is not served whole any more. Before it was asked to close, that is a fault.
@@ -120,22 +121,23 @@ impl Running {
 /// # Errors
 /// [`StartError`] says why not.
 pub async fn start(config: Config, clock: Clock, shutdown: CancellationToken) -> Result<Running, StartError> {
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen(config.listen, error))?;
-    start_on(listener, config, clock, shutdown)
+    let listener = TcpListener::bind(config.listen).await?;
+    let door = Door::from(config.tls.clone());
+    start_on(vec![(listener, door)], config, clock, shutdown)
 }
 
-/// Opens the room on a listener that is already bound; `config.listen` does not count.
+/// Opens the room behind each door, on a listener that is already bound; `config.listen` and `config.tls` do not count.
 ///
 /// # Errors
 /// [`StartError`] says why not.
 pub fn start_on(
-    listener: TcpListener,
+    doors: Vec<(TcpListener, Door)>,
     config: Config,
     clock: Clock,
     shutdown: CancellationToken,
 ) -> Result<Running, StartError> {
-    let local_addr = listener.local_addr().map_err(|error| StartError::Listen(config.listen, error))?;
-    let Config { limits, message_octets_max, write_stall, packets, tls, .. } = config;
+    let addresses = doors.iter().map(|(listener, _)| listener.local_addr()).collect::<io::Result<_>>()?;
+    let Config { limits, message_octets_max, write_stall, packets, .. } = config;
     let places =
         Places(Arc::new(Semaphore::new(limits.connections_max.saturating_add(SPARE).min(Semaphore::MAX_PERMITS))));
     let caps = Caps { name: NAME_FIELD_MAX, text: message_octets_max.min(MESSAGE_OCTETS_MAX) };
@@ -158,12 +160,14 @@ pub fn start_on(
             connection::run(&shared, mailbox, conn, socket, from).await;
         }
     };
-    let accepting = tasks.spawn(listen::serve_within(places, listener, Door::from(tls), tasks.clone(), handler));
+    let serve = |(listener, door)| listen::serve_within(places.clone(), listener, door, tasks.clone(), handler.clone());
+    let mut accepting: FuturesUnordered<_> = doors.into_iter().map(|door| tasks.spawn(serve(door))).collect();
+    drop(handler);
     let room = tokio::spawn(async move {
         let mut deciding = std::pin::pin!(deciding);
         tokio::select! {
             () = shutdown.cancelled() => {}
-            _ended = accepting => {}
+            _one_ended = accepting.next() => {}
             _ended = &mut deciding => return told_over.cancel(),
         }
         // No connection is left without being told, also when nobody asked for the end.
@@ -176,7 +180,7 @@ pub fn start_on(
             error!(%error, "the task of the ChatOs server that decides failed");
         }
     });
-    Ok(Running { local_addr, over, room })
+    Ok(Running { addresses, over, room })
 }
 
 /// Sockets, all of them.

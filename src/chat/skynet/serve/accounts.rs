@@ -219,10 +219,8 @@ impl Scene<'_> {
         let logins = metrics::get().chat_logins.of(Room::Skynet);
         let stored = self.work.session(session).await?;
         let stored = stored.filter(|stored| equal(&stored.token_hash, &hash(token.expose())));
-        let age_ms_max = u64::try_from(self.settings.session_age_max.as_millis()).unwrap_or(u64::MAX);
-        let fresh = |stored: &StoredSession| stored.last_connected_ms.saturating_add(age_ms_max) > self.now_ms;
         let stored = match stored {
-            Some(stored) if fresh(&stored) => stored,
+            Some(stored) if stored.is_fresh(self.settings.session_age_max, self.now_ms) => stored,
             other => {
                 if let Some(old) = other {
                     self.work.remove_session(old.id).await?;

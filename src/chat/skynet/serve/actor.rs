@@ -12,13 +12,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, error, info};
 
 use super::connection::Hello;
+use super::files::FileAsk;
 use super::gate::Gate;
 use super::outbox::{Item, Outbox};
-use super::scene::{Halt, Out, Scene, Settings};
+use super::scene::{Halt, Out, Scene, Settings, Told, told};
 use super::{Config, MailHook, PushHook};
 use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::presence::Presence;
@@ -52,6 +53,7 @@ pub(super) enum Mail {
         answer: oneshot::Sender<Confirmed>,
     },
     Unreachable(SessionId),
+    File(FileAsk),
 }
 
 /// What became of a packet, for the connection it came from.
@@ -98,13 +100,15 @@ pub(super) struct Actor {
     presence: Presence,
     wakes: Wakes,
     outboxes: HashMap<ConnId, Arc<Outbox>>,
+    /// Told when there are files whose bytes can be removed.
+    let_go: Arc<Notify>,
 }
 
 impl Actor {
-    pub(super) fn new(config: Config, store: Store, clock: Clock, gate: Arc<Gate>) -> Self {
+    pub(super) fn new(config: Config, store: Store, clock: Clock, gate: Arc<Gate>, let_go: Arc<Notify>) -> Self {
         let Config { settings, mail, push, .. } = config;
         let (presence, wakes, outboxes) = (Presence::default(), Wakes::default(), HashMap::new());
-        Self { settings, store, clock, mail, gate, push, presence, wakes, outboxes }
+        Self { settings, store, clock, mail, gate, push, presence, wakes, outboxes, let_go }
     }
 
     /// Runs until everybody who could send mail is gone.
@@ -148,7 +152,7 @@ impl Actor {
             letters: Vec::new(),
             woken: Vec::new(),
         };
-        let (mut answers, mut confirmed) = (Vec::new(), Vec::new());
+        let mut tells: Vec<Told> = Vec::new();
         if sweep {
             scene.sweep().await?;
         }
@@ -161,7 +165,7 @@ impl Actor {
                         Err(Halt::Violation(why)) => Answer::Violation(why),
                         Err(Halt::Store(error)) => return Err(error),
                     };
-                    answers.push((answer, said));
+                    tells.push(told(answer, said));
                 }
                 Mail::Left(conn) => {
                     scene.left(conn).await?;
@@ -169,8 +173,9 @@ impl Actor {
                 }
                 Mail::Unreachable(session) => scene.drop_session(session).await?,
                 Mail::Confirm { token, confirm, answer } => {
-                    confirmed.push((answer, scene.confirm(&token, confirm).await?));
+                    tells.push(told(answer, scene.confirm(&token, confirm).await?));
                 }
+                Mail::File(ask) => tells.push(scene.file(ask).await?),
             }
         }
         // Behind the batch: what acknowledges may be in it.
@@ -178,7 +183,10 @@ impl Actor {
             scene.wake(account).await?;
         }
         let Scene { work, out, letters, woken, .. } = scene;
-        work.commit().await?;
+        // Also those that could not be removed when they were let go.
+        if work.commit().await? || sweep {
+            self.let_go.notify_one();
+        }
         for said in out {
             self.speak(said);
         }
@@ -192,12 +200,8 @@ impl Actor {
         for wake in woken {
             self.push.wake(wake);
         }
-        // Whoever asked may be gone.
-        for (answer, said) in answers {
-            let _gone = answer.send(said);
-        }
-        for (answer, said) in confirmed {
-            let _gone = answer.send(said);
+        for tell in tells {
+            tell();
         }
         Ok(())
     }

@@ -133,7 +133,7 @@ async fn read<Io: AsyncRead + Unpin>(
             continue;
         }
         if line != Line::Authenticated {
-            shared.gate.pass(from, &packet).await;
+            shared.gate.pass(conn, from, &packet).await;
         }
         let (answer, answered) = oneshot::channel();
         let mail = Mail::Said { conn, hello: hello.clone(), packet, outbox: Arc::clone(outbox), answer };

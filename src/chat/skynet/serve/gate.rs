@@ -1,12 +1,13 @@
 //! Who may try how often. The protocol has no word for *too often*, so whoever is too fast is heard later: its packet waits at
 //! the door, and so does everything behind it.
 //!
-//! Attempts are counted by address, but for addresses that many clients share, and logins by the name they are for, so that
-//! nobody guesses a password through a mediator either. Who knows a name can make its owner wait for a new login that way, but
+//! Attempts are counted by address, or by connection where many clients share an address, and logins by the name they are for, so
+//! that nobody guesses a password through a mediator either. Who knows a name can make its owner wait for a new login that way, but
 //! not for coming back to a session: a session's token cannot be guessed.
 
 use std::net::IpAddr;
 
+use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::names::normalised;
 use crate::chat::skynet::wire::FromClient;
 use crate::metrics::{self, Login, Room};
@@ -16,7 +17,7 @@ use crate::time::Clock;
 /// How often something may be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rates {
-    /// Registering, logging in and coming back, from an address.
+    /// Registering, logging in and coming back, from an address; on a connection, where many clients share an address.
     pub attempts: Rate,
     /// Logging in under a name.
     pub logins: Rate,
@@ -51,11 +52,10 @@ impl Gate {
     }
 
     /// Waits until somebody may try this.
-    pub(super) async fn pass(&self, from: IpAddr, packet: &FromClient) {
+    pub(super) async fn pass(&self, conn: ConnId, from: IpAddr, packet: &FromClient) {
         let from = from.to_canonical();
-        if !self.exempt.contains(&from) {
-            wait(&self.attempts, &network(from)).await;
-        }
+        let who = if self.exempt.contains(&from) { Who::Connection(conn) } else { Who::Network(network(from)) };
+        wait(&self.attempts, &who).await;
         if let FromClient::CreateSession { name, .. } = packet {
             // What nobody can be called is refused without looking.
             if let Some(name) = normalised(name) {
@@ -75,6 +75,13 @@ impl Gate {
             buckets.tidy();
         }
     }
+}
+
+/// Who is held responsible for an attempt.
+#[derive(Debug, Hash)]
+enum Who {
+    Connection(ConnId),
+    Network(u128),
 }
 
 async fn wait(buckets: &Buckets, key: &impl std::hash::Hash) {
@@ -114,20 +121,24 @@ mod tests {
             ["127.0.0.1", "::ffff:192.0.2.1", "192.0.2.2"].map(|it| it.parse().unwrap());
         let gate = Gate::new(rates, vec![shared], clock);
         let register = FromClient::CreateAccount { name: String::new(), key_hash: Secret::new([0; 32]) };
-        for _ in 0..6 {
-            gate.pass(one, &register).await;
+        let (first, second) = (ConnId(1), ConnId(2));
+        for n in 0..6 {
+            gate.pass(ConnId(n), one, &register).await;
         }
         assert_eq!(clock.now().monotonic, Duration::ZERO);
-        gate.pass(one.to_canonical(), &register).await;
+        gate.pass(second, one.to_canonical(), &register).await;
         let waited = clock.now().monotonic;
         assert!(waited >= Duration::from_secs(10) && waited < Duration::from_secs(11), "{waited:?}");
         for _ in 0..6 {
-            gate.pass(other, &register).await;
+            gate.pass(first, other, &register).await;
         }
-        for _ in 0..100 {
-            gate.pass(shared, &register).await;
+        // Where all come from one address, each connection answers for itself.
+        for conn in 0..12 {
+            gate.pass(ConnId(conn / 6), shared, &register).await;
         }
         assert_eq!(clock.now().monotonic, waited);
+        gate.pass(first, shared, &register).await;
+        assert!(clock.now().monotonic > waited);
     }
 
     #[tokio::test(start_paused = true)]
@@ -136,11 +147,11 @@ mod tests {
         let shared = "127.0.0.1".parse().unwrap();
         let gate = Gate::new(Rates::default(), vec![shared], clock);
         for n in 0..20 {
-            gate.pass(shared, &login(if n % 2 == 0 { "a@example.com" } else { "A@Example.COM" })).await;
+            gate.pass(ConnId(n), shared, &login(if n % 2 == 0 { "a@example.com" } else { "A@Example.COM" })).await;
         }
-        gate.pass(shared, &login("b@example.com")).await;
+        gate.pass(ConnId(99), shared, &login("b@example.com")).await;
         assert_eq!(clock.now().monotonic, Duration::ZERO);
-        gate.pass(shared, &login("a@example.com")).await;
+        gate.pass(ConnId(99), shared, &login("a@example.com")).await;
         assert!(clock.now().monotonic >= Duration::from_secs(3));
         assert!((0..5).all(|_| gate.may_mail("a@example.com")) && !gate.may_mail("a@example.com"));
         assert!(gate.may_mail("b@example.com"));

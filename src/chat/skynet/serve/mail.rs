@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::{Letter, MailHook, Reason, link};
 use crate::crypto::random;
 use crate::files;
+use crate::metrics::{self, Outcome};
 
 /// Letters that wait to be sent, at most.
 const LINE_MAX: usize = 1_024;
@@ -92,6 +93,7 @@ impl Post {
 impl MailHook for Post {
     fn send(&self, letter: Letter) {
         if self.0.try_send(letter).is_err() {
+            metrics::get().skynet_mails.of(Outcome::Failed).increment(1);
             warn!("a mail is dropped: too many wait to be sent");
         }
     }
@@ -106,35 +108,50 @@ async fn carry_all(mut letters: mpsc::Receiver<Letter>, sender: Arc<Sender>, car
         let (sender, carrier) = (Arc::clone(&sender), carrier.clone());
         under_way.spawn(async move {
             let _place = place;
-            match sender.written(&letter) {
+            let outcome = match sender.written(&letter) {
                 Ok(mail) => carry(&carrier, mail).await,
-                Err(error) => warn!(%error, "a mail cannot be written"),
-            }
+                Err(error) => {
+                    warn!(%error, "a mail cannot be written");
+                    Outcome::Failed
+                }
+            };
+            metrics::get().skynet_mails.of(outcome).increment(1);
         });
         while under_way.try_join_next().is_some() {}
     }
 }
 
-async fn carry(carrier: &Carrier, mail: Message) {
+async fn carry(carrier: &Carrier, mail: Message) -> Outcome {
     match carrier {
         Carrier::Files(dir) => {
             let path = dir.join(format!("{}.eml", hex::encode(random::bytes::<8>())));
             let write = move || files::write_whole(&path, &String::from_utf8_lossy(&mail.formatted()), true);
             match tokio::task::spawn_blocking(write).await {
-                Ok(Ok(())) => info!("a mail is written"),
-                Ok(Err(error)) => warn!(%error, "a mail cannot be kept"),
-                Err(error) => warn!(%error, "a mail cannot be kept"),
+                Ok(Ok(())) => {
+                    info!("a mail is written");
+                    Outcome::Done
+                }
+                Ok(Err(error)) => {
+                    warn!(%error, "a mail cannot be kept");
+                    Outcome::Failed
+                }
+                Err(error) => {
+                    warn!(%error, "a mail cannot be kept");
+                    Outcome::Failed
+                }
             }
         }
         Carrier::Smtp(smtp) => {
             let mut again_after = AGAIN_AFTER.into_iter();
             while let Err(error) = smtp.send(mail.clone()).await {
                 let Some(pause) = again_after.next().filter(|_| !error.is_permanent()) else {
-                    return warn!(%error, "a mail is dropped");
+                    warn!(%error, "a mail is dropped");
+                    return Outcome::Failed;
                 };
                 info!(%error, again_in_s = pause.as_secs(), "a mail is not taken yet");
                 tokio::time::sleep(pause).await;
             }
+            Outcome::Done
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::names::normalised;
 use crate::chat::skynet::state::presence::Seat;
 use crate::chat::skynet::state::rules::{self, GroupUpdate, Refusal};
-use crate::chat::skynet::store::{Channel, Draft, Fact, Member, Named, Role, StoreError, Stored};
+use crate::chat::skynet::store::{Channel, Draft, Fact, FileState, Member, Named, Role, StoreError, Stored};
 use crate::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
 use crate::chat::skynet::wire::{
     AccountId, BadPacket, Body, ChannelId, ChannelType, Content, DateTime, Dependency, Kind, MessageFlags, MessageId,
@@ -65,6 +65,9 @@ impl Scene<'_> {
             self.update_group(conn, seat.account, &found, *revision, members).await?;
         }
         let stored = self.work.add_message(draft).await?;
+        if stored.draft.body.flags.has(MessageFlags::EXTERNAL_FILE) {
+            self.work.refer_to(stored.draft.body.file, self.now_ms).await?;
+        }
         let metrics = metrics::get();
         metrics.chat_accepted.of(Room::Skynet).increment(1);
         metrics.chat_queued.of(Room::Skynet).increment(1);
@@ -122,7 +125,11 @@ impl Scene<'_> {
         allowed!(rules::may_write(&found, member, sender, body.kind, body.flags));
         let Some(member) = member else { return denied };
         if body.flags.has(MessageFlags::EXTERNAL_FILE) {
-            return Ok(Err(Refusal::Status(MessageSendStatus::FILE_NOT_FOUND)));
+            let file = self.work.file(body.file).await?.filter(|file| file.state == FileState::Whole);
+            let Some(file) = file else { return Ok(Err(Refusal::Status(MessageSendStatus::FILE_NOT_FOUND))) };
+            if !self.work.may_have(sender, &file).await? {
+                return denied;
+            }
         }
         let targets: BTreeSet<i64> = body.dependencies.iter().map(|on| on.message.0).collect();
         let targets: Vec<i64> = targets.into_iter().collect();

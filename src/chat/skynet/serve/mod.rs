@@ -5,16 +5,21 @@
 //! | `actor` | decide, keep, then speak |
 //! | `scene` | what every use case works with |
 //! | `accounts` `channels` `messages` | the use cases |
+//! | `fcm` | waking phones, with the feature of this name |
+//! | `files` | files beside the messages, over HTTP |
 //! | `mail` | how mails are sent |
 //! | `gate` | who may try how often |
 //! | `connection` | one client's socket |
 //! | `outbox` | what waits to be written to it |
-//! | `web` | where people confirm their addresses |
+//! | `web` | the door for browsers and for files |
 
 mod accounts;
 mod actor;
 mod channels;
 mod connection;
+#[cfg(feature = "fcm")]
+pub mod fcm;
+mod files;
 mod gate;
 mod mail;
 mod messages;
@@ -29,23 +34,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::state::ConnId;
+use super::store::disk::Disk;
 use super::store::{Place, Store, StoreError};
 use super::wire::SessionId;
+use crate::metrics::{self, Push};
 use crate::net::listen::{self, Bounds, Door};
 use crate::net::tasks::Tasks;
 use crate::time::Clock;
 use actor::{Actor, Mail};
 use connection::Shared;
+use files::Files;
 use gate::Gate;
 
 pub use actor::Confirmed;
 pub use connection::{STRANGER_SILENT_MAX, WRITE_STALL_MAX};
+pub use files::{COMING_MAX, COMPLETE_WITHIN, FETCH_WITHIN, FileLimits, TRANSFERS_PER_ACCOUNT};
 pub use gate::Rates;
 pub use mail::{BadMail, Post, Way};
 pub use outbox::OUTBOX_BYTES_MAX;
@@ -54,6 +63,9 @@ pub use web::link;
 
 /// Where the protocol's clients look for a server.
 pub const PORT: u16 = 32_761;
+
+/// The directory in the data directory for the files beside the messages.
+pub const FILES: &str = "skynet-files";
 
 /// Sends mails. Called by the task that decides: must not block.
 pub trait MailHook: Send + Sync + std::fmt::Debug {
@@ -81,7 +93,7 @@ impl MailHook for LogMail {
 }
 
 /// Wakes devices. Called by the task that decides: must not block. Whoever finds out that a device cannot be woken any more says
-/// so by [`Running::is_unreachable`].
+/// so to [`Running::lost`].
 pub trait PushHook: Send + Sync + std::fmt::Debug {
     /// A device is to fetch what there is.
     fn wake(&self, wake: Wake);
@@ -93,7 +105,22 @@ pub struct LogPush;
 
 impl PushHook for LogPush {
     fn wake(&self, _wake: Wake) {
+        metrics::get().skynet_pushes.of(Push::Logged).increment(1);
         info!("push: no provider");
+    }
+}
+
+/// Tells the room which devices cannot be woken any more. Does not keep it open.
+#[derive(Debug, Clone)]
+pub struct Lost(mpsc::WeakSender<Mail>);
+
+impl Lost {
+    /// The device of a session will not come: it has to log in again.
+    pub async fn session(&self, session: SessionId) {
+        if let Some(mailbox) = self.0.upgrade() {
+            // The room closes, and with it all sessions.
+            let _closed = mailbox.send(Mail::Unreachable(session)).await;
+        }
     }
 }
 
@@ -104,6 +131,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the database is.
     pub place: Place,
+    /// Where the files beside the messages are.
+    pub files_dir: PathBuf,
     /// How it behaves.
     pub settings: Settings,
     /// Connections at a time, at most; further ones are dropped without a word.
@@ -123,6 +152,7 @@ impl Config {
     #[must_use]
     pub fn new(data_dir: PathBuf) -> Self {
         Self {
+            files_dir: data_dir.join(FILES),
             data_dir,
             place: Place::Sqlite,
             settings: Settings::default(),
@@ -155,6 +185,9 @@ pub struct Running {
     over: CancellationToken,
     listeners: Vec<JoinHandle<()>>,
     actor: JoinHandle<()>,
+    files: Arc<Files>,
+    transfers_max: usize,
+    clock: Clock,
 }
 
 impl Running {
@@ -169,18 +202,24 @@ impl Running {
         web::ask(&self.mailbox, token.to_owned(), true).await
     }
 
-    /// Opens the pages where people confirm their addresses, until `shutdown` is cancelled.
-    pub fn open_web(&mut self, listener: TcpListener, door: Door, shutdown: CancellationToken) {
-        let pages = web::serve(listener, door, self.mailbox.clone(), shutdown);
+    /// Opens the door where people confirm their addresses, and clients leave and fetch files, until `shutdown` is cancelled. It is
+    /// reached at `public_url`.
+    pub fn open_web(&mut self, listener: TcpListener, door: Door, public_url: String, shutdown: CancellationToken) {
+        let site = web::Site {
+            mailbox: self.mailbox.clone(),
+            files: Arc::clone(&self.files),
+            public_url,
+            transfers_max: self.transfers_max,
+            clock: self.clock,
+        };
+        let pages = web::serve(listener, door, site, shutdown);
         self.listeners.push(tokio::spawn(telling(self.over.clone(), pages)));
     }
 
-    /// The device of a session cannot be woken any more, and will not come: it has to log in again.
-    pub async fn is_unreachable(&self, session: SessionId) {
-        if let Some(mailbox) = self.mailbox.upgrade() {
-            // The room closes, and with it all sessions.
-            let _closed = mailbox.send(Mail::Unreachable(session)).await;
-        }
+    /// Who is to hear of devices that cannot be woken any more.
+    #[must_use]
+    pub fn lost(&self) -> Lost {
+        Lost(self.mailbox.clone())
     }
 
     /// Waits until the room is not served whole any more. Before it was asked to close, that is a fault.
@@ -210,13 +249,23 @@ pub async fn start_on(
 ) -> Result<Running, StartError> {
     let addresses = doors.iter().map(|(listener, _)| listener.local_addr()).collect::<io::Result<_>>()?;
     let store = Store::open(&config.place, &config.data_dir).await?;
+    let disk = Disk::open(&config.files_dir).map_err(StoreError::Files)?;
+    let removed = disk.tidy(&store).await?;
+    if removed > 0 {
+        info!(removed, "removed what was left of files that never were");
+    }
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
     let over = CancellationToken::new();
     let gate = Arc::new(Gate::new(config.rates, config.exempt.clone(), clock));
     let (settings, places) = (config.settings.clone(), Places(Arc::new(Semaphore::new(config.connections_max))));
-    let actor = Actor::new(config, store.clone(), clock, Arc::clone(&gate)).run(mail);
+    let (limits, let_go) = (settings.files, Arc::new(Notify::new()));
+    let files = Files::new((store.clone(), disk), weak.clone(), limits, settings.session_age_max, clock);
+    let files = Arc::new(files);
+    let actor = Actor::new(config, store.clone(), clock, Arc::clone(&gate), Arc::clone(&let_go)).run(mail);
     let actor = tokio::spawn(telling(over.clone(), actor));
+    let removing = files::remove_all(Arc::clone(&files), let_go, shutdown.clone());
+    let removing = tokio::spawn(telling(over.clone(), removing));
     let shared = Arc::new(Shared { settings, store, gate, stop: shutdown });
     let next_conn = Arc::new(AtomicU64::new(1));
     let listen = |(listener, door)| {
@@ -224,8 +273,8 @@ pub async fn start_on(
         let serving = serve(listener, door, places.clone(), shared, mailbox.clone(), next_conn);
         tokio::spawn(telling(over.clone(), serving))
     };
-    let listeners = doors.into_iter().map(listen).collect();
-    Ok(Running { addresses, mailbox: weak, over, listeners, actor })
+    let listeners = doors.into_iter().map(listen).chain([removing]).collect();
+    Ok(Running { addresses, mailbox: weak, over, listeners, actor, files, transfers_max: limits.transfers_max, clock })
 }
 
 /// Runs `task`, and cancels `over` when it has ended or panicked.

@@ -5,21 +5,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use super::actor::Answer;
 use super::connection::Hello;
+use super::files::{COMING_MAX, COMPLETE_WITHIN, FileAsk, FileLimits, Refused};
 use super::outbox::Item;
 use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::line::Platform;
 use crate::chat::skynet::state::presence::Presence;
 use crate::chat::skynet::state::rules::{self, Refusal};
 use crate::chat::skynet::state::wakes::Wakes;
-use crate::chat::skynet::store::{Audience, Channel, Draft, StoreError, Stored, Work};
+use crate::chat::skynet::store::{Audience, Channel, Draft, FileState, StoreError, Stored, StoredFile, Work};
 use crate::chat::skynet::wire::content::MemberFlags;
 use crate::chat::skynet::wire::{
-    AccountId, Body, ChannelId, Content, Dependency, FromClient, Kind, MessageFlags, MessageId, Release, SessionId,
-    ToClient, TooLong,
+    AccountId, Body, ChannelId, Content, Dependency, FileId, FromClient, Kind, MessageFlags, MessageId, Release,
+    SessionId, ToClient, TooLong,
 };
 use crate::metrics::{self, Room};
 
@@ -37,6 +39,8 @@ pub struct Settings {
     /// Whether a search is followed by the public profiles of those it found. Not for clients that cannot stand messages outside
     /// of channels.
     pub forward_profiles: bool,
+    /// How much files may take.
+    pub files: FileLimits,
     /// How long daystream messages are kept.
     pub daystream_age_max: Duration,
     /// How long a chat message may go unacknowledged until the account is woken; `None` when nobody ever is.
@@ -60,6 +64,7 @@ impl Default for Settings {
             session_age_max: Duration::from_secs(183 * 86_400),
             strict_dependencies: false,
             forward_profiles: false,
+            files: FileLimits::default(),
             daystream_age_max: Duration::from_secs(86_400),
             push_after: Some(Duration::from_secs(60)),
             push_every_message: false,
@@ -128,6 +133,16 @@ pub(super) enum Out {
     Close(ConnId),
     /// Over at once.
     Cut(ConnId),
+}
+
+/// What is to be said to somebody who waits for it, when everything is kept.
+pub(super) type Told = Box<dyn FnOnce() + Send>;
+
+pub(super) fn told<T: Send + 'static>(answer: oneshot::Sender<T>, said: T) -> Told {
+    Box::new(move || {
+        // Whoever asked may be gone.
+        let _gone = answer.send(said);
+    })
 }
 
 /// See the top of this file.
@@ -296,12 +311,71 @@ impl Scene<'_> {
     pub(super) async fn sweep(&mut self) -> Result<(), StoreError> {
         let before = self.now_ms.saturating_sub(CONFIRM_WITHIN_MS);
         let names = self.work.remove_unconfirmed(before).await?;
-        let age_ms = u64::try_from(self.settings.daystream_age_max.as_millis()).unwrap_or(u64::MAX);
-        let daystream = self.work.remove_daystream(self.now_ms.saturating_sub(age_ms)).await?;
-        if names + daystream > 0 {
-            info!(names, daystream, "forgot what was too old");
+        let daystream = self.work.remove_daystream(self.ago(self.settings.daystream_age_max)).await?;
+        let (coming, unnamed) = (self.ago(COMPLETE_WITHIN), self.ago(self.settings.files.unnamed_age_max));
+        let files = self.work.forget_files(coming, unnamed).await?;
+        if names + daystream + files > 0 {
+            info!(names, daystream, files, "forgot what was too old");
         }
         Ok(())
+    }
+
+    fn ago(&self, age: Duration) -> u64 {
+        self.now_ms.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// What the doors for files ask. Answers with what is to be said when it is kept.
+    pub(super) async fn file(&mut self, ask: FileAsk) -> Result<Told, StoreError> {
+        Ok(match ask {
+            FileAsk::Begin { session, web_token, answer } => told(answer, self.begin_file(session, &web_token).await?),
+            FileAsk::SetAside { file, wanted, answer } => told(answer, self.set_aside(file, wanted).await?),
+            FileAsk::Complete { file, length, checksum, answer } => {
+                let known = self.work.complete_file(file, length, &checksum).await?;
+                told(answer, if known { Ok(()) } else { Err(Refused::Unknown) })
+            }
+            FileAsk::Removed { files, answer } => {
+                for file in files {
+                    self.work.remove_gone(file).await?;
+                }
+                told(answer, Ok(()))
+            }
+        })
+    }
+
+    async fn begin_file(
+        &mut self,
+        session: SessionId,
+        web_token: &str,
+    ) -> Result<Result<(FileId, AccountId), Refused>, StoreError> {
+        let fresh = (self.settings.session_age_max, self.now_ms);
+        let Some(owner) = self.work.web_session(session, web_token, fresh).await? else {
+            return Ok(Err(Refused::Unauthorized));
+        };
+        let used = self.work.files_of(owner).await?;
+        if used.coming >= COMING_MAX {
+            return Ok(Err(Refused::TooMany));
+        }
+        if used.bytes >= self.settings.files.per_account_max {
+            return Ok(Err(Refused::Full));
+        }
+        let (id, state, created_ms) = (FileId::random(), FileState::Coming, self.now_ms);
+        let file = StoredFile { id, owner, state, length: 0, checksum: Vec::new(), created_ms, referenced_ms: 0 };
+        self.work.add_file(&file).await?;
+        Ok(Ok((id, owner)))
+    }
+
+    async fn set_aside(&mut self, file: FileId, wanted: Option<u64>) -> Result<Result<u64, Refused>, StoreError> {
+        let stored = self.work.file(file).await?.filter(|stored| stored.state == FileState::Coming);
+        let Some(stored) = stored else { return Ok(Err(Refused::Unknown)) };
+        let FileLimits { length_max, per_account_max, .. } = self.settings.files;
+        let others = self.work.files_of(stored.owner).await?.bytes.saturating_sub(stored.length);
+        let left = per_account_max.saturating_sub(others);
+        let length = wanted.unwrap_or_else(|| left.min(length_max));
+        if length > left {
+            return Ok(Err(Refused::Full));
+        }
+        self.work.set_aside(file, length).await?;
+        Ok(Ok(length))
     }
 }
 

@@ -1,14 +1,16 @@
-//! The room's pages: where people confirm that an address is theirs (spec 4.2.5).
+//! The room's web door: where people confirm that an address is theirs (spec 4.2.5), and clients leave and fetch files
+//! (`files`).
 //!
 //! Programs that look after mails follow the links in them, so a link alone changes nothing: its page posts by itself, which
 //! those programs do not do, or at the press of a button where there are no scripts.
 //!
-//! One request for each connection, which has to be over within [`VISIT_MAX`]: nobody stays here.
+//! One request for each connection, which has to be over within [`VISIT_MAX`]: nobody stays here, but for files, as long as they
+//! move.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
@@ -18,24 +20,30 @@ use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::Places;
 use super::actor::{Confirmed, Mail};
+use super::files::{self, Files};
 use crate::net::listen::{self, Door};
 use crate::net::tasks::Tasks;
+use crate::time::Clock;
 
-/// Visitors at a time, at most; further ones are dropped without a word.
+/// Visitors at a time, at most, beside those who bring or fetch files; further ones are dropped without a word.
 const VISITORS_MAX: usize = 256;
 /// How long a visit may take, in all.
 const VISIT_MAX: Duration = Duration::from_secs(15);
+/// How long a visit may go on when the server stops.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the next 64 KiB of a file may take.
+pub(super) const MOVES_WITHIN: Duration = Duration::from_secs(30);
 /// What a request's headers may take, in bytes.
 const HEADERS_MAX: usize = 16 * 1024;
 
 /// Nothing on a page is from elsewhere, and where it leads to is told to nobody: its address holds the token.
-const HEADERS: [(HeaderName, &str); 4] = [
+pub(super) const HEADERS: [(HeaderName, &str); 4] = [
     (
         header::CONTENT_SECURITY_POLICY,
         "default-src 'none'; script-src 'self'; form-action 'self'; frame-ancestors 'none'",
@@ -51,11 +59,24 @@ pub fn link(public_url: &str, token: &str) -> String {
     format!("{}/confirm/{token}", public_url.trim_end_matches('/'))
 }
 
-/// Serves the pages until told to stop.
-pub(super) async fn serve(listener: TcpListener, door: Door, mailbox: mpsc::WeakSender<Mail>, stop: CancellationToken) {
-    let (tasks, router) = (Tasks::new(), router(mailbox));
-    let places = Places(Arc::new(Semaphore::new(VISITORS_MAX)));
-    let handler = move |io, _from| visit(io, router.clone());
+/// What is served, and where people and clients find it.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) mailbox: mpsc::WeakSender<Mail>,
+    pub(super) files: Arc<Files>,
+    pub(super) public_url: String,
+    pub(super) transfers_max: usize,
+    pub(super) clock: Clock,
+}
+
+/// Serves it until told to stop.
+pub(super) async fn serve(listener: TcpListener, door: Door, site: Site, stop: CancellationToken) {
+    let Site { mailbox, files, public_url, transfers_max, clock } = site;
+    let tasks = Tasks::new();
+    let router = router(mailbox).merge(files::router(files, public_url, tasks.clone()));
+    let places = Places(Arc::new(Semaphore::new(VISITORS_MAX + transfers_max)));
+    let stopping = tasks.stop_token().clone();
+    let handler = move |io, _from| visit(io, router.clone(), clock, stopping.clone());
     let accepting = tokio::spawn(listen::serve_within(places, listener, door, tasks.clone(), handler));
     stop.cancelled().await;
     tasks.stop();
@@ -66,16 +87,56 @@ pub(super) async fn serve(listener: TcpListener, door: Door, mailbox: mpsc::Weak
     }
 }
 
-async fn visit(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
+/// One connection, for those whose request takes longer than others.
+#[derive(Debug, Clone)]
+pub(super) struct Visit {
+    clock: Clock,
+    until: Arc<watch::Sender<Duration>>,
+    over: CancellationToken,
+}
+
+impl Visit {
+    /// Something moved: it may go on.
+    pub(super) fn moves(&self) {
+        self.until.send_replace(self.clock.now().monotonic.saturating_add(MOVES_WITHIN));
+    }
+
+    /// Whether the connection is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+}
+
+async fn visit(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    clock: Clock,
+    stopping: CancellationToken,
+) {
+    let (until, mut ends) = watch::channel(clock.now().monotonic.saturating_add(VISIT_MAX));
+    let visit = Visit { clock, until: Arc::new(until), over: CancellationToken::new() };
+    let _over = visit.over.clone().drop_guard();
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(false)
         .max_buf_size(HEADERS_MAX)
-        .serve_connection(TokioIo::new(io), TowerToHyperService::new(router));
-    match tokio::time::timeout(VISIT_MAX, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "a visit ended"),
-        Err(_) => debug!("a visit took too long"),
+        .serve_connection(TokioIo::new(io), TowerToHyperService::new(router.layer(Extension(visit.clone()))));
+    let late = async {
+        loop {
+            let until = *ends.borrow_and_update();
+            tokio::select! {
+                () = clock.sleep_until(Some(until)) => return,
+                _ = ends.changed() => {}
+                () = stopping.cancelled() => return tokio::time::sleep(FAREWELL).await,
+            }
+        }
+    };
+    tokio::select! {
+        ended = connection => match ended {
+            Ok(()) => {}
+            Err(error) => debug!(%error, "a visit ended"),
+        },
+        () = late => debug!("a visit took too long"),
     }
 }
 
@@ -170,7 +231,50 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use http_body_util::BodyExt as _;
+    use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+    use tokio::time::sleep;
+
     use super::*;
+
+    /// A visitor of a page that takes what comes, a piece at a time.
+    fn visitor(clock: Clock, stopping: &CancellationToken) -> (DuplexStream, JoinHandle<()>) {
+        let takes = async |Extension(visit): Extension<Visit>, mut body: Body| {
+            while body.frame().await.is_some() {
+                visit.moves();
+            }
+        };
+        let (ours, theirs) = duplex(1_024);
+        let router = Router::new().route("/", axum::routing::put(takes));
+        (ours, tokio::spawn(visit(theirs, router, clock, stopping.clone())))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_stays_but_who_moves() {
+        let (clock, stopping) = (Clock::following(0), CancellationToken::new());
+        let (_silent, visit) = visitor(clock, &stopping);
+        visit.await.unwrap();
+        assert_eq!(clock.now().monotonic.as_secs(), VISIT_MAX.as_secs());
+
+        let (mut moving, visit) = visitor(clock, &stopping);
+        moving.write_all(b"PUT / HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\nx").await.unwrap();
+        for _ in 0..10 {
+            sleep(MOVES_WITHIN - FAREWELL).await;
+            moving.write_all(b"x").await.unwrap();
+        }
+        assert!(!visit.is_finished());
+        let moved = clock.now().monotonic;
+        visit.await.unwrap();
+        assert_eq!((clock.now().monotonic - moved).as_secs(), MOVES_WITHIN.as_secs());
+
+        let (_silent, visit) = visitor(clock, &stopping);
+        stopping.cancel();
+        let stopped = clock.now().monotonic;
+        visit.await.unwrap();
+        assert_eq!((clock.now().monotonic - stopped).as_secs(), FAREWELL.as_secs());
+    }
 
     #[test]
     fn a_link_is_below_the_public_address() {

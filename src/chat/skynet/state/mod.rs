@@ -9,12 +9,14 @@
 //! | [`names`] | mail addresses |
 //! | [`presence`] | who is connected, and what they are doing |
 //! | [`rules`] | who may say what where, and who is in a group |
+//! | [`transfer`] | tickets and ranges of files |
 //! | [`wakes`] | who is to be woken |
 
 pub mod line;
 pub mod names;
 pub mod presence;
 pub mod rules;
+pub mod transfer;
 pub mod wakes;
 
 /// A connection, never the same twice.

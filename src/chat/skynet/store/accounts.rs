@@ -1,10 +1,13 @@
 //! Accounts, their names and their sessions.
 
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
 use sqlx::any::AnyRow;
 
 use super::{StoreError, Work, get, narrow, values};
 use crate::chat::skynet::wire::{AccountId, ChannelId, SessionId};
-use crate::crypto::{Secret, boxes};
+use crate::crypto::{Secret, boxes, equal};
 
 /// What confirming a name does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +77,14 @@ pub struct StoredSession {
     pub push_token: String,
     /// When it was last woken; 0 for never.
     pub last_push_ms: u64,
+}
+
+impl StoredSession {
+    /// Whether it was not away for too long.
+    pub(in crate::chat::skynet) fn is_fresh(&self, age_max: Duration, now_ms: u64) -> bool {
+        let age_ms_max = u64::try_from(age_max.as_millis()).unwrap_or(u64::MAX);
+        self.last_connected_ms.saturating_add(age_ms_max) > now_ms
+    }
 }
 
 macro_rules! named_where {
@@ -240,6 +251,19 @@ impl Work {
         row.as_ref().map(stored_session).transpose()
     }
 
+    /// Whose session this is, if the token is the one it shows to the file API, and it was not away for too long.
+    pub(in crate::chat::skynet) async fn web_session(
+        &mut self,
+        session: SessionId,
+        web_token: &str,
+        (age_max, now_ms): (Duration, u64),
+    ) -> Result<Option<AccountId>, StoreError> {
+        let stored = self.session(session).await?;
+        let shown: [u8; 32] = Sha256::digest(web_token.as_bytes()).into();
+        let stored = stored.filter(|it| equal(&it.web_token_hash, &shown) && it.is_fresh(age_max, now_ms));
+        Ok(stored.map(|it| it.account))
+    }
+
     /// The sessions of an account, the oldest first.
     pub(in crate::chat::skynet) async fn sessions(
         &mut self,
@@ -298,7 +322,7 @@ impl Work {
         ] {
             self.run(sql, values![account.0]).await?;
         }
-        Ok(())
+        self.forget_unnamed_of(account).await
     }
 
     /// Confirmed accounts whose name or newest public nickname contains `query`, which is in lower case, but not `except`.

@@ -2,6 +2,7 @@
 
 use sqlx::any::AnyRow;
 
+use super::uploads::doomed;
 use super::{StoreError, Value, Work, get, narrow, values};
 use crate::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
 use crate::chat::skynet::wire::{AccountId, Announced, ChannelId, ChannelType, DateTime};
@@ -192,12 +193,8 @@ impl Work {
 
     /// Removes a channel with everything in it.
     pub(in crate::chat::skynet) async fn purge_channel(&mut self, channel: ChannelId) -> Result<(), StoreError> {
-        for sql in [
-            "DELETE FROM dependency WHERE message_id IN (SELECT id FROM message WHERE channel_id = $1)",
-            "DELETE FROM message WHERE channel_id = $1",
-            "DELETE FROM channel_member WHERE channel_id = $1",
-            "DELETE FROM channel WHERE id = $1",
-        ] {
+        self.remove_messages(doomed!("channel_id = $1"), || values![channel.0]).await?;
+        for sql in ["DELETE FROM channel_member WHERE channel_id = $1", "DELETE FROM channel WHERE id = $1"] {
             self.run(sql, values![channel.0]).await?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use sqlx::any::AnyRow;
 
+use super::uploads::doomed;
 use super::{StoreError, Work, get, narrow, values};
 use crate::chat::skynet::wire::{
     AccountId, Body, ChannelId, DateTime, Delivery, Dependency, FileId, Kind, MessageFlags, MessageId,
@@ -124,12 +125,9 @@ impl Work {
             dependencies.iter().zip(0..).map(|(on, at)| vec![id.0, at, on.account.0, on.message.0]).collect();
         self.insert_many("dependency (message_id, position, account_id, target_id)", 4, &rows).await?;
         if kind.keep_last() {
-            let older = "DELETE FROM dependency WHERE message_id IN (SELECT id FROM message WHERE channel_id = $1 \
-                         AND kind = $2 AND id < $3 AND (flags & 2) = $4)";
+            let older = doomed!("channel_id = $1 AND kind = $2 AND id < $3 AND (flags & 2) = $4");
             let values = || values![draft.channel.0, kind.id(), id.0, flags.0 & MessageFlags::UNENCRYPTED.0];
-            self.run(older, values()).await?;
-            let older = "DELETE FROM message WHERE channel_id = $1 AND kind = $2 AND id < $3 AND (flags & 2) = $4";
-            self.run(older, values()).await?;
+            self.remove_messages(older, values).await?;
         }
         Ok(Stored { id, draft })
     }
@@ -270,12 +268,15 @@ impl Work {
         self.ids(sql, values![account.0]).await
     }
 
+    /// Whether an account sees a message that names a file.
+    pub(super) async fn sees_file(&mut self, account: AccountId, file: FileId) -> Result<bool, StoreError> {
+        let sql = visible!("AND m.file_id = $2 AND m.file_id <> 0 LIMIT 1");
+        Ok(!self.ids(sql, values![account.0, file.0]).await?.is_empty())
+    }
+
     /// Daystream messages are there for a while. Says how many went.
     pub(in crate::chat::skynet) async fn remove_daystream(&mut self, before_ms: u64) -> Result<u64, StoreError> {
-        let of = "DELETE FROM dependency WHERE message_id IN \
-                  (SELECT id FROM message WHERE kind = 36 AND dispatched_ms <= $1)";
-        self.run(of, values![before_ms]).await?;
-        self.run("DELETE FROM message WHERE kind = 36 AND dispatched_ms <= $1", values![before_ms]).await
+        self.remove_messages(doomed!("kind = 36 AND dispatched_ms <= $1"), || values![before_ms]).await
     }
 
     async fn ids(&mut self, sql: &'static str, values: Vec<super::Value>) -> Result<Vec<i64>, StoreError> {

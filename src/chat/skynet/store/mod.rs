@@ -13,19 +13,22 @@
 
 mod accounts;
 mod channels;
+pub mod disk;
 mod messages;
+mod uploads;
 
 use std::path::Path;
 
 use sqlx::any::{Any, AnyPoolOptions, AnyRow};
 use sqlx::{AnyPool, AssertSqlSafe, Decode, Executor as _, Row as _, SqlSafeStr as _, Transaction, Type};
 
-use crate::crypto::Secret;
+use crate::crypto::{Secret, kdf};
 use crate::files;
 
 pub use accounts::{Named, Role, StoredSession};
 pub use channels::{Channel, Member};
 pub use messages::{Audience, Draft, Fact, Stored};
+pub use uploads::{FileState, StoredFile, Used};
 
 /// The file in the data directory, for SQLite.
 pub const FILE: &str = "skynet.sqlite";
@@ -48,6 +51,9 @@ pub enum StoreError {
     /// The key beside the database cannot be read or made.
     #[error("cannot use {KEY_FILE}: {0}")]
     Key(std::io::Error),
+    /// The directory of the files beside the messages cannot be read or changed.
+    #[error("the files beside the messages: {0}")]
+    Files(std::io::Error),
     /// A row is not what can have been written: this says what.
     #[error("damaged row in the Skynet store: {0}")]
     Damaged(&'static str),
@@ -106,7 +112,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn begin(&self) -> Result<Work, StoreError> {
-        Ok(Work { tx: self.pool.begin_with(self.begin).await?, key: self.key.clone() })
+        Ok(Work { tx: self.pool.begin_with(self.begin).await?, key: self.key.clone(), let_go: false })
     }
 
     /// Begins to read, without keeping those who write waiting.
@@ -114,7 +120,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn read(&self) -> Result<Work, StoreError> {
-        Ok(Work { tx: self.pool.begin().await?, key: self.key.clone() })
+        Ok(Work { tx: self.pool.begin().await?, key: self.key.clone(), let_go: false })
+    }
+
+    /// Vouches for something, so that it can be given away and recognised when it comes back, also after a restart.
+    #[must_use]
+    pub fn vouch(&self, for_what: &[u8]) -> Secret<32> {
+        kdf::blake2b(self.key.expose(), b"vouch", b"heliostat-skynet", for_what)
     }
 
     /// Closes it. Whatever else uses it fails from now on.
@@ -128,15 +140,18 @@ impl Store {
 pub struct Work {
     tx: Transaction<'static, Any>,
     key: Secret<32>,
+    /// Whether there are files whose bytes can be removed.
+    let_go: bool,
 }
 
 impl Work {
-    /// Makes everything count.
+    /// Makes everything count. Says whether that let go of files, whose bytes can be removed now.
     ///
     /// # Errors
     /// [`StoreError`] when the store fails; then nothing does.
-    pub async fn commit(self) -> Result<(), StoreError> {
-        Ok(self.tx.commit().await?)
+    pub async fn commit(self) -> Result<bool, StoreError> {
+        self.tx.commit().await?;
+        Ok(self.let_go)
     }
 
     async fn rows(&mut self, sql: impl sqlx::SqlSafeStr, values: Vec<Value>) -> Result<Vec<AnyRow>, StoreError> {

@@ -218,7 +218,7 @@ async fn hello_variants(judge: &mut Judge) -> Done {
 
 async fn low_order(judge: &mut Judge) -> Done {
     let mut visit = judge.visit().await?;
-    visit.say(&ToDevice::ServerHello(ServerHello { version: 0, esk: LOW_ORDER, challenge: [7; 32] })).await?;
+    visit.say(&ToDevice::ServerHello(ServerHello { version: 0, esk: LOW_ORDER, challenge: [7; 32] }.into())).await?;
     let said = visit.listens(judge.grace()).await;
     ensure!(said.is_empty(), "it was answered");
     Ok(())

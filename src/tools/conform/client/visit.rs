@@ -172,7 +172,7 @@ impl Visit {
     /// The handshake, up to ClientHello.
     pub(super) async fn greets(&mut self) -> Result<ClientHello, Finding> {
         let (challenge, hello) = self.challenge();
-        self.say(&ToDevice::ServerHello(hello)).await?;
+        self.say(&ToDevice::ServerHello(hello.into())).await?;
         self.client_hello(&challenge).await
     }
 

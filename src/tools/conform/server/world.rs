@@ -307,7 +307,7 @@ impl Line {
 
     pub(super) async fn server_hello(&mut self) -> Result<ServerHello, Finding> {
         match self.next("ServerHello").await? {
-            ToDevice::ServerHello(hello) => Ok(hello),
+            ToDevice::ServerHello(hello) => Ok(*hello),
             other => Err(format!("{} came where ServerHello was due", other.kind()).into()),
         }
     }

@@ -1,0 +1,87 @@
+//! What `heliostat bench size` measured, as one curve for each size that was varied.
+
+use std::path::Path;
+
+use plotters::prelude::*;
+use serde_json::Value;
+
+/// Where a row's name ends, and what the axis below is called.
+const AXES: [(&str, &str); 4] = [
+    (" groups stored", "groups stored beside those under load"),
+    (" messages queued", "messages queued before"),
+    (" devices in a group", "devices in each group"),
+    (" bytes in a message", "bytes in a message"),
+];
+/// The rows drawn: their names, and the two axes on the left.
+const ROWS: [(&str, &str); 2] =
+    [("reflects", "reflects per second"), ("server CPU per reflect", "server CPU, us per reflect")];
+
+/// One measured size: least, median, most.
+struct Point {
+    size: f64,
+    spread: [f64; 3],
+}
+
+/// Draws `curves.svg` into a directory.
+pub fn draw(measured: &Path, out: &Path) {
+    let report: Value = serde_json::from_slice(&std::fs::read(measured).unwrap()).unwrap();
+    let rows: Vec<&Value> = report["measurements"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|part| part["results"].as_array().unwrap())
+        .collect();
+    std::fs::create_dir_all(out).unwrap();
+    let file = out.join("curves.svg");
+    let root = SVGBackend::new(&file, (1_200, 560)).into_drawing_area();
+    root.fill(&WHITE).unwrap();
+    for (panel, ((row, left), (suffix, below))) in
+        root.split_evenly((2, 4)).iter().zip(ROWS.iter().flat_map(|row| AXES.iter().map(move |axis| (row, axis))))
+    {
+        let points: Vec<Point> = rows.iter().filter_map(|result| point(result, row, suffix)).collect();
+        if !points.is_empty() {
+            curve(panel, &points, left, below);
+        }
+    }
+    root.present().unwrap();
+    println!("written: {}", file.display());
+}
+
+fn point(result: &Value, row: &str, suffix: &str) -> Option<Point> {
+    let size = result["name"].as_str()?.strip_prefix(row)?.strip_prefix(", ")?.strip_suffix(suffix)?.parse().ok()?;
+    let [least, median, most] = ["least", "median", "most"].map(|key| result[key].as_f64());
+    Some(Point { size, spread: [least?, median?, most?] })
+}
+
+/// Sizes by powers of two, so that a curve that is flat is seen to be; the left axis begins at zero for the same reason.
+fn curve(panel: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, points: &[Point], left: &str, below: &str) {
+    // Nothing at all has its place left of one.
+    let at = |size: f64| size.max(0.5).log2();
+    let (from, to) = (at(points[0].size), at(points[points.len() - 1].size));
+    let most = points.iter().map(|point| point.spread[2]).fold(0.0, f64::max);
+    let mut chart = ChartBuilder::on(panel)
+        .margin(8)
+        .x_label_area_size(40)
+        .y_label_area_size(56)
+        .build_cartesian_2d(from - 0.5..to + 0.5, 0.0..most * 1.1)
+        .unwrap();
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(WHITE)
+        .x_desc(below)
+        .y_desc(left)
+        .x_labels(4)
+        .y_labels(5)
+        .x_label_formatter(&|power| format!("{:.0}", 2_f64.powf(*power)))
+        .draw()
+        .unwrap();
+    let blue = RGBColor(50, 90, 160);
+    let line: Vec<_> = points.iter().map(|point| (at(point.size), point.spread[1])).collect();
+    chart.draw_series([PathElement::new(line, blue.stroke_width(1))]).unwrap();
+    for Point { size, spread: [least, median, most] } in points {
+        let x = at(*size);
+        chart.draw_series([PathElement::new([(x, *least), (x, *most)], blue.stroke_width(1))]).unwrap();
+        chart.draw_series([Circle::new((x, *median), 3, blue.filled())]).unwrap();
+    }
+}
