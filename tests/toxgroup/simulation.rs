@@ -149,7 +149,7 @@ fn a_hub_holds_together_those_who_know_nobody_else() {
 #[ignore = "minutes: prints the figures of docs/toxgroup.md"]
 fn figures() {
     let most = std::env::var("HELIOSTAT_TOX_PEERS").ok().and_then(|it| it.parse().ok()).unwrap_or(100);
-    println!("| peers | loss | pairs that heard | neighbours | copies of a text per peer |\n|---|---|---|---|---|");
+    println!("| peers | loss | pairs that heard | neighbours | packets per peer in the half second of a text |\n|---|---|---|---|---|");
     for peers in [2, 7, 8, 16, 50, 100, 300].into_iter().filter(|&peers| peers <= most) {
         let mut world = mesh(1_000 + peers as u64, peers, |_| None);
         for loss in [0, 5] {
