@@ -62,7 +62,7 @@ fn curve(panel: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, points: &[
     let mut chart = ChartBuilder::on(panel)
         .margin(8)
         .x_label_area_size(40)
-        .y_label_area_size(56)
+        .y_label_area_size(72)
         .build_cartesian_2d(from - 0.5..to + 0.5, 0.0..most * 1.1)
         .unwrap();
     chart
@@ -73,6 +73,7 @@ fn curve(panel: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, points: &[
         .y_desc(left)
         .x_labels(4)
         .y_labels(5)
+        .y_label_formatter(&|value| format!("{value:.0}"))
         .x_label_formatter(&|power| format!("{:.0}", 2_f64.powf(*power)))
         .draw()
         .unwrap();

@@ -15,6 +15,9 @@
 //! | [`serve`] | the listener, one task per connection, and the task that decides |
 //!
 //! Nothing is kept, so there is no store: a nickname lives as long as its connection (spec 6.1).
+//!
+//! Devices of a group that share a nickname tell each other what was said in envelopes of their own, of which the room knows
+//! nothing: their format stands in `tools/chatos/devices.rs`.
 
 pub mod serve;
 pub mod state;
