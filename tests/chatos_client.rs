@@ -91,7 +91,12 @@ struct Client {
 impl Client {
     fn start(args: &[&str]) -> Self {
         let mut command = heliostat(&["chatos"]);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(args);
+        Self::of(command)
+    }
+
+    fn of(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (send, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -464,6 +469,53 @@ fn lines_on_their_way_through_a_leader_that_is_lost_are_said_by_the_next() {
     }
     assert!(laptop.ends().success());
     assert!(alice.ends().success());
+}
+
+/// What is left of a terminal's line without colours and movements of the cursor.
+fn without_escapes(shown: &str) -> String {
+    let mut parts = shown.trim_end().split("\u{1b}[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let is_end = |it: char| it.is_ascii_alphabetic();
+    parts.fold(first, |text, part| text + part.split_once(is_end).map_or("", |(_, rest)| rest))
+}
+
+/// A screen takes its time: what comes faster waits, and is neither lost nor the end.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_person_who_was_away_is_shown_everything_however_much_it_is() {
+    const LINES: usize = 1_200;
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(&data.path().join("server"));
+    let key = data.path().join("carol.key");
+    let key = key.to_str().unwrap();
+    let mut phone = device(&server, key, "a1");
+    phone.hears("-- you are carol");
+    let mut laptop = device(&server, key, "b2");
+    laptop.types("first");
+    phone.hears("carol: first");
+    assert!(laptop.ends().success());
+    let mut alice = Client::online("alice", &server.chatos);
+    for n in 0..LINES {
+        alice.types(&format!("line {n}"));
+    }
+    phone.hears(&format!("alice: line {}", LINES - 1));
+
+    // The laptop comes back, with a terminal.
+    let binary = env!("CARGO_BIN_EXE_heliostat");
+    let person = format!("{binary} chatos carol {} --group-key {key} --device-id b2", server.mediator);
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &person, "/dev/null"]);
+    terminal.env_remove("HELIOSTAT_CONFIG").env("HELIOSTAT_LOG", "error").env("TERM", "xterm");
+    let mut laptop = Client::of(terminal);
+    for n in 0..LINES {
+        let line = format!("alice: line {n}");
+        laptop.hears_some(|shown| without_escapes(shown).ends_with(&line), &line);
+    }
+    laptop.types("\\quit");
+    assert!(laptop.ends().success());
+    for mut client in [alice, phone] {
+        assert!(client.ends().success());
+    }
 }
 
 /// The end of a private connection that was closed before the end of the input is no surprise behind it.

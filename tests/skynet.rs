@@ -72,16 +72,19 @@ stories! {
     the_invisible_are_seen_by_administrators_alone
     a_password_changes_once
     a_name_changes_and_the_old_one_is_an_alias_until_the_password_follows
+    a_second_change_of_name_locked_the_account_out
     an_account_is_deleted_and_its_contacts_hear_of_it
     blocking_archives_and_unblocking_opens_again
     messages_are_requested_by_bounds_and_counts
     presence_is_the_accounts_and_actions_are_the_sessions
+    who_was_there_at_a_crash_was_there_for_ever
     searching_finds_names_and_nicknames_and_only_the_newest_is_kept
     what_is_out_of_the_protocol_ends_that_connection_alone
     nothing_is_lost_or_doubled_between_sync_and_live
     of_two_who_create_the_same_channel_one_does
     a_restart_loses_nothing_that_was_answered
     what_is_too_old_is_forgotten
+    sessions_were_there_for_ever_and_any_number_of_them
     who_does_not_acknowledge_is_woken_once_until_it_comes
     who_is_strict_takes_sealed_messages_with_their_keys_only
     what_is_promised_holds_whatever_is_said

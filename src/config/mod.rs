@@ -325,6 +325,9 @@ settings! {
             platforms: Platforms = Platforms::default(), PlatformsTable, Restart;
             /// Connections at once; further ones are dropped without a word.
             max_connections: usize = 10_000, Number(1..=1_000_000), Restart;
+            /// Connections at once from one address that is not in `exempt`; further ones are dropped without a word. All of an
+            /// IPv6 /64 count as one address.
+            max_connections_per_address: usize = 256, Number(1..=1_000_000), Restart;
             /// A session that was away for longer has to log in again.
             session_max_age: Duration = 183 * DAY, Time(DAY..=100 * YEAR), Restart;
             /// How long daystream messages are kept.

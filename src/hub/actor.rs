@@ -112,7 +112,7 @@ impl Actor {
             Err(error) => {
                 tracing::error!(group = %id, %error, "a group could not be woken");
                 notices::failed(false);
-                Self::refuse(&shared, id, &mut posts, &error);
+                Self::refuse(&shared, id, &mut posts, &error).await;
                 return;
             }
         };
@@ -138,15 +138,15 @@ impl Actor {
             for (_, answer) in actor.asked.drain(..) {
                 let _gone = answer.send(Err(error.clone()));
             }
-            Self::refuse(&actor.shared, id, &mut actor.posts, &error);
+            Self::refuse(&actor.shared, id, &mut actor.posts, &error).await;
         }
     }
 
     /// Takes the group out of the index and answers whoever still waits in the mailbox.
-    fn refuse(shared: &Shared, id: DeviceGroupId, posts: &mut mpsc::Receiver<Post>, error: &StoreError) {
+    async fn refuse(shared: &Shared, id: DeviceGroupId, posts: &mut mpsc::Receiver<Post>, error: &StoreError) {
         posts.close();
         shared.awake.remove_if(&id, |_, awake| awake.mailbox.is_closed());
-        while let Ok(post) = posts.try_recv() {
+        while let Some(post) = posts.recv().await {
             match post {
                 Post::Join(join) => drop(join.seated.send(Err(error.clone()))),
                 Post::Ask(ask) => drop(ask.answer.send(Err(error.clone()))),
@@ -324,8 +324,10 @@ impl Actor {
         if left.is_none() {
             return Ok(false);
         }
-        // A join that slipped in finds its answer dropped, and looks for the group again.
+        // A join that slipped in finds its answer dropped, and looks for the group again. Up to the end, not only what is there:
+        // who had found a place before this was closed may fill it after, and would wait for an answer for ever.
         self.posts.close();
+        while self.posts.recv().await.is_some() {}
         Ok(true)
     }
 }

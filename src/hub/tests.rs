@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::actor::{Ask, Post, Wish};
 use super::{Hub, Outgoing, Seat};
 use crate::crypto::{Secret, boxes, kdf};
 use crate::group::limits::OUTBOX_COST;
@@ -64,6 +65,24 @@ impl House {
 fn reflect(n: u32) -> Request {
     let envelope = Envelope::copy_from(&n.to_le_bytes());
     Request::Reflect(Reflect { flags: ReflectFlags::default(), reflect_id: ReflectId(n), envelope })
+}
+
+/// Its place in the mailbox was found before the group fell asleep, and is filled after: a device waited there for ever.
+#[tokio::test(start_paused = true)]
+async fn what_comes_just_too_late_is_not_kept_waiting() {
+    let house = house(Limits::default());
+    let seat = house.joins(1, SlotState::New).await;
+    let mailbox = house.hub.mailbox(DeviceGroupId::new(boxes::public(&house.key)));
+    let place = mailbox.reserve().await.unwrap();
+    drop(seat);
+    house.falls_silent().await;
+    mailbox.closed().await;
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    place.send(Post::Ask(Box::new(Ask { wish: Wish::Look, answer })));
+    let answered = tokio::time::timeout(Duration::from_secs(60), answered).await;
+    assert!(answered.expect("an answer, or none for certain").is_err(), "it looks for the group again");
+    drop(mailbox);
+    house.hub.close().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
@@ -25,6 +26,9 @@ use crate::metrics;
 
 /// Time for a TLS handshake.
 pub const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
+/// Silence after which a connection that wants it is probed, and the time between probes.
+const SILENT: Duration = Duration::from_secs(60);
+const PROBE_EVERY: Duration = Duration::from_secs(15);
 /// First pause after a failed accept; doubled with each failure that follows, up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -210,6 +214,20 @@ pub enum Stream<Io> {
     Tls(Box<TlsStream<Io>>),
 }
 
+impl Stream<TcpStream> {
+    /// Finds out about a peer that is gone without a word: probes after a minute of silence, and ends a minute later.
+    pub fn keep_alive(&self) {
+        let tcp = match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        };
+        let probes = TcpKeepalive::new().with_time(SILENT).with_interval(PROBE_EVERY).with_retries(4);
+        if let Err(error) = SockRef::from(tcp).set_tcp_keepalive(&probes) {
+            tracing::warn!(%error, "a connection without keepalive");
+        }
+    }
+}
+
 impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<Io> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
@@ -278,6 +296,20 @@ mod tests {
             let _gone = stream.write_all(&heard).await;
             let _gone = stream.shutdown().await;
         }
+    }
+
+    #[tokio::test]
+    async fn who_vanished_kept_a_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = Stream::Plain(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        stream.keep_alive();
+        let Stream::Plain(tcp) = &stream else { unreachable!() };
+        let socket = SockRef::from(tcp);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(
+            (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap()),
+            (SILENT, PROBE_EVERY)
+        );
     }
 
     async fn says_ping(mut io: impl AsyncRead + AsyncWrite + Unpin) -> Vec<u8> {

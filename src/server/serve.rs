@@ -351,6 +351,7 @@ async fn open_skynet(
         settings.files_dir.clone_from(dir);
     }
     settings.connections_max = room.max_connections;
+    settings.connections_per_address_max = room.max_connections_per_address;
     settings.rates = skynet::Rates {
         attempts: room.attempts_per_address,
         logins: room.logins_per_name,

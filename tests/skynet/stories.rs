@@ -6,11 +6,11 @@ use std::convert::Infallible;
 use base64::Engine as _;
 use heliostat::chat::skynet::Confirmed;
 use heliostat::chat::skynet::serve::FILES;
-use heliostat::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
+use heliostat::chat::skynet::wire::content::{ArchiveMode, ExternalFile, MemberFlags};
 use heliostat::chat::skynet::wire::{
     AccountId, Body, ChannelAction, ChannelId, ChannelType, Content, CreateAccountStatus, CreateChannelStatus,
-    CreateSessionStatus, DeleteAccountStatus, Delivery, Doing, FileId, FromClient, Kind, MessageFlags, MessageId,
-    MessageSendStatus, OnlineState, RestoreSessionStatus, ToClient, WantedChannel,
+    CreateSessionStatus, DateTime, DeleteAccountStatus, Delivery, Doing, FileBlock, FileId, FromClient, Kind,
+    MessageFlags, MessageId, MessageSendStatus, OnlineState, RestoreSessionStatus, ToClient, WantedChannel,
 };
 use heliostat::crypto::Secret;
 use heliostat::net::listen::Door;
@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 pub use super::promises::what_is_promised_holds_whatever_is_said;
-use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, secured, seed, soon};
+use super::world::{Client, Ground, World, body, chat, key_hash, on, receipt, secured, seed, soon, until};
 
 const CLEAR: MessageFlags = MessageFlags::UNENCRYPTED;
 const DENIED: Result<MessageId, MessageSendStatus> = Err(MessageSendStatus::ACCESS_DENIED);
@@ -174,7 +174,7 @@ pub async fn two_become_friends_and_their_keys_meet(ground: Ground) {
     // Another key, another update; and keys of nobody's are no keys.
     let (_, newer) = bob.publish_keys().await;
     assert_eq!(alice.find_message(Kind::DirectChannelUpdate).await.body.dependencies[1], on(alice.account, newer));
-    let stolen = Body::new(Kind::PublicKeys, CLEAR, vec![1]).on([on(bob.account, private_a)]);
+    let stolen = Body::new(Kind::PublicKeys, CLEAR, vec![0; 6]).on([on(bob.account, private_a)]);
     bob.post(bob.account_data, stolen).await;
     bob.seen.clear();
     assert!(bob.find_end().await, "keys that refer to another account's end the connection");
@@ -435,10 +435,17 @@ pub async fn a_name_changes_and_the_old_one_is_an_alias_until_the_password_follo
     for bad in [B, "nonsense", A] {
         assert_eq!(alice.say(loopback, wish(bad)).await, DENIED, "{bad}");
     }
+    // Nobody keeps an address from others by naming it, and who lost the mail asks for it again.
     let new = "alice@example.net";
-    alice.say(loopback, wish("Alice@Example.net")).await.unwrap();
-    assert_eq!((world.mail.reasons(new), world.mail.reasons(A)), (1, 2), "the old address is warned");
     let mut client = world.greeted().await;
+    assert_eq!(client.register(new, "not mine").await, CreateAccountStatus::SUCCESS);
+    let registered = world.mail.token(new);
+    alice.say(loopback, wish("Alice@Example.net")).await.unwrap();
+    let token = world.mail.token(new);
+    assert_eq!((world.mail.reasons(new), world.mail.reasons(A)), (2, 2), "the old address is warned");
+    alice.say(loopback, wish(new)).await.unwrap();
+    assert_eq!((world.mail.reasons(new), world.mail.token(new)), (3, token));
+    assert_eq!(soon(world.running.confirm(&registered)).await, Some(Confirmed::Invalid));
     assert_eq!(client.login(new, A).await, CreateSessionStatus::INVALID_CREDENTIALS);
     assert_eq!(world.confirm(new).await, Confirmed::Done { address: new.into() });
     for client in [&mut alice, &mut bob] {
@@ -453,6 +460,31 @@ pub async fn a_name_changes_and_the_old_one_is_an_alias_until_the_password_follo
     assert_eq!(client.login(new, "new").await, CreateSessionStatus::SUCCESS);
     client.first_sync().await;
     assert_eq!(world.greeted().await.register(A, A).await, CreateAccountStatus::SUCCESS, "the old name is free");
+    world.stop().await;
+}
+
+pub async fn a_second_change_of_name_locked_the_account_out(ground: Ground) {
+    let world = World::start(&ground).await;
+    let mut alice = world.account(A).await;
+    let (loopback, names) = (alice.loopback, [A, "alice@example.net", "alice@example.org"]);
+    for new in &names[1..] {
+        let wish = Content::QueueMailAddressChange((*new).into());
+        alice.say(loopback, body(&wish, own_clear())).await.unwrap();
+        assert_eq!(world.confirm(new).await, Confirmed::Done { address: (*new).into() });
+    }
+    // The first is in every key until the password follows, so it is what the password goes with, and nobody else's.
+    for name in names {
+        drop(world.device_with(name, A).await);
+    }
+    let mut client = world.greeted().await;
+    assert_eq!(client.register(A, "mine now").await, CreateAccountStatus::ACCOUNT_NAME_TAKEN);
+    let (previous_key_hash, key_hash) = (key_hash(A), key_hash("new"));
+    let content = Content::PasswordUpdate { previous_key_hash, key_hash, key_history: vec![1; 128].into() };
+    alice.say(loopback, body(&content, own_clear())).await.unwrap();
+    for old in &names[..2] {
+        assert_eq!(client.login(old, "new").await, CreateSessionStatus::INVALID_CREDENTIALS);
+    }
+    assert_eq!(client.login(names[2], "new").await, CreateSessionStatus::SUCCESS);
     world.stop().await;
 }
 
@@ -595,6 +627,37 @@ pub async fn presence_is_the_accounts_and_actions_are_the_sessions(ground: Groun
     world.stop().await;
 }
 
+pub async fn who_was_there_at_a_crash_was_there_for_ever(ground: Ground) {
+    // A server that ends without another word, in a runtime of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let started = runtime.spawn(async move { (World::start(&ground).await, ground) });
+    let (world, ground) = soon(started).await.unwrap();
+    let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
+    world.friends(&mut alice, &mut bob).await;
+    let active = || FromClient::SetClientState { online: OnlineState::ACTIVE, doing: Doing::default() };
+    let is_there = |said: &Delivery| match Content::decode(Kind::OnlineState, said.body.flags, &said.body.content) {
+        Ok((Content::OnlineState(since), None)) => since.is_none(),
+        other => panic!("{other:?}"),
+    };
+    alice.send(&active()).await;
+    assert!(is_there(&bob.find_message(Kind::OnlineState).await));
+    runtime.shutdown_background();
+    assert!(alice.find_end().await && bob.find_end().await);
+    drop(world);
+
+    let world = World::start(&ground).await;
+    let (mut bob, sync) = world.back(&bob, 0, &[]).await;
+    let said = |it: &&Delivery| it.body.kind == Kind::OnlineState && it.sender == alice.account;
+    assert!(!is_there(sync.messages.iter().rfind(said).unwrap()));
+    // And who deletes the account goes.
+    let (mut alice, _) = world.back(&alice, 0, &[]).await;
+    alice.send(&active()).await;
+    assert!(is_there(&bob.find_message(Kind::OnlineState).await));
+    alice.send(&FromClient::DeleteAccount { key_hash: key_hash(A) }).await;
+    assert!(!is_there(&bob.find_message(Kind::OnlineState).await));
+    world.stop().await;
+}
+
 pub async fn searching_finds_names_and_nicknames_and_only_the_newest_is_kept(ground: Ground) {
     let world = World::start(&ground).await;
     let (mut alice, mut bob) = (world.account(A).await, world.account(B).await);
@@ -662,7 +725,7 @@ pub async fn what_is_out_of_the_protocol_ends_that_connection_alone(ground: Grou
     client.send(&FromClient::CreateAccount { name: B.into(), key_hash: key_hash("x") }).await;
     assert!(client.is_closed().await);
 
-    let late: [(&str, Says); 7] = [
+    let late: [(&str, Says); 9] = [
         ("a second login", |_| FromClient::CreateSession {
             name: A.into(),
             key_hash: key_hash(A),
@@ -678,6 +741,10 @@ pub async fn what_is_out_of_the_protocol_ends_that_connection_alone(ground: Grou
         }),
         ("what only the server says", |me| me.upload(Body::new(Kind::MailAddress, CLEAR, vec![0]))),
         ("bad flags", |me| me.upload(Body::new(Kind::Nickname, MessageFlags(0x22), vec![0]))),
+        ("a name that ends before it is over", |me| me.upload(Body::new(Kind::Nickname, CLEAR, vec![9]))),
+        ("a picture without the file that it has", |me| {
+            me.upload(body(&Content::ProfileImage(String::new()), CLEAR.and(MessageFlags::MEDIA)))
+        }),
         ("keys of nothing", |me| me.upload(Body::new(Kind::PublicKeys, CLEAR, vec![0; 6]))),
         ("a dependency that is not there", |me| {
             me.upload(Body::new(Kind::Nickname, CLEAR, vec![0]).on([on(AccountId::NONE, MessageId(1 << 40))]))
@@ -826,11 +893,49 @@ pub async fn what_is_too_old_is_forgotten(mut ground: Ground) {
 
     ground.later = day * 190;
     let world = World::start(&ground).await;
-    let mut tablet = world.device(B).await;
     let mut late = world.greeted().await;
     assert_eq!(late.restore(&bob, 0, &[]).await, RestoreSessionStatus::INVALID_SESSION);
-    tablet.find_message(Kind::DeviceList).await;
     assert_eq!(late.login(B, B).await, CreateSessionStatus::SUCCESS, "the connection may try otherwise");
+    world.stop().await;
+}
+
+pub async fn sessions_were_there_for_ever_and_any_number_of_them(mut ground: Ground) {
+    let devices = |list: &Delivery| match Content::decode(Kind::DeviceList, list.body.flags, &list.body.content) {
+        Ok((Content::DeviceList(devices), None)) => devices.into_iter().map(|it| it.session).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let newest = |sync: &super::world::Sync| {
+        devices(sync.messages.iter().rfind(|it| it.body.kind == Kind::DeviceList).expect("a device list"))
+    };
+    let world = World::start(&ground).await;
+    let alice = world.account(A).await;
+    let mut client = world.greeted().await;
+    client.push_token = "t".repeat(5_000);
+    assert_eq!(client.login(A, A).await, CreateSessionStatus::INVALID_FCM_REGISTRATION_TOKEN);
+    world.stop().await;
+
+    // What was away the longest makes room.
+    ground.settings.sessions_max = 2;
+    let world = World::start(&ground).await;
+    let gone = world.device(A).await.session;
+    world.stop().await;
+    let world = World::start(&ground).await;
+    let (mut phone, sync) = world.back(&alice, 0, &[]).await;
+    assert_eq!(newest(&sync), [alice.session, gone]);
+    let tablet = world.device(A).await;
+    assert_eq!(devices(&phone.find_message(Kind::DeviceList).await), [alice.session, tablet.session]);
+    world.stop().await;
+
+    // One comes back, and the other never does.
+    ground.later = ground.settings.session_age_max / 2;
+    let world = World::start(&ground).await;
+    let (_, sync) = world.back(&alice, 0, &[]).await;
+    assert_eq!(newest(&sync), [alice.session, tablet.session]);
+    world.stop().await;
+    ground.later = ground.settings.session_age_max + std::time::Duration::from_secs(3_600);
+    let world = World::start(&ground).await;
+    let (_, sync) = world.back(&alice, 0, &[]).await;
+    assert_eq!(newest(&sync), [alice.session]);
     world.stop().await;
 }
 
@@ -921,7 +1026,20 @@ pub async fn both_versions_of_tls_are_spoken_and_plain_where_it_is_said(mut grou
 /// A message that names a file.
 fn naming(kind: Kind, flags: MessageFlags, file: FileId) -> Body {
     let flags = flags.and(MessageFlags::MEDIA).and(MessageFlags::EXTERNAL_FILE);
-    Body { file, ..Body::new(kind, flags, vec![4; 64]) }
+    if !flags.has(CLEAR) {
+        return Body { file, ..Body::new(kind, flags, vec![4; 64]) };
+    }
+    let external = ExternalFile { content_type: "image/png".into(), length: 1, key: Secret::new([4; 32]) };
+    let block = FileBlock {
+        name: "portrait.png".into(),
+        created: DateTime::NONE,
+        written: DateTime::NONE,
+        thumbnail_type: "image/png".into(),
+        thumbnail: bytes::Bytes::new(),
+        external: Some(external),
+    };
+    let content = Content::ProfileImage(String::new());
+    Body { file, ..Body::new(content.kind(), flags, content.encode(Some(&block)).unwrap()) }
 }
 
 /// The status of an answer, and one of its headers.
@@ -1072,6 +1190,12 @@ pub async fn uploads_are_gone_on_with_checked_and_bounded(mut ground: Ground) {
     assert_eq!(world.asks_with("PUT", &location, &[], chunks(&bytes[..50_000])).await.status(), 507);
     assert_eq!(world.asks_with("PUT", &location, &[], chunks(&bytes[..49_999])).await.status(), 201);
     assert_eq!(world.asks("PUT", &alice.file_api("upload"), &[], b"").await.status(), 507);
+    // What nobody knows the length of took all that was left, and kept it when it was over; so did what was refused for good.
+    let (unknown, _) = begin(&bob).await;
+    let range = [("Content-Range", "bytes 0-999/*")];
+    assert_eq!(world.asks("PATCH", &unknown, &range, &bytes[..1_000]).await.status(), 204);
+    assert_eq!(with(&begin(&bob).await.0, digest(b"b"), &bytes[..60_000]).await, 422);
+    assert_eq!(world.asks("PUT", &begin(&bob).await.0, &[], &bytes).await.status(), 201);
     // What is interrupted is kept as far as it came.
     let (location, file) = begin(&bob).await;
     let path = location.split_once("localhost").unwrap().1.split_once('/').unwrap().1;
@@ -1080,16 +1204,18 @@ pub async fn uploads_are_gone_on_with_checked_and_bounded(mut ground: Ground) {
     soon(broken.write_all(&[head.as_bytes(), &bytes[..300]].concat())).await.unwrap();
     soon(broken.flush()).await.unwrap();
     // Nobody else brings it meanwhile.
-    while world.asks("PUT", &location, &[], b"x").await.status() != 409 {}
+    until(async || world.asks("PUT", &location, &[], b"x").await.status() == 409).await;
     drop(broken);
-    while look(&location).await.1 != "300" {}
+    until(async || look(&location).await.1 == "300").await;
     let mut rest = (0, String::new());
     // The interrupted attempt may still be on its way out.
-    while rest.0 != 204 {
+    until(async || {
         let range = [("Content-Range", "bytes 300-999/1000")];
         let answer = world.asks("PATCH", &location, &range, &bytes[300..1_000]).await;
         rest = (answer.status().as_u16(), format!("{:?}", answer.headers().get("upload-complete")));
-    }
+        rest.0 == 204
+    })
+    .await;
     assert_eq!(rest.1, "Some(\"?1\")");
     assert_eq!(fetched(&world, &bob, file).await.unwrap(), bytes[..1_000]);
     // Who asks whether to send at all is told to where it is taken, and not where it is not.
@@ -1105,7 +1231,7 @@ pub async fn uploads_are_gone_on_with_checked_and_bounded(mut ground: Ground) {
         soon(asking.read_exact(&mut answer)).await.unwrap();
         assert_eq!(answer, answers.as_bytes());
     }
-    while world.asks("PUT", &bob.file_api("upload"), &[], b"").await.status() == 307 {}
+    until(async || world.asks("PUT", &bob.file_api("upload"), &[], b"").await.status() != 307).await;
     let answer = world.asks("PUT", &bob.file_api("upload"), &[], b"").await;
     assert!(answer.status() == 429 && answer.headers().contains_key("retry-after"), "{answer:?}");
     world.stop().await;
@@ -1115,6 +1241,7 @@ pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
     let dir = ground.dir.join(FILES);
     let on_disk = |files: &[FileId]| {
         let names = std::fs::read_dir(&dir).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
+        let names = names.filter(|name| name != "database" && name != "lost");
         let wanted = files.iter().map(|it| format!("{:016x}", it.0)).collect::<BTreeSet<_>>();
         names.collect::<BTreeSet<_>>() == wanted
     };
@@ -1141,11 +1268,9 @@ pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
     );
     alice.say(loopback, naming(Kind::BackgroundImage, MessageFlags::LOOPBACK, default)).await.unwrap();
     alice.say(direct, naming(Kind::ChatMessage, MessageFlags::NONE, sent)).await.unwrap();
-    while !on_disk(&[newer, default, sent, unnamed]) {
-        tokio::task::yield_now().await;
-    }
+    until(async || on_disk(&[newer, default, sent, unnamed])).await;
 
-    // Nobody named it for a day. What nobody goes on with goes sooner, and a crash's leavings at once.
+    // Nobody named it for a day. What nobody goes on with goes sooner, and a crash's leavings are moved aside at once.
     let (location, half) = ticket(&world.asks("PUT", &alice.file_api("upload"), &[], b"").await);
     let part = [("Content-Range", "bytes 0-3/9")];
     assert_eq!(world.asks("PATCH", &location, &part, b"half").await.status(), 204);
@@ -1154,9 +1279,8 @@ pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
     std::fs::write(dir.join("00000000000000ff.part"), "half").unwrap();
     ground.later = std::time::Duration::from_secs(86_400);
     let world = World::start(&ground).await;
-    while !on_disk(&[newer, default, sent]) {
-        tokio::task::yield_now().await;
-    }
+    assert!(dir.join("lost/00000000000000ff.part").exists());
+    until(async || on_disk(&[newer, default, sent])).await;
     let (mut alice, _) = world.back(&alice, 0, &[]).await;
     assert_eq!(fetched(&world, &alice, unnamed).await, Err(404));
     let last = uploaded(&world, &alice, b"last").await;
@@ -1164,9 +1288,7 @@ pub async fn files_go_when_nobody_can_have_them_any_more(mut ground: Ground) {
     alice.send(&FromClient::DeleteAccount { key_hash: key_hash(A) }).await;
     assert!(alice.find_end().await);
     assert_eq!(fetched(&world, &bob, sent).await.unwrap(), [3][..]);
-    while !on_disk(&[newer, sent]) {
-        tokio::task::yield_now().await;
-    }
+    until(async || on_disk(&[newer, sent])).await;
     assert_eq!(fetched(&world, &bob, last).await, Err(404));
     world.stop().await;
 }

@@ -11,10 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use heliostat::chat::skynet::store::Place;
+use heliostat::chat::skynet::wire::content::KeyFormat;
 use heliostat::chat::skynet::wire::{
     AccountId, Announced, Body, ChannelId, ChannelType, Content, CreateAccountStatus, CreateSessionStatus, Delivery,
-    Dependency, FromClient, HEADER, Kind, MessageFlags, MessageId, MessageSendStatus, RestoreSessionStatus, SessionId,
-    ToClient, Upload, WantedChannel, read_header,
+    Dependency, FromClient, HEADER, Keys, Kind, MessageFlags, MessageId, MessageSendStatus, RestoreSessionStatus,
+    SessionId, ToClient, Upload, WantedChannel, read_header,
 };
 use heliostat::chat::skynet::{self, Config, Confirmed, Letter, MailHook, PushHook, Reason, Settings, Wake};
 use heliostat::crypto::Secret;
@@ -48,6 +49,16 @@ pub fn seed() -> u64 {
 
 pub async fn soon<T>(happens: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, happens).await.expect("this happens in time")
+}
+
+/// Waits until something holds that nobody tells of.
+pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let waits = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(waits).await;
 }
 
 /// What servers here present, and who trusts it. Made once: its files are read and gone.
@@ -347,6 +358,16 @@ pub fn body(content: &Content, flags: MessageFlags) -> Body {
     Body::new(content.kind(), flags, content.encode(None).unwrap())
 }
 
+pub fn public_keys() -> Content {
+    let (format, key) = (KeyFormat::BOUNCY_CASTLE, Bytes::from_static(&[2; 8]));
+    Content::PublicKeys(Keys {
+        signature_format: format,
+        signature: key.clone(),
+        derivation_format: format,
+        derivation: key,
+    })
+}
+
 pub fn chat(text: &str) -> Body {
     Body::new(Kind::ChatMessage, MessageFlags::NONE, text.as_bytes().to_vec())
 }
@@ -580,7 +601,7 @@ impl Client {
         let (loopback, account_data) = (self.loopback, self.account_data);
         let private = Body::new(Kind::PrivateKeys, MessageFlags::LOOPBACK, vec![1; 64]);
         let private = self.say(loopback, private).await.unwrap();
-        let public = Body::new(Kind::PublicKeys, MessageFlags::UNENCRYPTED, vec![2; 8]).on([on(self.account, private)]);
+        let public = body(&public_keys(), MessageFlags::UNENCRYPTED).on([on(self.account, private)]);
         let public = self.say(account_data, public).await.unwrap();
         (private, public)
     }

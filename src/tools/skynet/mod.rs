@@ -12,7 +12,7 @@
 //! | `folder` | what is kept on disk |
 //! | [`event`] | what happens, in words and in JSON |
 //! | [`command`] | what a line means |
-//! | [`line`] | packets over a byte stream |
+//! | [`mod@line`] | packets over a byte stream |
 //! | [`place`] | where the server is |
 //! | [`web`] | confirming, and files beside the messages |
 //! | this one | the arguments, and lines from a person or a script |

@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -156,7 +155,8 @@ pub fn start_on(
         let (shared, mailbox) = (Arc::clone(&shared), mailbox.clone());
         let conn = ConnId(next_conn.fetch_add(1, Ordering::Relaxed));
         async move {
-            keep_alive(&socket);
+            // Finds peers that are gone without a word (spec 10.4).
+            socket.keep_alive();
             connection::run(&shared, mailbox, conn, socket, from).await;
         }
     };
@@ -197,18 +197,5 @@ impl Bounds for Places {
     fn comes_from(&self, _: IpAddr) -> Option<OwnedSemaphorePermit> {
         // Counted already; this one counts for nothing.
         Arc::clone(&self.0).try_acquire_many_owned(0).ok()
-    }
-}
-
-/// Finds peers that are gone without a word (spec 10.4).
-fn keep_alive(socket: &Stream<TcpStream>) {
-    let tcp = match socket {
-        Stream::Plain(tcp) => tcp,
-        Stream::Tls(tls) => tls.get_ref().0,
-    };
-    let probes =
-        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
-    if let Err(error) = SockRef::from(tcp).set_tcp_keepalive(&probes) {
-        warn!(%error, "a connection without keepalive");
     }
 }

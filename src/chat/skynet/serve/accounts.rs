@@ -1,6 +1,6 @@
 //! Accounts and sessions: registering, confirming, logging in, coming back, leaving for good (spec 4.2, 4.3, 4.4, 4.8b, 4.9).
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::actor::{Answer, Confirmed};
 use super::connection::Hello;
@@ -19,6 +19,8 @@ use crate::metrics::{self, Login, Room};
 
 /// Content of a device list, at most: of more sessions than fit, the newest are told.
 const DEVICE_LIST_MAX: usize = u16::MAX as usize;
+/// Longest push token, in bytes. Those of push services are some hundred bytes long.
+const PUSH_TOKEN_MAX: usize = 4 * 1024;
 
 impl Scene<'_> {
     pub(super) async fn create_account(&mut self, conn: ConnId, name: &str, key_hash: &Secret<32>) -> Result<(), Halt> {
@@ -90,8 +92,9 @@ impl Scene<'_> {
         for other in self.work.names_of(account).await? {
             match other.role {
                 _ if other.address == address => {}
-                // Good for logging in until the password follows the name, whose letters are part of every key.
-                Role::Initial | Role::Change if other.confirmed_ms != 0 => {
+                // Good for logging in until the password follows the name, whose letters are part of every key: also one
+                // that is an alias since the change before this one.
+                Role::Initial | Role::Change | Role::Alias if other.confirmed_ms != 0 => {
                     self.work.set_name(&other.address, Role::Alias, other.confirmed_ms).await?;
                 }
                 _ => self.work.remove_name(&other.address).await?,
@@ -146,7 +149,9 @@ impl Scene<'_> {
         let named = named.filter(|named| equal(&named.password_hash, &password_hash));
         let status = match &named {
             // No push service has such a token, and PostgreSQL keeps no such text.
-            Some(named) if named.confirmed_ms != 0 && push_token.contains('\0') => {
+            Some(named)
+                if named.confirmed_ms != 0 && (push_token.len() > PUSH_TOKEN_MAX || push_token.contains('\0')) =>
+            {
                 CreateSessionStatus::INVALID_FCM_REGISTRATION_TOKEN
             }
             Some(named) if named.confirmed_ms != 0 => CreateSessionStatus::SUCCESS,
@@ -179,6 +184,7 @@ impl Scene<'_> {
             push_token,
             last_push_ms: 0,
         };
+        self.make_room(account).await?;
         self.work.add_session(&session).await?;
         // The others hear of it now; the new one in its first sync.
         self.tell_devices(account).await?;
@@ -187,6 +193,35 @@ impl Scene<'_> {
         self.say(conn, &ToClient::CreateSessionResponse { status, account, session, token, web_token });
         self.catch_up(conn, account, MessageId::NONE, &[]).await?;
         Ok(Answer::Authenticated)
+    }
+
+    /// Lets go of the session that was away the longest, where an account has as many as it can.
+    async fn make_room(&mut self, account: AccountId) -> Result<(), StoreError> {
+        let mut sessions = self.work.sessions(account).await?;
+        sessions.sort_by_key(|it| (self.presence.at(account, it.id).is_some(), it.last_connected_ms, it.id));
+        let many = (sessions.len() + 1).saturating_sub(self.settings.sessions_max);
+        for session in sessions.into_iter().take(many) {
+            // The others hear of it with the new one.
+            self.end_session(account, session.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets sessions that were away for too long.
+    pub(super) async fn forget_sessions(&mut self, before_ms: u64) -> Result<usize, StoreError> {
+        let mut told = BTreeSet::new();
+        let mut forgotten = 0;
+        for (account, session) in self.work.sessions_before(before_ms).await? {
+            if self.presence.at(account, session).is_none() {
+                self.work.remove_session(session).await?;
+                told.insert(account);
+                forgotten += 1;
+            }
+        }
+        for account in told {
+            self.tell_devices(account).await?;
+        }
+        Ok(forgotten)
     }
 
     /// Tells the devices of an account which there are.
@@ -223,8 +258,7 @@ impl Scene<'_> {
             Some(stored) if stored.is_fresh(self.settings.session_age_max, self.now_ms) => stored,
             other => {
                 if let Some(old) = other {
-                    self.work.remove_session(old.id).await?;
-                    self.tell_devices(old.account).await?;
+                    self.drop_session(old.id).await?;
                 }
                 logins.of(Login::Refused).increment(1);
                 self.say(conn, &ToClient::RestoreSessionResponse { status: RestoreSessionStatus::INVALID_SESSION });
@@ -247,12 +281,17 @@ impl Scene<'_> {
     /// A session is none any more: its device cannot be reached, and will not come.
     pub(super) async fn drop_session(&mut self, session: SessionId) -> Result<(), StoreError> {
         let Some(StoredSession { account, .. }) = self.work.session(session).await? else { return Ok(()) };
+        self.end_session(account, session).await?;
+        self.tell_devices(account).await
+    }
+
+    async fn end_session(&mut self, account: AccountId, session: SessionId) -> Result<(), StoreError> {
         self.work.remove_session(session).await?;
         if let Some(conn) = self.presence.at(account, session) {
             self.left(conn).await?;
             self.out.push(Out::Cut(conn));
         }
-        self.tell_devices(account).await
+        Ok(())
     }
 
     /// The sync of a session that knows these channels and everything up to `last` in them.
@@ -292,6 +331,17 @@ impl Scene<'_> {
         self.tell_online(seat.account, changed.active).await
     }
 
+    /// Says of those of whom nobody is here that nobody is, where the last word was another: a crash took the one that should
+    /// have followed.
+    pub(super) async fn tell_absent(&mut self) -> Result<(), StoreError> {
+        for account in self.work.said_to_be_active().await? {
+            if !self.presence.is_active(account) {
+                self.tell_online(account, Some(false)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Tells contacts whether somebody of an account is there, if that changed.
     pub(super) async fn tell_online(&mut self, account: AccountId, active: Option<bool>) -> Result<(), StoreError> {
         let Some(active) = active else { return Ok(()) };
@@ -317,6 +367,8 @@ impl Scene<'_> {
         for other in self.conns(account, None) {
             let Some((_, changed)) = self.presence.leave(other) else { continue };
             self.act(other, account, changed.actions).await?;
+            // While there still are contacts to tell.
+            self.tell_online(account, changed.active).await?;
             if other != conn {
                 self.out.push(Out::Cut(other));
             }

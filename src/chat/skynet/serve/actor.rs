@@ -100,6 +100,8 @@ pub(super) struct Actor {
     presence: Presence,
     wakes: Wakes,
     outboxes: HashMap<ConnId, Arc<Outbox>>,
+    /// Whether who was here went without a word: after a start, and when everybody was cut.
+    unsaid: bool,
     /// Told when there are files whose bytes can be removed.
     let_go: Arc<Notify>,
 }
@@ -108,7 +110,7 @@ impl Actor {
     pub(super) fn new(config: Config, store: Store, clock: Clock, gate: Arc<Gate>, let_go: Arc<Notify>) -> Self {
         let Config { settings, mail, push, .. } = config;
         let (presence, wakes, outboxes) = (Presence::default(), Wakes::default(), HashMap::new());
-        Self { settings, store, clock, mail, gate, push, presence, wakes, outboxes, let_go }
+        Self { settings, store, clock, mail, gate, push, presence, wakes, outboxes, unsaid: true, let_go }
     }
 
     /// Runs until everybody who could send mail is gone.
@@ -129,7 +131,7 @@ impl Actor {
             if let Err(error) = self.work(&mut batch, sweep).await {
                 error!(%error, "all connections end");
                 batch.clear();
-                (self.presence, self.wakes) = (Presence::default(), Wakes::default());
+                (self.presence, self.wakes, self.unsaid) = (Presence::default(), Wakes::default(), true);
                 for (_, outbox) in self.outboxes.drain() {
                     outbox.cut();
                 }
@@ -153,6 +155,9 @@ impl Actor {
             woken: Vec::new(),
         };
         let mut tells: Vec<Told> = Vec::new();
+        if self.unsaid {
+            scene.tell_absent().await?;
+        }
         if sweep {
             scene.sweep().await?;
         }
@@ -183,8 +188,10 @@ impl Actor {
             scene.wake(account).await?;
         }
         let Scene { work, out, letters, woken, .. } = scene;
+        let let_go = work.commit().await?;
+        self.unsaid = false;
         // Also those that could not be removed when they were let go.
-        if work.commit().await? || sweep {
+        if let_go || sweep {
             self.let_go.notify_one();
         }
         for said in out {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
@@ -26,10 +26,16 @@ use crate::metrics::{self, Presence, Room};
 
 /// How long somebody who has not logged in may be silent: the protocol has no ping, and people type passwords.
 pub const STRANGER_SILENT_MAX: Duration = Duration::from_secs(300);
-/// How long one write may take before the client counts as not reading.
+/// How long somebody who has not logged in may take for a packet that has begun.
+const STRANGERS_PACKET_MAX: Duration = Duration::from_secs(30);
+/// Longest first packet, in bytes: a handshake is shorter. Only who has said which client it is may say more.
+const HELLO_PAYLOAD_MAX: usize = 512;
+/// How long nothing of what is written may get out before the client counts as not reading.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
-/// Messages of a sync that are read at once.
+/// Messages of a sync that are read at once, unless they are long ([`PAGE_BYTES_MAX`]).
 const PAGE: usize = 64;
+/// What these may take in memory, in bytes, unless it is one alone.
+const PAGE_BYTES_MAX: u64 = 512 * 1024;
 
 /// What all connections share.
 #[derive(Debug)]
@@ -111,8 +117,8 @@ async fn read<Io: AsyncRead + Unpin>(
         let packet = if line == Line::Authenticated {
             next_packet(&mut io, MEMBERS_PAYLOAD_MAX).await
         } else {
-            let packet = tokio::time::timeout(STRANGER_SILENT_MAX, next_packet(&mut io, STRANGERS_PAYLOAD_MAX)).await;
-            packet.unwrap_or(Err(Ending::Silent))
+            let max = if line == Line::Initialised { STRANGERS_PAYLOAD_MAX } else { HELLO_PAYLOAD_MAX };
+            strangers_packet(&mut io, max).await
         };
         let packet = match packet {
             Ok(packet) if line.accepts(&packet) => packet,
@@ -151,6 +157,14 @@ async fn read<Io: AsyncRead + Unpin>(
     }
 }
 
+/// The next packet of somebody who has not logged in, and has less time for it.
+async fn strangers_packet<Io: AsyncBufRead + Unpin>(io: &mut Io, max: usize) -> Result<FromClient, Ending> {
+    let begins = async { io.fill_buf().await.map(drop) };
+    tokio::time::timeout(STRANGER_SILENT_MAX, begins).await.map_err(|_| Ending::Silent)??;
+    let packet = tokio::time::timeout(STRANGERS_PACKET_MAX, next_packet(io, max)).await;
+    packet.map_err(|_| Ending::Silent)?
+}
+
 /// The next packet. Its payload is read as it comes: what is only announced takes no memory.
 async fn next_packet<Io: AsyncRead + Unpin>(io: &mut Io, max: usize) -> Result<FromClient, Ending> {
     let mut header = [0; HEADER];
@@ -179,11 +193,13 @@ async fn write<Io: AsyncWrite + Unpin>(store: &Store, outbox: &Outbox, mut io: I
             Item::Frame(frame) => put(&mut io, &[frame]).await,
             Item::Messages { account, ids, found } => {
                 let mut written = Ok(());
-                for page in ids.chunks(PAGE) {
-                    let frames = match page_of(store, account, page, found).await {
-                        Ok(frames) => frames,
+                let mut rest = ids.as_slice();
+                while !rest.is_empty() {
+                    let (frames, read) = match page_of(store, account, rest, found).await {
+                        Ok(page) => page,
                         Err(error) => return error.into(),
                     };
+                    rest = rest.get(read..).unwrap_or_default();
                     written = put(&mut io, &frames).await;
                     if written.is_err() {
                         break;
@@ -201,26 +217,68 @@ async fn write<Io: AsyncWrite + Unpin>(store: &Store, outbox: &Outbox, mut io: I
     Ending::Said
 }
 
+/// The first of these messages as frames, and how many they are.
 async fn page_of(
     store: &Store,
     account: crate::chat::skynet::wire::AccountId,
     ids: &[i64],
     found: bool,
-) -> Result<Vec<Bytes>, StoreError> {
+) -> Result<(Vec<Bytes>, usize), StoreError> {
     let mut work = store.read().await?;
-    let mut frames = Vec::with_capacity(ids.len());
-    for message in work.messages(ids).await? {
+    let page = work.light(ids.get(..PAGE).unwrap_or(ids), PAGE_BYTES_MAX).await?;
+    let mut frames = Vec::with_capacity(page.len());
+    for message in work.messages(page).await? {
         frames.extend(render(&mut work, &message, account, -1, found).await?);
     }
-    Ok(frames)
+    Ok((frames, page.len()))
 }
 
+/// Writes frames. The limit is for each write that makes progress: who is slow is not gone.
 async fn put<Io: AsyncWrite + Unpin>(io: &mut Io, frames: &[Bytes]) -> Result<(), Ending> {
-    let write = async {
-        for frame in frames {
-            io.write_all(frame).await?;
+    for frame in frames {
+        let mut rest = Bytes::clone(frame);
+        while !rest.is_empty() {
+            let writes = tokio::time::timeout(WRITE_STALL_MAX, io.write_buf(&mut rest));
+            if writes.await.map_err(|_| Ending::Stalled)?? == 0 {
+                return Err(Ending::Left);
+            }
         }
-        io.flush().await
-    };
-    Ok(tokio::time::timeout(WRITE_STALL_MAX, write).await.map_err(|_| Ending::Stalled)??)
+    }
+    Ok(tokio::time::timeout(WRITE_STALL_MAX, io.flush()).await.map_err(|_| Ending::Stalled)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn strangers_held_memory_for_five_minutes() {
+        let (mut client, io) = tokio::io::duplex(1024);
+        let mut io = tokio::io::BufReader::new(io);
+        assert!(matches!(strangers_packet(&mut io, 512).await, Err(Ending::Silent)));
+        // A byte of a packet, and then nothing.
+        client.write_all(&[0]).await.unwrap();
+        let soon = tokio::time::timeout(STRANGERS_PACKET_MAX * 2, strangers_packet(&mut io, 512));
+        assert!(matches!(soon.await, Ok(Err(Ending::Silent))));
+        let (mut client, io) = tokio::io::duplex(1024);
+        client.write_all(&[0, 1, 2, 0]).await.unwrap();
+        let long = strangers_packet(&mut tokio::io::BufReader::new(io), HELLO_PAYLOAD_MAX).await;
+        assert!(matches!(long, Err(Ending::Violation(_))), "a handshake is not so long");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_read_slowly_was_cut_as_one_who_does_not_read() {
+        let (mut io, mut client) = tokio::io::duplex(16);
+        let frames = [Bytes::from_static(&[7; 100])];
+        let reads = async {
+            let mut read = [0; 16];
+            for _ in 0..6 {
+                // Each is in time, and all together are not.
+                tokio::time::sleep(WRITE_STALL_MAX / 2).await;
+                client.read_exact(&mut read).await.unwrap();
+            }
+        };
+        assert!(tokio::join!(put(&mut io, &frames), reads).0.is_ok());
+        assert!(matches!(put(&mut io, &frames).await, Err(Ending::Stalled)));
+    }
 }

@@ -518,7 +518,8 @@ impl Receiving {
     /// Returns what is there in the end, and how many bytes came.
     async fn run(self, body: Body) -> Result<(StoredFile, u64), (Refused, u64)> {
         let mut came = 0;
-        match self.take(body, &mut came).await {
+        let taken = self.take(body, &mut came).await;
+        let ended = match taken {
             Ok(stored) => Ok((stored, came)),
             Err(refused) => {
                 // What is interrupted can be gone on with; what cannot become a file only takes room.
@@ -529,6 +530,28 @@ impl Receiving {
                 }
                 Err((refused, came))
             }
+        };
+        let is_whole = matches!(&ended, Ok((stored, _)) if stored.state == FileState::Whole);
+        let is_final = matches!(&ended, Err((refused, _)) if refused.is_final());
+        if !is_whole && (is_final || self.part.total.is_none()) {
+            self.settle().await;
+        }
+        ended
+    }
+
+    /// Sets aside what is there and nothing more: nobody knows how long the file is to be, or whether anything comes again.
+    async fn settle(&self) {
+        let (disk, file) = (self.files.disk.clone(), self.stored.id);
+        let settled = match blocking(move || disk.has_come(file)).await {
+            Ok(there) => {
+                self.files.ask(|answer| FileAsk::SetAside { file, wanted: Some(there), answer }).await.map(drop)
+            }
+            Err(error) => Err(Refused::Disk(error)),
+        };
+        match settled {
+            // It is no more, or the server is going.
+            Ok(()) | Err(Refused::Unknown | Refused::NotNow) => {}
+            Err(error) => warn!(%error, "what was set aside for a file cannot be given back"),
         }
     }
 

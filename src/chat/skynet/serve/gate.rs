@@ -95,7 +95,7 @@ async fn wait(buckets: &Buckets, key: &impl std::hash::Hash) {
 }
 
 /// What one customer has: of IPv6 a whole network.
-fn network(address: IpAddr) -> u128 {
+pub(super) fn network(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_bits().into(),
         IpAddr::V6(v6) => v6.to_bits() >> 64 << 64,

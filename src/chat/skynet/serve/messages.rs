@@ -157,22 +157,18 @@ impl Scene<'_> {
         facts: &HashMap<MessageId, Fact>,
     ) -> Result<Result<Effect, Refusal>, Halt> {
         let denied = Ok(Err(Refusal::Status(MessageSendStatus::ACCESS_DENIED)));
-        let acts = matches!(
-            body.kind,
-            Kind::QueueMailAddressChange
-                | Kind::PasswordUpdate
-                | Kind::ArchiveChannel
-                | Kind::GroupChannelUpdate
-                | Kind::BlockList
-        );
-        if !acts {
-            let publishes = body.kind == Kind::PublicKeys;
-            return Ok(Ok(if publishes { Effect::PublishKeys } else { Effect::None }));
+        // What is sealed is relayed as it came, and does nothing here. What is in clear is read whatever it is: who gets what
+        // cannot be read would stop there, in every sync (spec 2.1, 2.3).
+        if !body.flags.has(MessageFlags::UNENCRYPTED) {
+            return Ok(Ok(Effect::None));
         }
         let (content, _) = Content::decode(body.kind, body.flags, &body.content)?;
         Ok(Ok(match content {
             Content::QueueMailAddressChange(wanted) => match normalised(&wanted) {
-                Some(address) if self.named(&address).await?.is_none() => Effect::ChangeName(address),
+                // Only what somebody has confirmed is taken.
+                Some(address) if self.named(&address).await?.is_none_or(|it| it.confirmed_ms == 0) => {
+                    Effect::ChangeName(address)
+                }
                 _ => return denied,
             },
             Content::PasswordUpdate { previous_key_hash, key_hash, .. } => {
@@ -182,6 +178,7 @@ impl Scene<'_> {
                 }
                 Effect::ChangePassword(key_hash)
             }
+            Content::PublicKeys(_) => Effect::PublishKeys,
             Content::ArchiveChannel(ArchiveMode::DELETED) => Effect::Archive(ArchiveMode::DELETED),
             Content::GroupChannelUpdate { revision, members, .. } => {
                 let update = GroupUpdate { revision, members: &members, dependencies: &body.dependencies };
@@ -203,7 +200,8 @@ impl Scene<'_> {
                     channels: distinct(channels.into_iter().map(|it| it.0).collect()),
                 }
             }
-            _ => return denied,
+            Content::ArchiveChannel(_) => return denied,
+            _ => Effect::None,
         }))
     }
 
@@ -306,6 +304,15 @@ impl Scene<'_> {
 
     /// An account wants another name: the new address has to confirm it, the old one hears of it.
     async fn queue_name(&mut self, account: AccountId, address: String) -> Result<(), StoreError> {
+        match self.work.name(&address).await? {
+            // The mail was lost: it is the same wish.
+            Some(wish) if wish.account == account => {
+                self.letters.push(Letter { to: address, reason: Reason::Confirm { token: wish.token } });
+                return Ok(());
+            }
+            Some(other) => self.work.forget_unconfirmed(&other).await?,
+            None => {}
+        }
         let mut present = None;
         for named in self.work.names_of(account).await? {
             match named.role {

@@ -27,24 +27,25 @@ mod outbox;
 mod scene;
 mod web;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::state::ConnId;
-use super::store::disk::Disk;
+use super::store::disk::{Disk, LOST};
 use super::store::{Place, Store, StoreError};
 use super::wire::SessionId;
 use crate::metrics::{self, Push};
-use crate::net::listen::{self, Bounds, Door};
+use crate::net::listen::{self, Bounds, Door, Stream};
 use crate::net::tasks::Tasks;
 use crate::time::Clock;
 use actor::{Actor, Mail};
@@ -137,6 +138,8 @@ pub struct Config {
     pub settings: Settings,
     /// Connections at a time, at most; further ones are dropped without a word.
     pub connections_max: usize,
+    /// Connections at a time from one address that is not in `exempt`, at most; further ones are dropped likewise.
+    pub connections_per_address_max: usize,
     /// How often something may be tried.
     pub rates: Rates,
     /// Addresses that are not held responsible for single clients, because many stand behind them: the mediator's.
@@ -157,6 +160,7 @@ impl Config {
             place: Place::Sqlite,
             settings: Settings::default(),
             connections_max: 10_000,
+            connections_per_address_max: 256,
             rates: Rates::default(),
             exempt: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             mail: Arc::new(LogMail::default()),
@@ -186,7 +190,7 @@ pub struct Running {
     listeners: Vec<JoinHandle<()>>,
     actor: JoinHandle<()>,
     files: Arc<Files>,
-    transfers_max: usize,
+    visits: Places,
     clock: Clock,
 }
 
@@ -209,7 +213,7 @@ impl Running {
             mailbox: self.mailbox.clone(),
             files: Arc::clone(&self.files),
             public_url,
-            transfers_max: self.transfers_max,
+            places: self.visits.clone(),
             clock: self.clock,
         };
         let pages = web::serve(listener, door, site, shutdown);
@@ -250,15 +254,16 @@ pub async fn start_on(
     let addresses = doors.iter().map(|(listener, _)| listener.local_addr()).collect::<io::Result<_>>()?;
     let store = Store::open(&config.place, &config.data_dir).await?;
     let disk = Disk::open(&config.files_dir).map_err(StoreError::Files)?;
-    let removed = disk.tidy(&store).await?;
-    if removed > 0 {
-        info!(removed, "removed what was left of files that never were");
+    let moved = disk.tidy(&store).await?;
+    if moved > 0 {
+        warn!(moved, directory = LOST, "moved aside what the database does not know of the files");
     }
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let weak = mailbox.downgrade();
     let over = CancellationToken::new();
     let gate = Arc::new(Gate::new(config.rates, config.exempt.clone(), clock));
-    let (settings, places) = (config.settings.clone(), Places(Arc::new(Semaphore::new(config.connections_max))));
+    let (settings, places) = (config.settings.clone(), Places::new(&config));
+    let visits = places.among(web::VISITORS_MAX.saturating_add(settings.files.transfers_max));
     let (limits, let_go) = (settings.files, Arc::new(Notify::new()));
     let files = Files::new((store.clone(), disk), weak.clone(), limits, settings.session_age_max, clock);
     let files = Arc::new(files);
@@ -274,7 +279,7 @@ pub async fn start_on(
         tokio::spawn(telling(over.clone(), serving))
     };
     let listeners = doors.into_iter().map(listen).chain([removing]).collect();
-    Ok(Running { addresses, mailbox: weak, over, listeners, actor, files, transfers_max: limits.transfers_max, clock })
+    Ok(Running { addresses, mailbox: weak, over, listeners, actor, files, visits, clock })
 }
 
 /// Runs `task`, and cancels `over` when it has ended or panicked.
@@ -283,19 +288,77 @@ async fn telling(over: CancellationToken, task: impl Future<Output = ()>) {
     task.await;
 }
 
-/// How many may be connected, wherever they come from: behind a mediator they all come from one address.
+/// How many may be connected: in all, and from one address, unless many clients stand behind it.
 #[derive(Debug, Clone)]
-struct Places(Arc<Semaphore>);
+struct Places {
+    all: Arc<Semaphore>,
+    per_address_max: usize,
+    exempt: Arc<[IpAddr]>,
+    of: Arc<Mutex<HashMap<u128, usize>>>,
+}
 
-impl Bounds for Places {
-    type Place = Option<OwnedSemaphorePermit>;
+/// What a connection holds.
+#[derive(Debug)]
+enum Held {
+    OfAll {
+        _permit: OwnedSemaphorePermit,
+    },
+    OfAddress {
+        network: u128,
+        of: Arc<Mutex<HashMap<u128, usize>>>,
+    },
+    /// Of an address that is not counted.
+    Exempt,
+}
 
-    fn accepted(&self) -> Option<Self::Place> {
-        Arc::clone(&self.0).try_acquire_owned().ok().map(Some)
+impl Places {
+    fn new(config: &Config) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(config.connections_max)),
+            per_address_max: config.connections_per_address_max,
+            exempt: config.exempt.clone().into(),
+            of: Arc::default(),
+        }
     }
 
-    fn comes_from(&self, _address: IpAddr) -> Option<Self::Place> {
-        Some(None)
+    /// The same for fewer, of which nobody may have more than a quarter.
+    fn among(&self, max: usize) -> Self {
+        let (per_address_max, exempt) = (self.per_address_max.min(max.div_ceil(4)), Arc::clone(&self.exempt));
+        Self { all: Arc::new(Semaphore::new(max)), per_address_max, exempt, of: Arc::default() }
+    }
+}
+
+impl Bounds for Places {
+    type Place = Held;
+
+    fn accepted(&self) -> Option<Held> {
+        Some(Held::OfAll { _permit: Arc::clone(&self.all).try_acquire_owned().ok()? })
+    }
+
+    fn comes_from(&self, address: IpAddr) -> Option<Held> {
+        let address = address.to_canonical();
+        if self.exempt.contains(&address) {
+            return Some(Held::Exempt);
+        }
+        let network = gate::network(address);
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = of.get(&network).copied().unwrap_or_default();
+        if there >= self.per_address_max {
+            return None;
+        }
+        of.insert(network, there + 1);
+        Some(Held::OfAddress { network, of: Arc::clone(&self.of) })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Self::OfAddress { network, of } = self else { return };
+        let mut of = of.lock().unwrap_or_else(PoisonError::into_inner);
+        match of.get_mut(network) {
+            Some(there) if *there > 1 => *there -= 1,
+            _ => drop(of.remove(network)),
+        }
     }
 }
 
@@ -310,7 +373,9 @@ async fn serve(
 ) {
     let tasks = Tasks::new();
     let shutdown = shared.stop.clone();
-    let handler = move |stream, origin: SocketAddr| {
+    let handler = move |stream: Stream<TcpStream>, origin: SocketAddr| {
+        // The protocol has no ping: without it, who vanishes holds a place, and is active for others (spec 1.1).
+        stream.keep_alive();
         let conn = ConnId(next_conn.fetch_add(1, Ordering::Relaxed));
         connection::run(Arc::clone(&shared), mailbox.clone(), conn, origin.ip(), stream)
     };
@@ -321,5 +386,32 @@ async fn serve(
     tasks.tracker().wait().await;
     if let Err(error) = accepting.await {
         error!(%error, "the Skynet server could not accept any more");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_took_every_place() {
+        let mut config = Config::new(PathBuf::new());
+        (config.connections_max, config.connections_per_address_max) = (5, 2);
+        let places = Places::new(&config);
+        let from = |address: &str| places.comes_from(address.parse().unwrap());
+        let (first, second) = (from("2001:db8::1").unwrap(), from("2001:db8::2").unwrap());
+        assert!(from("2001:db8::3").is_none(), "a customer has a whole network");
+        let other = from("192.0.2.1").unwrap();
+        assert!(from("::ffff:192.0.2.1").is_some() && from("192.0.2.1").is_some());
+        drop(first);
+        let third = from("2001:db8::3").unwrap();
+        assert!(from("2001:db8::3").is_none());
+        let mediators: Vec<_> = (0..9).map(|_| from("127.0.0.1").unwrap()).collect();
+        drop((second, third, other, mediators));
+        assert!(places.of.lock().unwrap().is_empty(), "nothing is left of those who went");
+        let all: Vec<_> = std::iter::from_fn(|| places.accepted()).collect();
+        let few = places.among(4);
+        let visits: Vec<_> = std::iter::from_fn(|| few.comes_from("192.0.2.1".parse().unwrap())).collect();
+        assert_eq!((all.len(), visits.len()), (5, 1), "a page is for more than one, too");
     }
 }

@@ -38,19 +38,22 @@ pub(super) enum Item {
 }
 
 impl Item {
-    fn cost(&self) -> usize {
-        ITEM_OVERHEAD
-            + match self {
-                Self::Frame(frame) => frame.len(),
-                Self::Messages { ids, .. } => ids.len() * size_of::<i64>(),
-            }
+    /// Of frames, and of the numbers of syncs.
+    fn cost(&self) -> (usize, usize) {
+        match self {
+            Self::Frame(frame) => (ITEM_OVERHEAD + frame.len(), 0),
+            Self::Messages { ids, .. } => (ITEM_OVERHEAD, ids.len() * size_of::<i64>()),
+        }
     }
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     items: VecDeque<Item>,
+    /// Of frames.
     bytes: usize,
+    /// Of the numbers of syncs, which leave live messages their room: an account may have seen any number.
+    sync_bytes: usize,
     /// Nothing more is taken; when what waits is written, it is over.
     closed: bool,
 }
@@ -71,8 +74,10 @@ impl Outbox {
         if queue.closed {
             return true;
         }
-        queue.bytes += item.cost();
-        // A sync costs what an account has seen: it stands in the line however long it is.
+        let (bytes, sync_bytes) = item.cost();
+        queue.bytes += bytes;
+        queue.sync_bytes += sync_bytes;
+        // A sync costs what an account has seen: it stands in the line however long it is, and so does what ends it.
         let full = queue.bytes > OUTBOX_BYTES_MAX && matches!(item, Item::Frame(_));
         if full {
             drop(queue);
@@ -118,7 +123,9 @@ impl Outbox {
         let mut queue = self.queue();
         let item = queue.items.pop_front();
         if let Some(item) = &item {
-            queue.bytes = queue.bytes.saturating_sub(item.cost());
+            let (bytes, sync_bytes) = item.cost();
+            queue.bytes = queue.bytes.saturating_sub(bytes);
+            queue.sync_bytes = queue.sync_bytes.saturating_sub(sync_bytes);
             self.drained.notify_one();
         }
         if item.is_none() && !queue.closed { None } else { Some(item) }
@@ -129,7 +136,7 @@ impl Outbox {
         loop {
             {
                 let queue = self.queue();
-                if queue.bytes <= ROOM || queue.closed {
+                if queue.bytes.saturating_add(queue.sync_bytes) <= ROOM || queue.closed {
                     return;
                 }
             }
@@ -163,7 +170,24 @@ mod tests {
         let taken: Vec<_> = std::iter::from_fn(|| outbox.take().flatten()).collect();
         assert_eq!(taken, [frame(1), sync, frame(2)]);
         assert_eq!(outbox.take(), Some(None));
-        assert_eq!(outbox.queue().bytes, 0);
+        let queue = outbox.queue();
+        assert_eq!((queue.bytes, queue.sync_bytes), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_had_seen_a_million_messages_could_not_sync_any_more() {
+        let outbox = Outbox::default();
+        let ids = vec![1; OUTBOX_BYTES_MAX / size_of::<i64>() + 1];
+        assert!(outbox.put(frame(1)) && outbox.put(Item::Messages { account: AccountId(1), ids, found: false }));
+        assert!(
+            outbox.put(frame(1)) && outbox.put(frame(OUTBOX_BYTES_MAX / 2)),
+            "it ends, and live messages have room"
+        );
+        assert!(!outbox.cut.is_cancelled());
+        // But whoever asks for it again is not heard before it is read.
+        outbox.next().await;
+        assert!(futures_util::poll!(std::pin::pin!(outbox.room())).is_pending());
+        assert!(!outbox.put(frame(OUTBOX_BYTES_MAX / 2)), "the line is as bounded as before");
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub struct Settings {
     pub platforms: Vec<Platform>,
     /// A session that was away for longer has to log in again.
     pub session_age_max: Duration,
+    /// Sessions of one account, at most: they are told in every device list, and woken. Of more, the one that was away the
+    /// longest goes.
+    pub sessions_max: usize,
     /// Whether sealed messages have to say with which keys. The only known client does not.
     pub strict_dependencies: bool,
     /// Whether a search is followed by the public profiles of those it found. Not for clients that cannot stand messages outside
@@ -62,6 +65,7 @@ impl Default for Settings {
             protocol_version: 3,
             platforms: vec![android],
             session_age_max: Duration::from_secs(183 * 86_400),
+            sessions_max: 64,
             strict_dependencies: false,
             forward_profiles: false,
             files: FileLimits::default(),
@@ -314,8 +318,9 @@ impl Scene<'_> {
         let daystream = self.work.remove_daystream(self.ago(self.settings.daystream_age_max)).await?;
         let (coming, unnamed) = (self.ago(COMPLETE_WITHIN), self.ago(self.settings.files.unnamed_age_max));
         let files = self.work.forget_files(coming, unnamed).await?;
-        if names + daystream + files > 0 {
-            info!(names, daystream, files, "forgot what was too old");
+        let sessions = self.forget_sessions(self.ago(self.settings.session_age_max)).await?;
+        if names + daystream + files > 0 || sessions > 0 {
+            info!(names, daystream, files, sessions, "forgot what was too old");
         }
         Ok(())
     }

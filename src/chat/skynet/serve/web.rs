@@ -20,7 +20,7 @@ use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -32,7 +32,7 @@ use crate::net::tasks::Tasks;
 use crate::time::Clock;
 
 /// Visitors at a time, at most, beside those who bring or fetch files; further ones are dropped without a word.
-const VISITORS_MAX: usize = 256;
+pub(super) const VISITORS_MAX: usize = 256;
 /// How long a visit may take, in all.
 const VISIT_MAX: Duration = Duration::from_secs(15);
 /// How long a visit may go on when the server stops.
@@ -65,16 +65,15 @@ pub(super) struct Site {
     pub(super) mailbox: mpsc::WeakSender<Mail>,
     pub(super) files: Arc<Files>,
     pub(super) public_url: String,
-    pub(super) transfers_max: usize,
+    pub(super) places: Places,
     pub(super) clock: Clock,
 }
 
 /// Serves it until told to stop.
 pub(super) async fn serve(listener: TcpListener, door: Door, site: Site, stop: CancellationToken) {
-    let Site { mailbox, files, public_url, transfers_max, clock } = site;
+    let Site { mailbox, files, public_url, places, clock } = site;
     let tasks = Tasks::new();
     let router = router(mailbox).merge(files::router(files, public_url, tasks.clone()));
-    let places = Places(Arc::new(Semaphore::new(VISITORS_MAX + transfers_max)));
     let stopping = tasks.stop_token().clone();
     let handler = move |io, _from| visit(io, router.clone(), clock, stopping.clone());
     let accepting = tokio::spawn(listen::serve_within(places, listener, door, tasks.clone(), handler));

@@ -18,6 +18,8 @@ pub enum Refusal {
 }
 
 const DENIED: Refusal = Refusal::Status(MessageSendStatus::ACCESS_DENIED);
+/// What others are not shown leaves them a message about nothing, on which clients fail in every sync (spec 2.4, 8.8).
+const FOR_ONE: Refusal = Refusal::Violation("what a receipt or an override is about concerns one account alone");
 /// Somebody else was faster.
 pub const CONCURRENT: Refusal = Refusal::Status(MessageSendStatus::CONCURRENT_CHANGES);
 
@@ -84,6 +86,20 @@ pub fn may_write(
     if open && allowed { Ok(()) } else { Err(DENIED) }
 }
 
+/// How many others a message may build on. The layout has room for 65 535, each of which is kept, read and told on its own;
+/// nothing needs more than a few, but for a group, which names a key for each of its members.
+#[must_use]
+pub const fn dependencies_max(kind: Kind) -> usize {
+    match kind {
+        Kind::GroupChannelUpdate => GROUP_DEPENDENCIES_MAX,
+        _ => DEPENDENCIES_MAX,
+    }
+}
+
+const DEPENDENCIES_MAX: usize = 256;
+/// More than the members that fit into the content: 64 KiB of nine bytes each.
+const GROUP_DEPENDENCIES_MAX: usize = 8 * 1024;
+
 /// Whether everything that a message builds on is there and is what its kind needs. `facts` has what is there of it, `loopback`
 /// is the sender's own.
 ///
@@ -97,6 +113,9 @@ pub fn may_depend(
     loopback: ChannelId,
 ) -> Result<(), Refusal> {
     let found = |dependency: &Dependency| facts.get(&dependency.message);
+    if body.dependencies.len() > dependencies_max(body.kind) {
+        return Err(DENIED);
+    }
     if body.dependencies.iter().any(|dependency| found(dependency).is_none()) {
         return Err(Refusal::Violation("a dependency that is not there"));
     }
@@ -113,6 +132,11 @@ pub fn may_depend(
             _ => Err(Refusal::Violation("public keys without the private ones they belong to")),
         },
         Kind::MessageOverride => {
+            let target = |on: &&Dependency| found(on).as_ref().is_some_and(said);
+            let mut targets = body.dependencies.iter().filter(target);
+            if targets.any(|on| !on.account.is_none()) {
+                return Err(FOR_ONE);
+            }
             let mut targets = body.dependencies.iter().filter_map(found).filter(said).peekable();
             let own = |fact: &Fact| fact.sender == sender && fact.channel == channel.id;
             if targets.peek().is_some() && targets.all(own) { Ok(()) } else { Err(DENIED) }
@@ -120,6 +144,9 @@ pub fn may_depend(
         Kind::MessageReceived | Kind::MessageRead => {
             if body.dependencies.is_empty() {
                 return Err(Refusal::Violation("a receipt for nothing"));
+            }
+            if body.dependencies.iter().any(|on| !on.account.is_none()) {
+                return Err(FOR_ONE);
             }
             let here = |fact: &Fact| said(&fact) && fact.channel == channel.id;
             if body.dependencies.iter().filter_map(found).all(here) { Ok(()) } else { Err(DENIED) }
@@ -282,6 +309,46 @@ mod tests {
         }
         let blocked = Channel { archive: ArchiveMode::BLOCKED, ..channel(Direct) };
         assert_eq!(says(&blocked, ME, NOBODY), [0x1a, 0x1c, 0x1d, 0x2a], "what is for oneself, and keys of groups");
+    }
+
+    #[test]
+    fn receipts_and_overrides_reached_others_without_what_they_are_about() {
+        let fact = Fact { id: MessageId(3), channel: ChannelId(7), sender: ME, kind: Kind::ChatMessage };
+        let keys = Fact { id: MessageId(4), channel: ChannelId(7), sender: ME, kind: Kind::DirectChannelUpdate };
+        let facts = HashMap::from([(fact.id, fact), (keys.id, keys)]);
+        let judge = |kind, dependencies: &[(AccountId, i64)]| {
+            let on = dependencies.iter().map(|(account, id)| Dependency { account: *account, message: MessageId(*id) });
+            let body = Body::new(kind, kind.rule().required, &b""[..]).on(on);
+            may_depend(&channel(Direct), ME, &body, &facts, ChannelId::NONE)
+        };
+        for kind in [Kind::MessageReceived, Kind::MessageRead, Kind::MessageOverride] {
+            assert_eq!(judge(kind, &[(AccountId::NONE, 3)]), Ok(()));
+            for account in [ME, OTHER] {
+                assert_eq!(judge(kind, &[(account, 3)]), Err(FOR_ONE), "{kind:?}");
+                assert_eq!(judge(kind, &[(AccountId::NONE, 3), (account, 3)]), Err(FOR_ONE), "{kind:?}");
+            }
+        }
+        assert_eq!(
+            judge(Kind::MessageOverride, &[(AccountId::NONE, 3), (ME, 4)]),
+            Ok(()),
+            "keys are for whom they are"
+        );
+    }
+
+    #[test]
+    fn a_message_could_build_on_the_same_one_as_often_as_its_layout_allowed() {
+        let fact = Fact { id: MessageId(3), channel: ChannelId(7), sender: ME, kind: Kind::ChatMessage };
+        let facts = HashMap::from([(fact.id, fact)]);
+        let judge = |kind: Kind, times: usize| {
+            let on = Dependency { account: AccountId::NONE, message: fact.id };
+            let body = Body::new(kind, kind.rule().required, &b""[..]).on(vec![on; times]);
+            may_depend(&channel(Group), ME, &body, &facts, ChannelId::NONE)
+        };
+        for kind in [Kind::PrivateKeys, Kind::ChatMessage, Kind::MessageRead, Kind::GroupChannelUpdate] {
+            assert_eq!(judge(kind, dependencies_max(kind)), Ok(()), "{kind:?}");
+            assert_eq!(judge(kind, dependencies_max(kind) + 1), Err(DENIED), "{kind:?}");
+        }
+        assert!(GROUP_DEPENDENCIES_MAX > usize::from(u16::MAX) / 9);
     }
 
     #[test]

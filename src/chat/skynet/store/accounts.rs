@@ -273,6 +273,16 @@ impl Work {
         self.rows(sql, values![account.0]).await?.iter().map(stored_session).collect()
     }
 
+    /// Those that did not connect since then, with whose they are.
+    pub(in crate::chat::skynet) async fn sessions_before(
+        &mut self,
+        before_ms: u64,
+    ) -> Result<Vec<(AccountId, SessionId)>, StoreError> {
+        let sql = "SELECT account_id, id FROM session WHERE last_connected_ms <= $1 ORDER BY id";
+        let rows = self.rows(sql, values![before_ms]).await?;
+        rows.iter().map(|row| Ok((AccountId(get(row, 0)?), SessionId(get(row, 1)?)))).collect()
+    }
+
     pub(in crate::chat::skynet) async fn touch_session(
         &mut self,
         session: SessionId,

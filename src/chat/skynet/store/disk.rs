@@ -2,7 +2,9 @@
 //!
 //! What is still coming is called `ID.part` and can be gone on with. It gets its name when all of it is on the disk: synced,
 //! renamed, and the directory synced. Only then the database says that it is whole. The database forgets a file only after its
-//! bytes are gone. So whatever a crash leaves behind is either known, or nobody's: [`Disk::tidy`] removes that at start.
+//! bytes are gone. So whatever a crash leaves behind is either known, or nobody's: [`Disk::tidy`] moves that aside at start. It does
+//! not remove it, because a database that was restored from a backup does not know what is newer, and it refuses a directory
+//! that is another database's, of which everything would be nobody's.
 //!
 //! Everything here blocks.
 
@@ -15,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{FileState, Store, StoreError, StoredFile};
 use crate::chat::skynet::wire::FileId;
+use crate::crypto::random;
 use crate::files;
 
 /// What is read at once, in bytes.
@@ -22,6 +25,10 @@ pub const PIECE: usize = 64 * 1024;
 /// Files that are asked for at once when everything is looked at.
 const PAGE: usize = 256;
 const COMING: &str = "part";
+/// In the directory: whose files these are.
+const OWNER: &str = "database";
+/// The directory in it for what the database does not know.
+pub const LOST: &str = "lost";
 
 /// See the top of this file.
 #[derive(Debug, Clone)]
@@ -148,17 +155,48 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes what `store` does not know, or not like this. Says how many. Before anything comes or is fetched.
+    /// Sees to it that the directory is this database's.
+    async fn claim(&self, store: &Store) -> Result<(), StoreError> {
+        let path = self.0.join(OWNER);
+        let marked = match fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(StoreError::Files(error)),
+        };
+        let mut work = store.begin().await?;
+        let owner = work.files_owner().await?;
+        if let Some(marked) = marked {
+            if owner.is_some_and(|owner| marked.trim() == mark(owner)) {
+                return Ok(());
+            }
+            let why = format!("{} says that they belong to another database", path.display());
+            return Err(StoreError::Files(io::Error::other(why)));
+        }
+        let owner = match owner {
+            Some(owner) => owner,
+            None => {
+                let owner = i64::from_le_bytes(random::bytes());
+                work.set_files_owner(owner).await?;
+                // Before the directory knows: a crash between the two leaves a directory that is nobody's yet.
+                work.commit().await?;
+                owner
+            }
+        };
+        files::write_whole(&path, &(mark(owner) + "\n"), true).map_err(StoreError::Files)
+    }
+
+    /// Moves what `store` does not know, or not like this, into [`LOST`]. Says how many. Before anything comes or is fetched.
     ///
     /// # Errors
-    /// The store's; [`StoreError::Files`] when the directory cannot be read or changed.
+    /// The store's; [`StoreError::Files`] when the directory is another database's, or cannot be read or changed.
     pub async fn tidy(&self, store: &Store) -> Result<u64, StoreError> {
-        let mut removed = 0;
+        self.claim(store).await?;
+        let (mut moved, lost) = (0, self.0.join(LOST));
         let mut entries = fs::read_dir(&self.0).map_err(StoreError::Files)?;
         loop {
             let page: Vec<_> = entries.by_ref().take(PAGE).collect::<Result<_, _>>().map_err(StoreError::Files)?;
             if page.is_empty() {
-                return Ok(removed);
+                return Ok(moved);
             }
             // Whatever else somebody put here is not ours to remove.
             let page: Vec<_> = page.iter().filter_map(|it| Some((it.path(), named(&it.path())?))).collect();
@@ -166,13 +204,21 @@ impl Disk {
             let known = store.read().await?.files(&ids).await?;
             for (path, (id, state)) in page {
                 let is_known = |it: &StoredFile| it.id == id && it.state == state;
-                if !known.iter().any(is_known) {
-                    fs::remove_file(path).map_err(StoreError::Files)?;
-                    removed += 1;
+                if !known.iter().any(is_known)
+                    && let Some(name) = path.file_name()
+                {
+                    let moving = files::make_private_dir(&lost).and_then(|()| fs::rename(&path, lost.join(name)));
+                    moving.map_err(StoreError::Files)?;
+                    moved += 1;
                 }
             }
         }
     }
+}
+
+/// A database, as its directory knows it.
+fn mark(owner: i64) -> String {
+    format!("{:016x}", owner.cast_unsigned())
 }
 
 /// Which file this is, and how far it is by its name.
@@ -225,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_crash_left_behind_is_removed_and_what_is_known_is_not() {
+    async fn what_a_crash_left_behind_is_moved_aside_and_what_is_known_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&Place::Sqlite, dir.path()).await.unwrap();
         let mut work = store.begin().await.unwrap();
@@ -243,6 +289,35 @@ mod tests {
         }
         assert_eq!(disk.tidy(&store).await.unwrap(), 4);
         assert!(kept.iter().all(|path| path.exists()) && !lost.iter().any(|path| path.exists()));
+        for path in &lost {
+            assert_eq!(fs::read(disk.0.join(LOST).join(path.file_name().unwrap())).unwrap(), b"abc");
+        }
+        assert_eq!(disk.tidy(&store).await.unwrap(), 0);
         store.close().await;
+    }
+
+    #[tokio::test]
+    async fn another_database_removed_all_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let store = Store::open(&Place::Sqlite, &at("a")).await.unwrap();
+        let disk = Disk::open(&at("files")).unwrap();
+        let mut work = store.begin().await.unwrap();
+        work.add_file(&stored(1, FileState::Whole)).await.unwrap();
+        work.commit().await.unwrap();
+        let path = disk.0.join("0000000000000001");
+        fs::write(&path, "abc").unwrap();
+        assert_eq!(disk.tidy(&store).await.unwrap(), 0);
+        let owned = Disk::open(&at("others")).unwrap();
+        let other = Store::open(&Place::Sqlite, &at("b")).await.unwrap();
+        // One that is new, and one that has files of its own.
+        for _ in 0..2 {
+            assert!(matches!(disk.tidy(&other).await, Err(StoreError::Files(_))));
+            assert!(path.exists());
+            assert_eq!(owned.tidy(&other).await.unwrap(), 0);
+        }
+        assert_eq!(disk.tidy(&store).await.unwrap(), 0);
+        store.close().await;
+        other.close().await;
     }
 }

@@ -1,5 +1,7 @@
 //! Messages, what they depend on, and who sees which.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use sqlx::any::AnyRow;
 
@@ -68,6 +70,12 @@ pub struct Fact {
     pub kind: Kind,
 }
 
+/// The content of an online state that says *somebody is there*: since when nobody is, is missing.
+const ONLINE: u8 = 1;
+
+/// What a dependency takes in memory while it is read, in bytes, roughly: a row that owns its names and types.
+const DEPENDENCY_WEIGHT: u64 = 512;
+
 /// What an account sees, `cm` being its membership and `$1` itself (spec 2.3, delivery rule).
 macro_rules! visible {
     ($($rest:literal),+) => {
@@ -130,6 +138,29 @@ impl Work {
             self.remove_messages(older, values).await?;
         }
         Ok(Stored { id, draft })
+    }
+
+    /// As many of the first of these messages as take no more than `bytes_max` when they are read, but at least one.
+    pub(in crate::chat::skynet) async fn light<'a>(
+        &mut self,
+        ids: &'a [i64],
+        bytes_max: u64,
+    ) -> Result<&'a [i64], StoreError> {
+        let sql = "SELECT id, CAST(LENGTH(content) AS BIGINT), \
+                   (SELECT COUNT(*) FROM dependency d WHERE d.message_id = message.id) FROM message WHERE id IN ({})";
+        let mut weights = HashMap::with_capacity(ids.len());
+        for row in self.rows_of(sql, &[], ids).await? {
+            let (content, dependencies): (u64, u64) = (narrow(&row, 1)?, narrow(&row, 2)?);
+            weights
+                .insert(get::<i64>(&row, 0)?, content.saturating_add(dependencies.saturating_mul(DEPENDENCY_WEIGHT)));
+        }
+        let mut bytes: u64 = 0;
+        let fits = |id: &&i64| {
+            bytes = bytes.saturating_add(weights.get(id).copied().unwrap_or_default());
+            bytes <= bytes_max
+        };
+        let fit = ids.iter().take_while(fits).count();
+        Ok(ids.get(..fit.max(1)).unwrap_or(ids))
     }
 
     /// Messages, in order; those that are not there any more are left out.
@@ -268,6 +299,14 @@ impl Work {
         self.ids(sql, values![account.0]).await
     }
 
+    /// The accounts of which the last word is that somebody is there.
+    pub(in crate::chat::skynet) async fn said_to_be_active(&mut self) -> Result<Vec<AccountId>, StoreError> {
+        let sql = "SELECT c.owner_id FROM message m JOIN channel c ON c.id = m.channel_id \
+                   WHERE m.kind = 43 AND m.content = $1 AND c.type = 1 ORDER BY c.owner_id";
+        let active = values![[ONLINE].as_slice()];
+        Ok(self.ids(sql, active).await?.into_iter().map(AccountId).collect())
+    }
+
     /// Whether an account sees a message that names a file.
     pub(super) async fn sees_file(&mut self, account: AccountId, file: FileId) -> Result<bool, StoreError> {
         let sql = visible!("AND m.file_id = $2 AND m.file_id <> 0 LIMIT 1");
@@ -287,6 +326,45 @@ impl Work {
 const _: () = {
     // The numbers in the queries above.
     assert!(Kind::GroupChannelUpdate.id() == 30 && Kind::Nickname.id() == 37 && Kind::Bio.id() == 38);
+    assert!(Kind::OnlineState.id() == 43);
     assert!(Kind::ProfileImage.id() == 39 && Kind::PublicKeys.id() == 24 && Kind::DaystreamMessage.id() == 36);
     assert!(MessageFlags::LOOPBACK.0 == 1 && MessageFlags::UNENCRYPTED.0 == 2 && MessageFlags::NO_SENDER_SYNC.0 == 4);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Place, Store};
+    use super::*;
+
+    #[test]
+    fn somebody_there_is_one_byte() {
+        let active = crate::chat::skynet::wire::Content::OnlineState(None).encode(None).unwrap();
+        assert_eq!(active[..], [ONLINE]);
+    }
+
+    #[tokio::test]
+    async fn a_page_of_the_longest_messages_took_all_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Place::Sqlite, dir.path()).await.unwrap();
+        let mut work = store.begin().await.unwrap();
+        let mut ids = Vec::new();
+        for (len, dependencies) in [(0, 0), (1_000, 0), (0, 2_000), (1_000, 0), (1_001, 0), (0, 0)] {
+            let on = Dependency { account: AccountId::NONE, message: MessageId(1) };
+            let body = Body::new(Kind::ChatMessage, MessageFlags::NONE, vec![1; len]).on(vec![on; dependencies]);
+            let (channel, sender, audience) = (ChannelId(1), AccountId(1), Audience::Members);
+            let draft = Draft { channel, sender, audience, dispatched_ms: 1, body };
+            ids.push(work.add_message(draft).await.unwrap().id.0);
+        }
+        let mut pages = Vec::new();
+        let mut rest = &ids[..];
+        while !rest.is_empty() {
+            let page = work.light(rest, 2_000).await.unwrap().len();
+            pages.push(page);
+            rest = &rest[page..];
+        }
+        assert_eq!(pages, [2, 1, 1, 2], "as many as fit, and what fits nowhere alone");
+        assert_eq!(work.light(&[99, 98], 0).await.unwrap(), [99, 98], "what is not there takes nothing");
+        drop(work);
+        store.close().await;
+    }
+}

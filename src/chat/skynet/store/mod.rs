@@ -73,6 +73,7 @@ pub enum Place {
 pub struct Store {
     pool: AnyPool,
     begin: &'static str,
+    read: &'static str,
     key: Secret<32>,
 }
 
@@ -86,7 +87,7 @@ impl Store {
         files::make_private_dir(data_dir).map_err(StoreError::Key)?;
         let key = rest_key(&data_dir.join(KEY_FILE)).map_err(StoreError::Key)?;
         let options = AnyPoolOptions::new().max_connections(CONNECTIONS_MAX);
-        let (pool, begin, migrator) = match place {
+        let (pool, begin, read, migrator) = match place {
             Place::Sqlite => {
                 let file = data_dir.join(FILE);
                 files::make_private(&file).map_err(sqlx::Error::from)?;
@@ -96,15 +97,18 @@ impl Store {
                 });
                 let pool = pool.connect(&format!("sqlite://{}", file.display())).await?;
                 // Readers do not wait for it, and whoever writes does so from the start: no deadlock half way.
-                (pool, "BEGIN IMMEDIATE", sqlx::migrate!("src/chat/skynet/store/migrations/sqlite"))
+                (pool, "BEGIN IMMEDIATE", "BEGIN", sqlx::migrate!("src/chat/skynet/store/migrations/sqlite"))
             }
             Place::Postgres(url) => {
                 let pool = options.connect(url).await?;
-                (pool, "BEGIN", sqlx::migrate!("src/chat/skynet/store/migrations/postgres"))
+                // What is read by several queries is of one moment, as it is with the other engine: no message without
+                // the dependencies that it had.
+                let read = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+                (pool, "BEGIN", read, sqlx::migrate!("src/chat/skynet/store/migrations/postgres"))
             }
         };
         migrator.run(&pool).await?;
-        Ok(Self { pool, begin, key })
+        Ok(Self { pool, begin, read, key })
     }
 
     /// Begins a piece of work: reads and writes that count all together or not at all.
@@ -115,12 +119,12 @@ impl Store {
         Ok(Work { tx: self.pool.begin_with(self.begin).await?, key: self.key.clone(), let_go: false })
     }
 
-    /// Begins to read, without keeping those who write waiting.
+    /// Begins to read, without keeping those who write waiting: everything as it was when the first thing was read.
     ///
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn read(&self) -> Result<Work, StoreError> {
-        Ok(Work { tx: self.pool.begin().await?, key: self.key.clone(), let_go: false })
+        Ok(Work { tx: self.pool.begin_with(self.read).await?, key: self.key.clone(), let_go: false })
     }
 
     /// Vouches for something, so that it can be given away and recognised when it comes back, also after a restart.

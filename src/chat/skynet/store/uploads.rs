@@ -75,6 +75,16 @@ const COLUMNS: &str =
     "SELECT id, owner_id, state, length, checksum, created_ms, referenced_ms FROM file WHERE id IN ({})";
 
 impl Work {
+    /// Which database this is, as the directory of its files knows it; `None` when there is none yet.
+    pub(super) async fn files_owner(&mut self) -> Result<Option<i64>, StoreError> {
+        let row = self.row("SELECT value FROM counter WHERE name = 'files'", values![]).await?;
+        row.map(|row| get(&row, 0)).transpose()
+    }
+
+    pub(super) async fn set_files_owner(&mut self, id: i64) -> Result<(), StoreError> {
+        self.run("INSERT INTO counter (name, value) VALUES ('files', $1)", values![id]).await.map(drop)
+    }
+
     pub(in crate::chat::skynet) async fn add_file(&mut self, file: &StoredFile) -> Result<(), StoreError> {
         let sql = "INSERT INTO file (id, owner_id, state, length, checksum, created_ms, referenced_ms) \
                    VALUES ($1, $2, $3, $4, $5, $6, $7)";

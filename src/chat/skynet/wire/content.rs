@@ -1,7 +1,7 @@
 //! What is inside of each kind of message (spec 2.4), in clear: as it travels with [`MessageFlags::UNENCRYPTED`], and as it
 //! is before a client seals it.
 //!
-//! The server reads the content of those kinds only that it acts upon; it relays the others as they came.
+//! The server reads whatever is in clear, and takes nothing that is malformed; it relays what is sealed as it came.
 
 use bytes::{Bytes, BytesMut};
 
