@@ -805,7 +805,7 @@ pub fn tox_group(data: &[u8]) {
             join.signature = pair.sign(&join.to_sign(&id, &to, &member));
             let key = boxes::beforenm(&secret(byte), &to.0).unwrap();
             let packet = seal(&key, &to, &member, &[byte; 24], &Request::JoinRequest(join).encode());
-            drop(group.handle(now, Input::Packet(Endpoint::Stream(byte.into()), &packet)));
+            drop(group.handle(now, Input::Packet(Endpoint::Stream(byte.into(), [192, 0, 2, byte].into()), &packet)));
         }
     } else {
         for member in members {
@@ -838,7 +838,7 @@ pub fn tox_group(data: &[u8]) {
         let at = usize::from(who % 2);
         let key = boxes::beforenm(&secret([2, 3][at]), &to.0).unwrap();
         let packet = seal(&key, &to, &members[at], &[*who; 24], plain);
-        let from = Endpoint::Stream(u64::from(who % 4));
+        let from = Endpoint::Stream(u64::from(who % 4), [192, 0, 2, who % 4].into());
         for step in [group.handle(now, Input::Packet(from, &packet)), group.handle(now, Input::Tick)] {
             for (_, packet) in step.sends {
                 let sealed = Sealed::read(&packet).unwrap();

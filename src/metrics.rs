@@ -394,7 +394,7 @@ label! {
         TooMuch = "too_much",
         /// The hub's own, come back.
         Echo = "echo",
-        /// More came at once than could be decided.
+        /// More came, or was to be sent, at once than the hub or the kernel took.
         Full = "full",
         /// For a connection that does not read.
         SlowReader = "slow_reader",

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use heliostat::chat::toxgroup::state::{Command, Dropped, Endpoint, Event, Input, Mode, NodeFormat, Rules, Why};
+use heliostat::chat::toxgroup::state::{
+    Command, Dropped, Endpoint, Event, Input, Mode, NodeFormat, Own, Refused, Rules, Save, Why,
+};
 use heliostat::chat::toxgroup::wire::record::Verdict;
-use heliostat::chat::toxgroup::wire::{Broadcast, Dialect, Message, MessageId, Node, Nodes, Request};
+use heliostat::chat::toxgroup::wire::{Broadcast, ClientId, Dialect, Message, MessageId, Node, Nodes, Request};
+use heliostat::crypto::Secret;
 
 use super::simulation::CLASSIC;
 use super::world::{World, rules};
@@ -230,7 +233,14 @@ fn private_addresses_are_not_believed_from_public_ones() {
     world.say(a, Command::AddPeer(id, None)).unwrap();
     // It asks, is asked back, and answers with where others are.
     let node = |address: &str| Node { id: world.peers[c].id(), address: address.parse().unwrap() };
-    for (list, believed) in [(node("10.0.0.3:1"), false), (node("203.0.113.9:1"), true)] {
+    // Nor from a stream, which does not say where somebody is.
+    let stream = Endpoint::Stream(1, [10, 0, 0, 9].into());
+    for (public, list, believed) in [
+        (public, node("10.0.0.3:1"), false),
+        (public, node("203.0.113.9:1"), true),
+        (stream, node("127.0.0.1:1"), false),
+        (stream, node("203.0.113.8:1"), true),
+    ] {
         let ask = world.boxed(b, a, &Request::GetNodes([1; 8]));
         let step = world.peers[a].group.handle(world.now, Input::Packet(public, &ask));
         let (_, question) = step.sends.last().unwrap();
@@ -246,4 +256,165 @@ fn private_addresses_are_not_believed_from_public_ones() {
         assert_eq!(step.sends.iter().any(|(to, _)| *to == Endpoint::Udp(list.address)), believed, "{list:?}");
         world.now = world.now.plus(40 * SECOND);
     }
+}
+
+#[test]
+fn a_question_played_back_again_and_again_cuts_nobody_off() {
+    let mut world = acquainted(2, CLASSIC);
+    let stranger = world.peer(rules(), None);
+    let elsewhere = world.peers[stranger].at;
+    let captured = world.boxed(1, 0, &Request::GetNodes([9; 8]));
+    for second in 0..120 {
+        for _ in 0..4 {
+            world.inject(0, elsewhere, &captured);
+        }
+        world.pass(SECOND);
+        let id = world.peers[1].id();
+        assert!(world.peers[0].group.neighbour_ids().contains(&id), "after {second} s");
+    }
+    world.peers[1].events.clear();
+    world.text(0, "are you there?");
+    world.pass(SECOND);
+    assert_eq!(world.peers[1].heard().len(), 1);
+    assert!(!world.peers[0].group.is_verified(elsewhere));
+}
+
+#[test]
+fn one_member_cannot_make_others_ignore_the_hub() {
+    let mut world = World::with_owner(20);
+    for _ in 0..2 {
+        let n = world.peer(rules(), None);
+        let credential = world.invitation(0, 1);
+        assert_eq!(world.enter(n, 0, Some(credential)), Ok(()));
+    }
+    let thin = Own::new(Secret::new([7; 32]), None, 0, "thin");
+    let by = thin.id();
+    world.say(0, Command::AddVirtual(Box::new(thin), None)).unwrap();
+    world.pass(2 * SECOND);
+    let mut busy = 0;
+    for n in 0..300 {
+        let target = world.peers[2].id();
+        let ban = Command::Sanction { by, target, verdict: Verdict::Ban, for_s: None, reason: String::new() };
+        busy += usize::from(world.say(0, ban) == Err(Refused::Busy));
+        if n % 10 == 0 {
+            world.pass(SECOND);
+        }
+    }
+    assert!(busy > 200, "{busy}");
+    let asked = world.peers[1].events.iter().filter(|it| matches!(it, Event::BanAsked { .. })).count();
+    assert!(asked > 20 && asked + busy == 300, "what goes out is believed: {asked}");
+    world.some_speak(&[0, 2]);
+}
+
+#[test]
+fn a_class_that_joins_at_once_is_known_to_everybody() {
+    let mut world = World::with_owner(21);
+    let credential = world.invitation(0, 40);
+    let first = world.peer(rules(), None);
+    assert_eq!(world.enter(first, 0, Some(credential.clone())), Ok(()));
+    let (id, at) = (world.peers[0].id(), world.peers[0].at);
+    for _ in 0..38 {
+        let n = world.peer(rules(), None);
+        world.say(n, Command::Enter { hub: id, at, credential: Some(credential.clone()) }).unwrap();
+    }
+    world.pass(20 * SECOND);
+    assert!(world.peers[2..].iter().all(|peer| peer.events.contains(&Event::Entered)));
+    let joined = world.peers[first].events.iter().filter(|it| matches!(it, Event::Joined(_))).count();
+    assert_eq!(joined, 39, "the hub, and the others");
+    assert_eq!(world.peers[0].group.neighbours(), 39);
+}
+
+#[test]
+fn one_flooding_source_keeps_nobody_from_joining_or_coming_back() {
+    let mut world = World::with_owner(22);
+    let member = world.peer(rules(), None);
+    let credential = world.invitation(0, 2);
+    assert_eq!(world.enter(member, 0, Some(credential.clone())), Ok(()));
+    let newcomer = world.peer(rules(), None);
+    let mut garbage = world.boxed(member, 0, &Request::GetNodes([1; 8]));
+    *garbage.last_mut().unwrap() ^= 1;
+    let mut unknown = garbage.clone();
+    let (id, at) = (world.peers[0].id(), world.peers[0].at);
+    world.say(newcomer, Command::Enter { hub: id, at, credential: Some(credential) }).unwrap();
+    // One address: a new connection for each packet, in the name of a member and of nobody.
+    for n in 0..60_u64 {
+        for m in 0..60_u8 {
+            unknown[33] = m;
+            unknown[34] = n as u8;
+            let from = Endpoint::Stream(n * 100 + u64::from(m), [192, 0, 2, 1].into());
+            world.inject(0, from, &unknown);
+            world.inject(0, from, &garbage);
+        }
+        // The member has another address from now on.
+        if n == 20 {
+            world.moves(member);
+        }
+        world.pass(SECOND / 2);
+    }
+    assert!(world.peers[newcomer].events.contains(&Event::Entered), "{:?}", world.peers[newcomer].events);
+    assert_eq!(world.peers[0].group.neighbours(), 2);
+    world.some_speak(&[0, 1, 2]);
+}
+
+#[test]
+fn whoever_was_here_is_no_ghost_after_a_restart_and_takes_no_place() {
+    let mut world = World::with_owner(23);
+    let member = world.peer(rules(), None);
+    let credential = world.invitation(0, 9);
+    assert_eq!(world.enter(member, 0, Some(credential.clone())), Ok(()));
+    let thin = |bound| Own::new(Secret::new([7; 32]), None, bound, "thin");
+    let by = thin(0).id();
+    world.say(0, Command::AddVirtual(Box::new(thin(0)), None)).unwrap();
+    world.pass(SECOND);
+    for n in 0..600_u32 {
+        let mut id = [1; 32];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        let address = Some(std::net::SocketAddr::from(([10, 9, (n >> 8) as u8, n as u8], 9)));
+        world.peers[0].saved.push(Save::Member(ClientId(id), "past".into(), address));
+    }
+    world.restart(0);
+    world.say(0, Command::RestoreVirtual(Box::new(thin(32)))).unwrap();
+    assert_eq!(world.peers[0].group.size(), 2, "the hub, and who sits here");
+    world.pass(45 * SECOND);
+    assert_eq!(world.peers[0].group.size(), 3, "who answered is back");
+    let newcomer = world.peer(rules(), None);
+    assert_eq!(world.enter(newcomer, 0, Some(credential)), Ok(()));
+    world.say(0, Command::Say { by, text: "nobody has to wait".into(), action: false }).unwrap();
+    world.pass(SECOND);
+    for n in [member, newcomer] {
+        assert!(world.peers[n].heard().contains(&(by, "nobody has to wait".into())), "{n}");
+    }
+}
+
+#[test]
+fn who_talks_much_on_a_hub_keeps_nobody_else_from_talking() {
+    let mut world = World::with_owner(24);
+    let [one, two] = [7, 8].map(|byte| {
+        let thin = Own::new(Secret::new([byte; 32]), None, 0, "thin");
+        let id = thin.id();
+        world.say(0, Command::AddVirtual(Box::new(thin), None)).unwrap();
+        id
+    });
+    let long = |by| Command::Say { by, text: "x".repeat(880 * 14), action: false };
+    while world.say(0, long(one)).is_ok() {}
+    assert_eq!(world.say(0, Command::Say { by: two, text: "and I?".into(), action: false }), Ok(()));
+    assert!(world.peers[0].heard().contains(&(two, "and I?".into())));
+}
+
+#[test]
+fn an_honest_hop_does_not_pay_for_what_others_say_too_much() {
+    let mut world = acquainted(3, CLASSIC);
+    for round in 1..40_u32 {
+        for who in 0..10_u8 {
+            let (id, payload) = text("spam").encode(MessageId::ACTION);
+            let broadcast = Broadcast { origin: ClientId([who + 1; 32]), number: round, id, payload };
+            world.broadcast(1, 0, &broadcast);
+        }
+    }
+    world.peers[0].events.clear();
+    world.pass(4 * SECOND);
+    world.text(1, "it was not me");
+    world.pass(SECOND);
+    let by = world.peers[1].id();
+    assert!(world.peers[0].heard().contains(&(by, "it was not me".into())));
 }

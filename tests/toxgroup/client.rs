@@ -4,11 +4,13 @@ use std::path::Path;
 use std::process::Stdio;
 
 use heliostat::chat::toxgroup::serve::thin::{Op, What};
+use heliostat::upstream::framer::Framing;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
 use super::common::soon;
-use super::hub::{ask, group, hears, hub};
+use super::common::{Server, Setup};
+use super::hub::{ask, encrypted, encrypted_hub, group, hears, hub};
 
 fn tox(args: &[&str], dir: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_heliostat"))
@@ -93,5 +95,43 @@ async fn who_is_banned_or_has_no_invitation_is_told_so() {
         assert!(!output.status.success() && shown.contains("banned"), "{shown}");
         drop(stdin);
     }
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn through_tls_the_same_is_said_by_a_member_and_by_a_thin_user_of_a_mediator() {
+    let (hub, ca) = encrypted_hub().await;
+    let dir = tempfile::tempdir().unwrap();
+    // The mediator's door is encrypted, too, and leads to the hub's thin users.
+    let setup = Setup {
+        upstream: Some(hub.at.thin),
+        framing: Framing::ToxGroup,
+        door: encrypted(dir.path()),
+        ..Setup::default()
+    };
+    let server = Server::start(&dir.path().join("store"), setup).await;
+    let url = format!("wss://localhost:{}", server.address.port());
+    let (ca, data) = (ca.path().to_str().unwrap(), dir.path().to_str().unwrap());
+    let through = ["--hub", &url, "--data", data, "--server-group", "c1", "--nick", "ann"];
+    let (made, fine) = told(tox(&[&["create", "lobby"][..], &through].concat(), dir.path()), "").await;
+    assert!(fine, "{made}");
+    let (id, token) = made.trim().split_once('\n').unwrap();
+    let id = id.strip_prefix("group ").unwrap();
+    let mut thin = hub.thin("bob").await;
+    let entered = ask(&mut thin, Op::Join { group: token.into(), nick: "bob".into() }).await;
+    assert!(matches!(entered, What::Entered { .. }), "{entered:?}");
+
+    let stranger = tox(&["join", token, "--by", "web", "--nick", "eve"], dir.path());
+    let (shown, fine) = told(stranger, "").await;
+    assert!(!fine && shown.contains("cannot reach the hub by wss://"), "whoever made that certificate: {shown}");
+    let member = tox(&["join", token, "--by", "web", "--nick", "carol", "--data", ca], dir.path());
+    let (shown, fine) = told(member, "by wss\n").await;
+    assert!(fine && shown.contains("carol: by wss"), "{shown}");
+    hears(&mut thin, "by wss").await;
+    let talk = tox(&[&["talk", id][..], &through].concat(), dir.path());
+    let (shown, fine) = told(talk, "by wss, too\n/history\n").await;
+    assert!(fine && shown.contains("carol: by wss"), "{shown}");
+    hears(&mut thin, "by wss, too").await;
+    server.stop().await;
     hub.stop().await;
 }

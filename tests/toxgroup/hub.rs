@@ -1,16 +1,19 @@
 //! The hub on real sockets (spec 10): the same conversation on every carrier, and what nobody can do to the others.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use heliostat::chat::toxgroup::serve::thin::{Op, What};
+use heliostat::chat::toxgroup::serve::thin::{Op, Password, What};
 use heliostat::chat::toxgroup::serve::{Addresses, SUBPROTOCOL};
 use heliostat::chat::toxgroup::state::{Command, Credential, Event, Limits, Pace, Rules};
 use heliostat::chat::toxgroup::wire::{ClientId, Door as Address, Token};
 use heliostat::chat::toxgroup::{Config, Doors, Running, start_on};
 use heliostat::client::raw::Duplex;
+use heliostat::net::development;
 use heliostat::net::listen::Door;
+use heliostat::net::tls::{Certificate, Tls};
 use heliostat::time::Clock;
 use heliostat::tools::tox::peer::{Carrier, Peer};
 use heliostat::tools::tox::thin::Thin;
@@ -45,15 +48,44 @@ fn at_ease() -> Limits {
 }
 
 async fn hub_in(dir: TempDir, udp: SocketAddr, limits: Limits) -> Hub {
+    hub_behind(dir, udp, limits, Door::default()).await
+}
+
+/// A hub whose WebSockets are encrypted, and the directory with the authority that says so.
+pub async fn encrypted_hub() -> (Hub, TempDir) {
+    let data = tempfile::tempdir().unwrap();
+    let door = encrypted(data.path());
+    (hub_behind(tempfile::tempdir().unwrap(), ANY.parse().unwrap(), Limits::default(), door).await, data)
+}
+
+/// A door with a certificate of a development authority, which is in this data directory.
+pub fn encrypted(data: &Path) -> Door {
+    let made = development::development(&data.join("tls"), Clock::system().now().wall_ms).unwrap();
+    Door::from(Some(Tls::presenting(Certificate::load(&made.files).unwrap()).unwrap()))
+}
+
+async fn hub_behind(dir: TempDir, udp: SocketAddr, limits: Limits, door: Door) -> Hub {
+    let scheme = if door.tls.is_some() { "wss" } else { "ws" };
     let listener = || async { (TcpListener::bind(ANY).await.unwrap(), Door::default()) };
-    let udp = UdpSocket::bind(udp).await.unwrap();
-    let (tcp, web, thin) = (listener().await, listener().await, listener().await);
+    // Between two runs of a hub another test may have its port for a moment.
+    let udp = soon(async {
+        loop {
+            match UdpSocket::bind(udp).await {
+                Ok(socket) => return socket,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await;
+    let (tcp, thin) = (listener().await, listener().await);
+    let web = (listener().await.0, door);
     let mut config = Config::new(dir.path().to_owned());
     config.rules.limits = limits;
     config.addresses = vec![
         Address::Udp(udp.local_addr().unwrap()),
         Address::Url(format!("tcp://{}", tcp.0.local_addr().unwrap())),
-        Address::Url(format!("ws://{}/", web.0.local_addr().unwrap())),
+        // The name that the certificate is for.
+        Address::Url(format!("{scheme}://localhost:{}/", web.0.local_addr().unwrap().port())),
     ];
     let stop = CancellationToken::new();
     let doors = Doors { udp, tcp, web, thin };
@@ -104,7 +136,8 @@ async fn upgrade(
 
 async fn thin_on(stream: Box<dyn Duplex>, user: &str) -> Thin {
     let mut thin = Thin::new(stream);
-    let welcome = ask(&mut thin, Op::Hello { user: user.into(), secret: format!("the secret of {user}") }).await;
+    let welcome =
+        ask(&mut thin, Op::Hello { user: user.into(), secret: Password(format!("the secret of {user}")) }).await;
     assert!(matches!(welcome, What::Welcome { .. }), "{welcome:?}");
     thin
 }
@@ -115,7 +148,9 @@ pub async fn ask(thin: &mut Thin, op: Op) -> What {
 
 /// A new group, and an invitation to it.
 pub async fn group(thin: &mut Thin, classic: bool, uses: u32) -> (String, ClientId, Token) {
-    let created = ask(thin, Op::Create { name: "lobby".into(), classic, open: false, nick: "thin".into() }).await;
+    let created =
+        ask(thin, Op::Create { name: "lobby".into(), classic, topic_lock: false, open: false, nick: "thin".into() })
+            .await;
     let What::Entered { group, member } = created else { panic!("{created:?}") };
     let invited = ask(thin, Op::Invite { group: group.clone(), uses, for_s: 60 }).await;
     let What::Invited { token, .. } = invited else { panic!("{invited:?}") };
@@ -223,27 +258,31 @@ async fn every_carrier_and_a_thin_user_see_the_same_conversation() {
         udp.says("from udp").await;
         tcp.says("from tcp").await;
         web.says("from web").await;
-        for (by, text) in ids.into_iter().zip(["from thin", "from udp", "from tcp", "from web"]) {
-            assert_eq!(hears(&mut thin, text).await, by);
-        }
         // Each in its own order: nothing orders what different people say at the same time.
+        let texts = ["from thin", "from udp", "from tcp", "from web"];
+        let checks = |left: &mut Vec<&str>, by: ClientId, text: &str| {
+            let at = left.iter().position(|it| *it == text).unwrap_or_else(|| panic!("{text} again"));
+            left.remove(at);
+            assert_eq!(by, ids[texts.iter().position(|it| *it == text).unwrap()]);
+        };
+        let mut left = texts.to_vec();
+        while !left.is_empty() {
+            if let What::Message { said, .. } = soon(thin.next()).await.unwrap() {
+                checks(&mut left, said.member.parse().unwrap(), &said.text);
+            }
+        }
         for member in [&mut udp, &mut tcp, &mut web] {
-            let mut left = vec!["from thin", "from udp", "from tcp", "from web"];
+            let mut left = texts.to_vec();
             while !left.is_empty() {
                 let event = member.until(|event| matches!(event, Event::Said { .. })).await;
                 let Event::Said { by, text, .. } = event else { unreachable!() };
-                let at = left.iter().position(|it| *it == text).unwrap_or_else(|| panic!("{text} again"));
-                assert_eq!(
-                    by,
-                    ids[["from thin", "from udp", "from tcp", "from web"].iter().position(|it| *it == text).unwrap()]
-                );
-                left.remove(at);
+                checks(&mut left, by, &text);
             }
         }
-        let members = ask(&mut thin, Op::Members { group: group.clone() }).await;
+        let members = ask(&mut thin, Op::Members { group: group.clone(), after: None }).await;
         let What::Members { members, .. } = members else { panic!("{members:?}") };
         assert_eq!(members.len(), 5, "the hub, too");
-        let history = ask(&mut thin, Op::History { group: group.clone() }).await;
+        let history = ask(&mut thin, Op::History { group: group.clone(), skip: 0 }).await;
         let What::History { said, .. } = history else { panic!("{history:?}") };
         assert_eq!(said.len(), 4);
 
@@ -321,9 +360,9 @@ async fn what_is_no_packet_ends_the_connection_and_says_so_where_it_can() {
     assert!(udp.try_recv(&mut [0; 9]).is_err());
     let mut other = Thin::new(Box::new(TcpStream::connect(hub.at.thin).await.unwrap()));
     for (op, what) in [
-        (Op::Members { group: "00".into() }, "say hello first"),
-        (Op::Hello { user: "alice".into(), secret: "not the secret of alice".into() }, "somebody else's"),
-        (Op::Hello { user: "bob".into(), secret: "short".into() }, "a secret at least 16"),
+        (Op::Members { group: "00".into(), after: None }, "say hello first"),
+        (Op::Hello { user: "alice".into(), secret: Password("not the secret of alice".into()) }, "somebody else's"),
+        (Op::Hello { user: "bob".into(), secret: Password("short".into()) }, "a secret at least 16"),
     ] {
         let answer = ask(&mut other, op).await;
         assert!(matches!(&answer, What::Error { why } if why.contains(what)), "{answer:?}");
@@ -414,7 +453,7 @@ async fn a_hub_that_restarts_is_the_same_to_everybody() {
     }
     let hub = hub_in(dir, at, Limits::default()).await;
     let mut thin = hub.thin("alice").await;
-    let history = ask(&mut thin, Op::History { group: group.clone() }).await;
+    let history = ask(&mut thin, Op::History { group: group.clone(), skip: 0 }).await;
     assert!(
         matches!(&history, What::History { said, .. } if said.len() == 1 && said[0].text == "before"),
         "{history:?}"
@@ -422,9 +461,11 @@ async fn a_hub_that_restarts_is_the_same_to_everybody() {
     // The peer is asked where it was, and both count on where they were.
     soon(async {
         loop {
-            if let What::Neighbours { count: 1, .. } = thin.next().await.unwrap() {
+            let state = ask(&mut thin, Op::Members { group: group.clone(), after: None }).await;
+            if matches!(state, What::Members { neighbours: 1, .. }) {
                 return;
             }
+            tokio::task::yield_now().await;
         }
     })
     .await;
@@ -435,6 +476,95 @@ async fn a_hub_that_restarts_is_the_same_to_everybody() {
     // An invitation that was not used up still counts, once.
     let late = hub.tcp("late", &token, Limits::default()).await;
     drop(late);
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_line_is_one_users_and_no_user_takes_all() {
+    let hub = hub_in(tempfile::tempdir().unwrap(), ANY.parse().unwrap(), at_ease()).await;
+    let mut thin = hub.thin("alice").await;
+    let again = Op::Hello { user: "bob".into(), secret: Password("the secret of bob".into()) };
+    let answer = ask(&mut thin, again).await;
+    assert!(matches!(&answer, What::Error { why } if why.contains("already")), "{answer:?}");
+    // Whoever guesses is soon without a line.
+    let mut thief = Thin::new(Box::new(TcpStream::connect(hub.at.thin).await.unwrap()));
+    let guess = || Op::Hello { user: "alice".into(), secret: Password("not the secret of alice".into()) };
+    soon(async { while thief.ask(guess()).await.is_ok() {} }).await;
+    // Eight groups, and then one has to end first.
+    let mut made = Vec::new();
+    for _ in 0..8 {
+        made.push(group(&mut thin, true, 9).await);
+    }
+    let one_more =
+        || Op::Create { name: "x".into(), classic: true, topic_lock: true, open: false, nick: "thin".into() };
+    assert!(matches!(ask(&mut thin, one_more()).await, What::Error { .. }));
+    let (id, _, token) = made.pop().unwrap();
+    let mut other = hub.thin("bob").await;
+    let entered = ask(&mut other, Op::Join { group: token.text(), nick: "bob".into() }).await;
+    assert!(matches!(entered, What::Entered { .. }), "{entered:?}");
+    let mut udp = hub.udp("udp", &token, at_ease()).await;
+    assert!(matches!(ask(&mut other, Op::End { group: id.clone() }).await, What::Error { .. }), "it is not his");
+    assert_eq!(ask(&mut thin, Op::End { group: id.clone() }).await, What::Ok);
+    soon(async { while other.next().await.unwrap() != (What::Ended { group: id.clone() }) {} }).await;
+    udp.until(|event| *event == Event::Left(token.hub, heliostat::chat::toxgroup::state::Why::Quit)).await;
+    let locked = ask(&mut thin, one_more()).await;
+    let What::Entered { group: locked, .. } = locked else { panic!("{locked:?}") };
+    // A topic is set with the hub's right; a program of 2014 is let in by its key.
+    assert_eq!(ask(&mut thin, Op::Topic { group: locked.clone(), text: "mine".into() }).await, What::Ok);
+    let member = ClientId([7; 32]).to_string();
+    let peer =
+        Op::Peer { group: locked.clone(), member: member.clone(), address: Some("127.0.0.1:9".parse().unwrap()) };
+    assert_eq!(ask(&mut thin, peer).await, What::Ok);
+    let dir = hub.stop().await;
+    let hub = hub_in(dir, ANY.parse().unwrap(), at_ease()).await;
+    let mut thin = Thin::new(Box::new(TcpStream::connect(hub.at.thin).await.unwrap()));
+    let hello = Op::Hello { user: "alice".into(), secret: Password("the secret of alice".into()) };
+    let welcome = ask(&mut thin, hello).await;
+    assert!(matches!(&welcome, What::Welcome { groups } if groups.len() == 8 && !groups.contains(&id)), "{welcome:?}");
+    let members = ask(&mut thin, Op::Members { group: locked, after: None }).await;
+    assert!(matches!(&members, What::Members { topic, .. } if topic == "mine"), "{members:?}");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn all_members_and_all_texts_are_told_page_by_page() {
+    const USERS: usize = 110;
+    let hub = hub_in(tempfile::tempdir().unwrap(), ANY.parse().unwrap(), at_ease()).await;
+    let mut thin = hub.thin("alice").await;
+    let (group, _, token) = group(&mut thin, true, USERS as u32).await;
+    join_all((0..USERS).map(async |n| {
+        let mut thin = hub.thin(&format!("user {n}")).await;
+        let entered = ask(&mut thin, Op::Join { group: token.text(), nick: format!("a long name of user {n}") }).await;
+        assert!(matches!(entered, What::Entered { .. }), "{entered:?}");
+    }))
+    .await;
+    let (mut seen, mut pages) = (Vec::new(), 0);
+    loop {
+        let what = ask(&mut thin, Op::Members { group: group.clone(), after: seen.last().cloned() }).await;
+        let What::Members { members, more, .. } = what else { panic!("{what:?}") };
+        seen.extend(members.into_iter().map(|it| it.member));
+        pages += 1;
+        if !more {
+            break;
+        }
+    }
+    assert!(pages > 1 && seen.is_sorted() && seen.len() == USERS + 2, "{pages} pages, {}", seen.len());
+    for n in 0..30 {
+        let text = format!("{n} {}", "x".repeat(800));
+        assert_eq!(ask(&mut thin, Op::Say { group: group.clone(), text, action: false }).await, What::Ok);
+    }
+    let (mut said, mut pages) = (Vec::new(), 0);
+    loop {
+        let what = ask(&mut thin, Op::History { group: group.clone(), skip: said.len() }).await;
+        let What::History { said: mut page, more, .. } = what else { panic!("{what:?}") };
+        page.append(&mut said);
+        (said, pages) = (page, pages + 1);
+        if !more {
+            break;
+        }
+    }
+    let numbers: Vec<u32> = said.iter().map(|it| it.text.split(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(pages > 1 && numbers == (0..30).collect::<Vec<_>>(), "{pages} pages, {numbers:?}");
     hub.stop().await;
 }
 

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use heliostat::chat::toxgroup::state::{
-    Command, Credential, Dropped, Event, Failure, Mode, Own, Records, Refused, Role, Shape, Taken, Why,
+    Command, Credential, Dropped, Event, Failure, Mode, Own, Records, Refused, Role, Save, Shape, Taken, Why,
 };
+use heliostat::chat::toxgroup::wire::message::Signed;
 use heliostat::chat::toxgroup::wire::record::{Grade, Verdict, Voice};
 use heliostat::chat::toxgroup::wire::{
-    Broadcast, Cert, ClientId, GroupId, JoinRefused, Message, MessageId, Record, Sanction, SigPk, State, Topic,
+    Broadcast, Cert, ClientId, GroupId, JoinRefused, Message, MessageId, Record, Request, Sanction, SigPk, State, Topic,
 };
 use heliostat::crypto::{Secret, boxes, sign};
 
@@ -310,4 +311,165 @@ fn a_moderator_cannot_take_over_whom_the_founder_named() {
     assert_eq!(records.take(&cert(&thief, &thief, NOW_S), NOW_S), Taken::Refused);
     assert_eq!(records.cert(&client, NOW_S).unwrap().sig_pk, SigPk(member.public()));
     assert_eq!(records.role(&client, NOW_S + 900), None, "its time is over");
+}
+
+#[test]
+fn a_group_with_many_records_is_joined_also_where_packets_get_lost() {
+    for loss in [0, 5] {
+        let mut world = World::new(30, Mode::Signed);
+        let hub = world.hub();
+        let past = world.certificates(600);
+        world.peers[hub].saved.extend(past.into_iter().map(Save::Record));
+        world.restart(hub);
+        world.loss = loss;
+        let (one, two) = (world.member(hub), world.member(hub));
+        world.pass(60 * SECOND);
+        let now_s = world.now.wall_ms / 1_000;
+        let digests = [hub, one, two].map(|n| world.peers[n].group.records().digest(now_s));
+        assert!(digests.iter().all(|digest| *digest == digests[0]), "all 600 came, with {loss} % lost");
+        world.loss = 0;
+        world.some_speak(&[hub, one, two]);
+    }
+}
+
+#[test]
+fn who_comes_and_goes_pushes_out_no_certificate_of_who_is_here() {
+    let mut world = World::new(31, Mode::Signed);
+    let hub = world.hub();
+    let (member, away) = (world.member(hub), world.member(hub));
+    let now_s = world.now.wall_ms / 1_000;
+    let [hub, member, away] = [hub, member, away].map(|n| world.peers[n].id());
+    let held = world.peers[0].group.records().held(now_s);
+    world.now = world.now.plus(5_000 * SECOND);
+    let now_s = world.now.wall_ms / 1_000;
+    let past = world.certificates(2_100);
+    let mut records = Records::new(world.id);
+    let here = |id: &ClientId| *id == member;
+    for record in held.iter().chain(&past) {
+        assert_eq!(records.take_among(record, now_s, here), Taken::Changed);
+    }
+    assert_eq!(records.role(&hub, now_s), Some(Role::Founder));
+    assert_eq!(records.role(&member, now_s), Some(Role::User));
+    assert_eq!(records.role(&away, now_s), None, "the oldest of nobody");
+    assert_eq!(records.certs(now_s).count(), 2_048);
+    // What would be the next to go changes nothing, so it is not passed on.
+    assert_eq!(records.take_among(&past[0], now_s, here), Taken::Refused);
+}
+
+#[test]
+fn those_without_a_socket_join_no_faster_than_others() {
+    let mut world = World::new(32, Mode::Signed);
+    let hub = world.hub();
+    let join = |byte: u8| {
+        Command::AddVirtual(
+            Box::new(Own::new(Secret::new([byte; 32]), Some(sign::Pair::new(&Secret::new([byte; 32]))), 0, "thin")),
+            None,
+        )
+    };
+    let joined = (1..100).filter(|byte| world.say(hub, join(*byte)) == Ok(())).count();
+    assert_eq!(joined, 31);
+    world.pass(5 * SECOND);
+    assert_eq!((100..200).filter(|byte| world.say(hub, join(*byte)) == Ok(())).count(), 4);
+}
+
+#[test]
+fn whose_certificate_ran_out_while_the_hub_was_off_gets_a_new_one() {
+    let mut world = World::new(33, Mode::Signed);
+    let hub = world.hub();
+    let thin = || Own::new(Secret::new([7; 32]), Some(sign::Pair::new(&Secret::new([8; 32]))), 64, "thin");
+    let by = thin().id();
+    world.say(hub, Command::AddVirtual(Box::new(thin()), None)).unwrap();
+    world.now = world.now.plus(31 * 86_400 * SECOND);
+    world.restart(hub);
+    world.say(hub, Command::RestoreVirtual(Box::new(thin()))).unwrap();
+    world.pass(35 * SECOND);
+    let member = world.member(hub);
+    world.say(hub, Command::Say { by, text: "still here".into(), action: false }).unwrap();
+    world.pass(SECOND);
+    assert!(world.peers[member].heard().contains(&(by, "still here".into())));
+    world.some_speak(&[hub, member]);
+}
+
+#[test]
+fn nobody_is_a_member_again_by_what_others_send_in_their_name() {
+    let mut world = world(34);
+    let id = world.peers[1].id();
+    let asked = world.boxed(1, 0, &Request::GetNodes([3; 8]));
+    world.say(1, Command::Leave(id)).unwrap();
+    let (off, at) = (1, world.peers[1].at);
+    world.peers[off].off = true;
+    world.pass(200 * SECOND);
+    // Their question, played back; a box that does not open; an envelope that they did not sign.
+    let mut garbage = asked.clone();
+    *garbage.last_mut().unwrap() ^= 1;
+    for packet in [&garbage, &asked] {
+        world.inject(0, at, packet);
+        assert!(!world.peers[0].knows(id));
+    }
+    let mut forged = world.signed(2, 5_000, world.now.wall_ms, &text("I am back"));
+    forged.origin = id;
+    world.broadcast(2, 3, &forged);
+    assert!(!world.peers[3].knows(id) && world.peers[3].events.contains(&Event::Dropped(Dropped::Forged)));
+    // They themselves are, by what they say.
+    world.peers[off].off = false;
+    world.text(1, "I am back");
+    world.pass(15 * SECOND);
+    assert!(world.peers[0].knows(id) && world.peers[3].knows(id));
+}
+
+#[test]
+fn a_restart_forgets_neither_who_was_welcomed_nor_what_was_said() {
+    let mut world = world(35);
+    let credential = world.invitation(0, 1);
+    let late = world.peer(rules(), None);
+    assert_eq!(world.enter(late, 0, Some(credential.clone())), Ok(()));
+    let before = world.signed(3, 4_000, world.now.wall_ms, &text("once"));
+    world.broadcast(2, 0, &before);
+    assert_eq!(world.peers[0].heard().iter().filter(|(_, text)| text == "once").count(), 1);
+    world.pass(120 * SECOND);
+    world.restart(0);
+    world.pass(15 * SECOND);
+    world.broadcast(2, 0, &before);
+    assert!(!world.peers[0].heard().iter().any(|(_, text)| text == "once"), "not once more");
+    assert_eq!(world.enter(late, 0, Some(credential)), Ok(()), "whose answer got lost with the restart");
+    world.some_speak(&[0, 1, late]);
+
+    // Who left is remembered for as long as anything they said could be played back.
+    let id = world.peers[1].id();
+    world.say(1, Command::Leave(id)).unwrap();
+    world.peers[1].off = true;
+    world.pass(SECOND);
+    world.restart(0);
+    let forged = world.signed(1, 9_000, world.now.wall_ms, &text("a ghost"));
+    world.broadcast(2, 0, &forged);
+    assert!(!world.peers[0].knows(id));
+}
+
+#[test]
+fn a_ban_said_again_is_not_forgotten_with_the_first_one() {
+    let mut world = World::new(36, Mode::Signed);
+    let hub = world.hub();
+    let founder = world.peers[hub].id();
+    let target = |byte| ClientId([byte; 32]);
+    for byte in (1..=65).chain([1]) {
+        world.pass(SECOND);
+        world.say(hub, sanction(founder, target(byte), Verdict::Ban, None)).unwrap();
+    }
+    world.pass(40 * SECOND);
+    let now_s = world.now.wall_ms / 1_000;
+    let banned = |world: &World, byte| world.peers[0].group.records().is_banned(&target(byte), now_s);
+    assert!(banned(&world, 1) && !banned(&world, 2), "64 of one issuer");
+    world.restart(hub);
+    assert!(banned(&world, 1) && !banned(&world, 2));
+}
+
+#[test]
+fn the_number_of_2014_means_nothing_in_an_envelope() {
+    let mut world = world(37);
+    let pair = sign::Pair::new(&Secret::new(world.peers[1].seed.unwrap()));
+    let (origin, number, time_ms) = (world.peers[1].id(), 700, world.now.wall_ms);
+    let old = (MessageId::ACTION_2014, b"waves".to_vec());
+    let payload = Signed::issue(&pair, &world.id, &origin, number, time_ms, old).encode();
+    world.broadcast(1, 3, &Broadcast { origin, number, id: MessageId::SIGNED, payload });
+    assert_eq!(world.peers[3].events.pop(), Some(Event::Dropped(Dropped::NotAllowed)));
 }

@@ -6,11 +6,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use heliostat::chat::toxgroup::state::{
-    Command, Credential, Endpoint, Event, Failure, Group, Input, Kept, Mode, NodeFormat, Own, Refused, Rules, Save,
-    Step,
+    Command, Credential, Endpoint, Event, Failure, Grave, Group, Input, Kept, Mode, NodeFormat, Own, Refused, Rules,
+    Save, Step,
 };
 use heliostat::chat::toxgroup::wire::message::Signed;
-use heliostat::chat::toxgroup::wire::{Broadcast, ClientId, Dialect, GroupId, Message, MessageId, Request, seal};
+use heliostat::chat::toxgroup::wire::record::Grade;
+use heliostat::chat::toxgroup::wire::{
+    Broadcast, Cert, ClientId, Dialect, GroupId, Message, MessageId, Record, Request, SigPk, seal,
+};
 use heliostat::crypto::{Secret, boxes, sign};
 use heliostat::time::Now;
 
@@ -74,6 +77,16 @@ pub fn rules() -> Rules {
 }
 
 impl World {
+    /// A classic group with a hub, whose word counts: its key is part of how the group is kept, so it is known before.
+    pub fn with_owner(seed: u64) -> Self {
+        let mut world = Self::new(seed, Mode::Classic { owner: None, topic_lock: false });
+        let hub = world.hub();
+        let owner = Some(world.peers[hub].id());
+        let mut world = Self::new(seed, Mode::Classic { owner, topic_lock: false });
+        world.hub();
+        world
+    }
+
     pub fn new(seed: u64, mode: Mode) -> Self {
         let mut dice = fastrand::Rng::with_seed(seed);
         let mut founder = [0; 32];
@@ -145,27 +158,45 @@ impl World {
     /// Ends a peer without a word, and starts it with what it had saved.
     pub fn restart(&mut self, n: usize) {
         let mut kept = Kept::default();
-        let (mut bound, mut members) = (0, BTreeMap::new());
+        let mut graves: Vec<Grave> = Vec::new();
+        let (mut bound, mut members, mut records) = (0, BTreeMap::new(), BTreeMap::new());
+        let me = self.peers[n].id();
         for save in self.peers[n].saved.clone() {
             match save {
-                Save::Counter(_, to) => bound = to,
+                Save::Counter(id, to) if id == me => bound = to,
+                Save::Counter(..) => {}
                 Save::Member(id, name, address) => drop(members.insert(id, (name, address))),
                 Save::Forget(id) => drop(members.remove(&id)),
-                Save::Record(record) => kept.records.push(record),
+                Save::Record(record) => drop(records.insert(about(&record), record)),
+                // The same as the store: by what it is about.
+                Save::RecordGone(record) => drop(records.remove(&about(&record))),
                 Save::Ban(id) => kept.bans.push(id),
-                Save::Tombstone(id, until_ms) => kept.tombstones.push((id, until_ms)),
-                Save::Token(ticket) => kept.tokens.push(ticket),
+                Save::Tombstone(grave) => graves.push(grave),
+                Save::Token(ticket) => {
+                    kept.tokens.retain(|it| it.id != ticket.id);
+                    kept.tokens.push(ticket);
+                }
                 Save::Topic(topic) => kept.topic = topic,
                 Save::Line(line) => kept.history.push(line),
-                Save::TokenGone(_) | Save::RecordGone(_) => {}
+                Save::TokenGone(id) => kept.tokens.retain(|ticket| ticket.id != id),
             }
         }
         kept.members = members.into_iter().map(|(id, (name, address))| (id, name, address)).collect();
+        kept.records = records.into_values().collect();
+        kept.tombstones = graves;
         let Peer { secret, seed, rules, .. } = &self.peers[n];
         let (secret, seed, rules) = (*secret, *seed, rules.clone());
         let mut group = self.group(n, secret, seed, bound, &rules);
         group.restore(kept);
         self.peers[n].group = group;
+    }
+
+    /// A peer has another address from now on.
+    pub fn moves(&mut self, n: usize) {
+        let from = Endpoint::Udp(SocketAddr::from(([10, 1, 0, n as u8], 33_445)));
+        self.by_address.remove(&self.peers[n].at);
+        self.by_address.insert(from, n);
+        self.peers[n].at = from;
     }
 
     /// The two exchanged keys and addresses: a classic group's way in.
@@ -300,6 +331,29 @@ impl World {
         panic!("neither in nor out: {:?}", self.peers[n].events)
     }
 
+    /// So many certificates of people who are not here, given one after the other until now.
+    pub fn certificates(&mut self, count: u64) -> Vec<Record> {
+        let now_s = self.now.wall_ms / 1_000;
+        let founder = sign::Pair::new(&Secret::new(self.founder));
+        let cert = |n: u64| {
+            let mut bytes = [0; 32];
+            self.dice.fill(&mut bytes);
+            // Any number below 2^255 can be somebody's key.
+            bytes[31] &= 0x7f;
+            Cert {
+                group: self.id,
+                client: ClientId(bytes),
+                sig_pk: SigPk(sign::Pair::new(&Secret::new(bytes)).public()),
+                grade: Grade::User,
+                not_before_s: now_s - count + n,
+                not_after_s: now_s + 9_000_000,
+                issuer: SigPk([0; 32]),
+                signature: [0; 64],
+            }
+        };
+        (0..count).map(cert).map(|cert| Record::Cert(cert.signed(&founder))).collect()
+    }
+
     /// A new member of a signed group, by an invitation of its own.
     pub fn member(&mut self, hub: usize) -> usize {
         let n = self.peer(rules(), None);
@@ -311,10 +365,16 @@ impl World {
     /// Lets everybody (who is not off) say something, and counts of all pairs those that heard it.
     pub fn everybody_speaks(&mut self) -> (usize, usize) {
         let on: Vec<usize> = (0..self.peers.len()).filter(|&n| !self.peers[n].off).collect();
+        self.all_hear(&on)
+    }
+
+    /// The same, with these speaking.
+    pub fn all_hear(&mut self, speakers: &[usize]) -> (usize, usize) {
+        let on: Vec<usize> = (0..self.peers.len()).filter(|&n| !self.peers[n].off).collect();
         for &n in &on {
             self.peers[n].events.clear();
         }
-        for &n in &on {
+        for &n in speakers {
             self.text(n, &format!("this is {n}"));
             self.pass(TICK);
         }
@@ -329,6 +389,16 @@ impl World {
             assert_eq!(all, said.len(), "nobody hears anything twice");
             heard += said.len();
         }
-        (heard, on.len() * (on.len() - 1))
+        (heard, speakers.len() * (on.len() - 1))
     }
+}
+
+/// What a record is about: of each, a hub keeps one.
+fn about(record: &Record) -> (u8, Vec<u8>) {
+    let key = match record {
+        Record::Cert(cert) => cert.client.0.to_vec(),
+        Record::Sanction(it) => [it.target.0, it.issuer.0].concat(),
+        Record::State(_) | Record::Topic(_) => Vec::new(),
+    };
+    (record.kind() as u8, key)
 }

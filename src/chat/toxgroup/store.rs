@@ -6,6 +6,7 @@
 //!
 //! A row that is not what can have been written is skipped and named in the log; the others are served.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use sqlx::sqlite::{
 use sqlx::{Decode, Row as _, Sqlite, Transaction, Type};
 use tracing::error;
 
-use super::state::{HISTORY_MAX, KEPT_MAX, Kept, Line, Save, Ticket};
+use super::state::{Grave, HISTORY_MAX, KEPT_MAX, Kept, Line, Save, Ticket};
 use super::wire::{ClientId, GroupId, Kind, Record};
 use crate::crypto::Secret;
 use crate::files;
@@ -48,6 +49,8 @@ pub struct Founded {
     pub secret: Secret<32>,
     /// What the hub signs with.
     pub seed: Option<Secret<32>>,
+    /// Of a classic group: whether only the hub's topic counts.
+    pub topic_lock: bool,
 }
 
 /// A member that speaks for a thin user.
@@ -85,6 +88,8 @@ pub struct Stored {
 pub enum Write {
     /// A group is made.
     Group(Founded),
+    /// It is over: nothing of it is kept.
+    GroupGone(GroupId),
     /// A thin user is known from now on, by the hash of their secret.
     User(String, [u8; 32]),
     /// They are in a group, or called differently there.
@@ -137,7 +142,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the engine fails.
     pub async fn groups(&self, now_ms: u64) -> Result<Vec<Stored>, StoreError> {
-        let rows = sqlx::query("SELECT id, mode, name, secret, seed, topic FROM groups ORDER BY created_ms, id");
+        let rows =
+            sqlx::query("SELECT id, mode, name, secret, seed, topic, topic_lock FROM groups ORDER BY created_ms, id");
         let mut out = Vec::new();
         for row in rows.fetch_all(&self.pool).await? {
             let Some((founded, topic)) = sound("groups", group_of(&row)) else { continue };
@@ -146,22 +152,14 @@ impl Store {
         Ok(out)
     }
 
-    /// The hash of a thin user's secret.
+    /// All thin users, with the hashes of their secrets.
     ///
     /// # Errors
     /// [`StoreError`] when the engine fails.
-    pub async fn user(&self, name: &str) -> Result<Option<[u8; 32]>, StoreError> {
-        let row = sqlx::query("SELECT hash FROM users WHERE name = ?").bind(name).fetch_optional(&self.pool).await?;
-        Ok(row.and_then(|row| sound("users", array(&row, 0))))
-    }
-
-    /// How many thin users there are.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the engine fails.
-    pub async fn users(&self) -> Result<u64, StoreError> {
-        let row = sqlx::query("SELECT COUNT(*) FROM users").fetch_one(&self.pool).await?;
-        Ok(row.try_get::<i64, _>(0)?.cast_unsigned())
+    pub async fn users(&self) -> Result<HashMap<String, [u8; 32]>, StoreError> {
+        let rows = sqlx::query("SELECT name, hash FROM users").fetch_all(&self.pool).await?;
+        let user = |row: &SqliteRow| sound("users", (|| Some((get(row, 0)?, array(row, 1)?)))());
+        Ok(rows.iter().filter_map(user).collect())
     }
 
     /// Closes it.
@@ -198,11 +196,20 @@ impl Store {
         });
         let bans = self.rows("SELECT client FROM bans WHERE grp = ? ORDER BY at_ms", id).await?;
         let bans = bans.iter().filter_map(|row| sound("bans", array(row, 0).map(ClientId)));
-        let tombstones = self.rows("SELECT client, until_ms FROM tombstones WHERE grp = ?", id).await?;
+        let tombstones = self.rows("SELECT client, until_ms, dead_until_ms FROM tombstones WHERE grp = ?", id).await?;
         let tombstones = tombstones
             .iter()
-            .filter_map(|row| sound("tombstones", (|| Some((ClientId(array(row, 0)?), number(row, 1)?)))()))
-            .filter(|(_, until_ms)| *until_ms > now_ms);
+            .filter_map(|row| {
+                let read = || {
+                    Some(Grave {
+                        id: ClientId(array(row, 0)?),
+                        until_ms: number(row, 1)?,
+                        dead_until_ms: number(row, 2)?,
+                    })
+                };
+                sound("tombstones", read())
+            })
+            .filter(|grave| grave.until_ms > now_ms);
         let tokens = self.rows("SELECT id, hash, expires_s, uses FROM tokens WHERE grp = ?", id).await?;
         let tokens = tokens.iter().filter_map(|row| {
             sound(
@@ -258,20 +265,39 @@ impl Store {
     }
 }
 
+/// What belongs to a group, beside itself. The counters of keys that are never used again are of no use to anybody.
+const OF_GROUP: [&str; 7] = [
+    "DELETE FROM members WHERE grp = ?",
+    "DELETE FROM records WHERE grp = ?",
+    "DELETE FROM bans WHERE grp = ?",
+    "DELETE FROM tombstones WHERE grp = ?",
+    "DELETE FROM tokens WHERE grp = ?",
+    "DELETE FROM lines WHERE grp = ?",
+    "DELETE FROM virtuals WHERE grp = ?",
+];
+
 type Tx = Transaction<'static, Sqlite>;
 
 async fn write(tx: &mut Tx, write: &Write, now_ms: u64) -> Result<(), sqlx::Error> {
     let now_ms = now_ms.cast_signed();
     let query = match write {
         Write::Group(it) => sqlx::query(
-            "INSERT INTO groups (id, mode, name, secret, seed, topic, created_ms) VALUES (?, ?, ?, ?, ?, X'', ?)",
+            "INSERT INTO groups (id, mode, name, secret, seed, topic, topic_lock, created_ms) VALUES (?, ?, ?, ?, ?, X'', ?, ?)",
         )
         .bind(it.id.0.to_vec())
         .bind(i64::from(it.signed))
         .bind(it.name.clone())
         .bind(it.secret.expose().to_vec())
         .bind(it.seed.as_ref().map(|seed| seed.expose().to_vec()))
+        .bind(i64::from(it.topic_lock))
         .bind(now_ms),
+        Write::GroupGone(group) => {
+            let group = group.0.to_vec();
+            for sql in OF_GROUP {
+                sqlx::query(sql).bind(group.clone()).execute(&mut **tx).await?;
+            }
+            sqlx::query("DELETE FROM groups WHERE id = ?").bind(group)
+        }
         Write::User(name, hash) => {
             sqlx::query("INSERT INTO users (name, hash) VALUES (?, ?)").bind(name.clone()).bind(hash.to_vec())
         }
@@ -328,10 +354,12 @@ async fn write_save(tx: &mut Tx, group: Vec<u8>, save: &Save, now_ms: i64) -> Re
         .bind(i64::from(record.kind() as u8))
         .bind(key_of(record))
         .bind(record.encode()),
-        Save::RecordGone(record) => sqlx::query("DELETE FROM records WHERE grp = ? AND kind = ? AND key = ?")
+        Save::RecordGone(record) => sqlx::query("DELETE FROM records WHERE grp = ? AND kind = ? AND key = ? AND bytes = ?")
             .bind(group)
             .bind(i64::from(record.kind() as u8))
-            .bind(key_of(record)),
+            .bind(key_of(record))
+            // A newer one about the same stays.
+            .bind(record.encode()),
         Save::Ban(client) => {
             // The list is bounded, and so are the rows.
             let sql = "INSERT OR REPLACE INTO bans (grp, client, at_ms) VALUES (?, ?, ?)";
@@ -340,12 +368,13 @@ async fn write_save(tx: &mut Tx, group: Vec<u8>, save: &Save, now_ms: i64) -> Re
                        (SELECT client FROM bans WHERE grp = ?1 ORDER BY at_ms DESC LIMIT ?2)";
             sqlx::query(sql).bind(group).bind(i64::try_from(KEPT_MAX).unwrap_or(i64::MAX))
         }
-        Save::Tombstone(client, until_ms) => {
+        Save::Tombstone(Grave { id, until_ms, dead_until_ms }) => {
             sqlx::query("DELETE FROM tombstones WHERE until_ms <= ?").bind(now_ms).execute(&mut **tx).await?;
-            sqlx::query("INSERT OR REPLACE INTO tombstones (grp, client, until_ms) VALUES (?, ?, ?)")
+            sqlx::query("INSERT OR REPLACE INTO tombstones (grp, client, until_ms, dead_until_ms) VALUES (?, ?, ?, ?)")
                 .bind(group)
-                .bind(client.0.to_vec())
+                .bind(id.0.to_vec())
                 .bind(until_ms.cast_signed())
+                .bind(dead_until_ms.cast_signed())
         }
         Save::Token(it) => sqlx::query("INSERT OR REPLACE INTO tokens (grp, id, hash, expires_s, uses) VALUES (?, ?, ?, ?, ?)")
             .bind(group)
@@ -386,7 +415,8 @@ fn key_of(record: &Record) -> Vec<u8> {
 fn group_of(row: &SqliteRow) -> Option<(Founded, Vec<u8>)> {
     let (id, signed) = (GroupId(array(row, 0)?), number(row, 1)? == 1);
     let (name, secret, seed) = (get(row, 2)?, Secret::new(array(row, 3)?), seed_of(row, 4)?);
-    Some((Founded { id, signed, name, secret, seed }, get(row, 5)?))
+    let topic_lock = number(row, 6)? != 0;
+    Some((Founded { id, signed, name, secret, seed, topic_lock }, get(row, 5)?))
 }
 
 fn seed_of(row: &SqliteRow, at: usize) -> Option<Option<Secret<32>>> {

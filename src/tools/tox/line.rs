@@ -1,4 +1,8 @@
 //! What a line means, and how what happens is shown. The same for members with keys of their own and for thin users.
+//!
+//! Names, texts and topics are somebody else's: whatever is shown of them has gone through [`clean`].
+
+use std::net::SocketAddr;
 
 use crate::chat::toxgroup::state::Role;
 use crate::chat::toxgroup::wire::message::Presence;
@@ -27,6 +31,13 @@ pub(super) enum Line {
         on: bool,
     },
     Invite(u32),
+    /// To let in whose key was exchanged by other means.
+    Peer {
+        key: String,
+        address: Option<SocketAddr>,
+    },
+    /// To end the group for everybody.
+    End,
     Quit,
     /// For good: a thin user stays a member otherwise.
     Leave,
@@ -66,6 +77,15 @@ pub(super) fn parse(line: &str) -> Result<Line, &'static str> {
         "unmod" => Line::Moderator { who: some("whom?")?, on: false },
         "invite" if rest.is_empty() => Line::Invite(1),
         "invite" => Line::Invite(rest.parse().map_err(|_| "for how many?")?),
+        "peer" => {
+            let (key, address) = rest.split_once(' ').map_or((rest, None), |(key, at)| (key, Some(at.trim())));
+            if key.is_empty() {
+                return Err("whose key?");
+            }
+            let address = address.map(str::parse).transpose().map_err(|_| "that is no address: HOST:PORT in digits")?;
+            Line::Peer { key: key.into(), address }
+        }
+        "end" => Line::End,
         "quit" => Line::Quit,
         "leave" => Line::Leave,
         _ => return Err("no such command; a text that begins with a slash is said with a backslash before it"),
@@ -91,11 +111,20 @@ pub(super) fn find<'a, T>(
     }
 }
 
+/// What somebody else wrote, on one line and without orders to the terminal: lines of others are no lines of ours.
+pub(super) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// A text as it is shown.
 pub(super) fn said(name: &str, text: &str, action: bool) -> String {
-    // Lines of others are no lines of ours.
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let (name, text) = (clean(name), clean(text));
     if action { format!("* {name} {text}") } else { format!("{name}: {text}") }
+}
+
+/// What it is about, as it is shown.
+pub(super) fn about(topic: &str) -> String {
+    format!("-- about: {}", clean(topic))
 }
 
 /// A member as it is listed.
@@ -112,7 +141,7 @@ pub(super) fn member(name: &str, id: &str, role: Option<Role>, presence: Presenc
         Presence::Away => ", away",
         Presence::Busy => ", busy",
     };
-    format!("-- {name} ({}{role}{presence})", id.get(..8).unwrap_or(id))
+    format!("-- {} ({}{role}{presence})", clean(name), id.get(..8).unwrap_or(id))
 }
 
 #[cfg(test)]
@@ -129,8 +158,18 @@ mod tests {
             Line::Sanction { who: "bob".into(), verdict: Verdict::Ban, kick: true, reason: "go away".into() };
         assert_eq!(parse("/kick bob go away"), Ok(sanction));
         assert_eq!(parse("/invite 3"), Ok(Line::Invite(3)));
-        for bad in ["/kick", "/me", "/nonsense", "/invite many"] {
+        let peer = Line::Peer { key: "aa".into(), address: Some("192.0.2.1:9".parse().unwrap()) };
+        assert_eq!(parse("/peer aa 192.0.2.1:9"), Ok(peer));
+        for bad in ["/kick", "/me", "/nonsense", "/invite many", "/peer", "/peer aa nowhere"] {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_others_orders_the_terminal_about() {
+        let evil = "\u{1b}[2J\u{9b}31m\r\n\u{7}";
+        for shown in [said(evil, evil, true), about(evil), member(evil, "aa", None, Presence::Online)] {
+            assert!(!shown.chars().any(char::is_control), "{shown:?}");
         }
     }
 

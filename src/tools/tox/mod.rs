@@ -33,9 +33,9 @@ use super::keyfile::{self, Remembered};
 use super::terminal::Terminal;
 use super::{TrustArgs, not_connected, trust_of};
 use crate::chat::toxgroup::serve::SUBPROTOCOL;
-use crate::chat::toxgroup::serve::thin::{Op, What};
+use crate::chat::toxgroup::serve::thin::{MemberInfo, Op, Password, Said, What};
 use crate::chat::toxgroup::state::{Command, Credential, Event, KICK_S, NodeFormat, Profile, Role, Rules, Why};
-use crate::chat::toxgroup::wire::{Door, Token};
+use crate::chat::toxgroup::wire::{ClientId, Door, Token};
 use crate::client::proxy::ProxyStream;
 use crate::client::raw::Duplex;
 use crate::client::{Device, DeviceConfig, Mediator};
@@ -55,6 +55,7 @@ Lines:
   /members, /history      who is in, and what was said lately (thin users)
   /kick WHO, /ban WHO, /observe WHO, /lift WHO [REASON]   for those who may; WHO is a name, or the first digits of a key
   /mod WHO, /unmod WHO, /invite [USES]                    for the thin user who made the group
+  /peer KEY [HOST:PORT], /end                             the same: let in a program of 2014; end the group for everybody
   /quit                   so does the end of the input; /leave as a thin user for good
 
 Printed are `NAME: text`, `* NAME does`, `-- ` for what happens and `!! ` for what does not. Without a terminal, lines are read from \
@@ -94,6 +95,9 @@ struct Create {
     /// As groups were in 2013, without signatures
     #[arg(long)]
     classic: bool,
+    /// With --classic: nobody else's topic counts
+    #[arg(long, requires = "classic")]
+    topic_lock: bool,
     /// Nobody needs an invitation
     #[arg(long, conflicts_with = "classic")]
     open: bool,
@@ -228,7 +232,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 #[derive(Debug, Serialize, Deserialize)]
 struct Identity {
     user: String,
-    secret: String,
+    secret: Password,
 }
 
 impl Identity {
@@ -238,7 +242,7 @@ impl Identity {
                 .into_diagnostic()
                 .wrap_err_with(|| format!("{} does not say who you are", path.display())),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let (user, secret) = (hex::encode(random::bytes::<8>()), hex::encode(random::bytes::<32>()));
+                let (user, secret) = (hex::encode(random::bytes::<8>()), Password(hex::encode(random::bytes::<32>())));
                 let identity = Self { user, secret };
                 let text = serde_json::to_string(&identity).into_diagnostic()? + "\n";
                 files::write_new(path, &text, true).into_diagnostic()?;
@@ -281,8 +285,9 @@ async fn ask(thin: &mut Thin, op: Op) -> Result<What> {
 
 async fn create(args: &Create) -> Result<()> {
     let mut thin = args.user.line().await?;
-    let Create { name, classic, open, uses, user } = args;
-    let op = Op::Create { name: name.clone(), classic: *classic, open: *open, nick: user.nick.clone() };
+    let Create { name, classic, topic_lock, open, uses, user } = args;
+    let (classic, topic_lock, open) = (*classic, *topic_lock, *open);
+    let op = Op::Create { name: name.clone(), classic, topic_lock, open, nick: user.nick.clone() };
     let What::Entered { group, .. } = ask(&mut thin, op).await? else {
         return Err(miette!("the hub says something else"));
     };
@@ -337,14 +342,30 @@ async fn thin_lines(thin: &mut Thin, group: &str, terminal: &mut Terminal) -> Re
 /// Does what a thin user's line says. Whether that was the last one; or why it is not done.
 async fn obey(thin: &mut Thin, group: &str, line: Line, terminal: &mut Terminal) -> Result<Result<bool, String>> {
     let group = group.to_owned();
-    let leaves = line == Line::Leave;
+    let leaves = matches!(line, Line::Leave | Line::End);
     let op = match line {
         Line::Say { text, action } => Op::Say { group, text, action },
         Line::Nick(nick) => Op::Nick { group, nick },
         Line::Topic(text) => Op::Topic { group, text },
         Line::Presence(presence) => Op::Presence { group, presence },
-        Line::Members => Op::Members { group },
-        Line::History => Op::History { group },
+        Line::Members => {
+            let (members, topic) = everybody(thin, &group).await?;
+            if !topic.is_empty() {
+                terminal.print(&line::about(&topic))?;
+            }
+            for it in members {
+                terminal.print(&line::member(&it.name, &it.member, it.role, it.presence))?;
+            }
+            return Ok(Ok(false));
+        }
+        Line::History => {
+            for it in history(thin, &group).await? {
+                terminal.print(&line::said(&it.name, &it.text, it.action))?;
+            }
+            return Ok(Ok(false));
+        }
+        Line::Peer { key, address } => Op::Peer { group, member: key, address },
+        Line::End => Op::End { group },
         Line::Invite(uses) => Op::Invite { group, uses, for_s: 86_400 },
         Line::Leave => Op::Leave { group },
         Line::Sanction { who, verdict, kick, reason } => {
@@ -359,33 +380,55 @@ async fn obey(thin: &mut Thin, group: &str, line: Line, terminal: &mut Terminal)
     };
     match thin.ask(op).await.into_diagnostic().wrap_err("the hub hung up")? {
         What::Error { why } => return Ok(Err(why)),
-        What::Members { members, topic, .. } => {
-            if !topic.is_empty() {
-                terminal.print(&format!("-- about: {topic}"))?;
-            }
-            for it in members {
-                terminal.print(&line::member(&it.name, &it.member, it.role, it.presence))?;
-            }
-        }
-        What::History { said, .. } => {
-            for it in said {
-                terminal.print(&line::said(&it.name, &it.text, it.action))?;
-            }
-        }
         What::Invited { token, .. } => terminal.print(&token)?,
         _ => {}
     }
     Ok(Ok(leaves))
 }
 
+/// All members, and what they are there for: page by page.
+async fn everybody(thin: &mut Thin, group: &str) -> Result<(Vec<MemberInfo>, String)> {
+    let mut all: Vec<MemberInfo> = Vec::new();
+    loop {
+        let after = all.last().map(|it| it.member.clone());
+        let What::Members { members, more, topic, .. } =
+            ask(thin, Op::Members { group: group.to_owned(), after }).await?
+        else {
+            return Err(miette!("the hub says something else"));
+        };
+        let done = !more || members.is_empty();
+        all.extend(members);
+        if done {
+            return Ok((all, topic));
+        }
+    }
+}
+
+/// What was said lately, the oldest first: page by page.
+async fn history(thin: &mut Thin, group: &str) -> Result<Vec<Said>> {
+    let mut all: Vec<Said> = Vec::new();
+    loop {
+        let What::History { mut said, more, .. } =
+            ask(thin, Op::History { group: group.to_owned(), skip: all.len() }).await?
+        else {
+            return Err(miette!("the hub says something else"));
+        };
+        let done = !more || said.is_empty();
+        said.append(&mut all);
+        all = said;
+        if done {
+            return Ok(all);
+        }
+    }
+}
+
 /// The key of a member by what a person calls them.
 async fn meant(thin: &mut Thin, group: &str, who: &str) -> Result<Option<String>> {
-    match ask(thin, Op::Members { group: group.to_owned() }).await? {
-        What::Members { members, .. } => {
-            Ok(line::find(who, &members, |it| it.member.clone(), |it| &it.name).map(|it| it.member.clone()))
-        }
-        _ => Ok(None),
+    if let Ok(key) = who.parse::<ClientId>() {
+        return Ok(Some(key.to_string()));
     }
+    let (members, _) = everybody(thin, group).await?;
+    Ok(line::find(who, &members, |it| it.member.clone(), |it| &it.name).map(|it| it.member.clone()))
 }
 
 /// An event of this group, for people.
@@ -395,8 +438,11 @@ fn shown(group: &str, what: &What) -> Option<String> {
         What::Message { group, said } => (group, line::said(&said.name, &said.text, said.action)),
         What::Joined { group, member } => (group, format!("-- {} is in", short(member))),
         What::Left { group, member, why } => (group, format!("-- {} is gone ({why})", short(member))),
-        What::Renamed { group, member, name } => (group, format!("-- {} is called {name}", short(member))),
-        What::Topic { group, text } => (group, format!("-- about: {text}")),
+        What::Renamed { group, member, name } => {
+            (group, format!("-- {} is called {}", short(member), line::clean(name)))
+        }
+        What::Topic { group, text } => (group, line::about(text)),
+        What::Ended { group } => (group, "-- the group has ended".to_owned()),
         What::Role { group, member, role } => (group, format!("-- {} is now {role:?}", short(member)).to_lowercase()),
         What::BanAsked { group, member, target } => {
             (group, format!("-- {} asks to ban {}", short(member), short(target)))
@@ -438,6 +484,7 @@ async fn join(args: &Join) -> Result<()> {
 
 async fn peer_lines(peer: &mut Peer, terminal: &mut Terminal) -> Result<()> {
     let name = peer.group().records().state().map(|state| state.name.clone()).unwrap_or_default();
+    let name = line::clean(&name);
     terminal.print(&format!("-- in {name} with {} members", peer.group().members().len()))?;
     let mut ends = false;
     loop {
@@ -502,7 +549,9 @@ fn act(peer: &mut Peer, line: Line) -> std::result::Result<(), String> {
             let target = found.ok_or_else(|| format!("who is {who}?"))?.id;
             Command::Sanction { by, target, verdict, for_s: kick.then_some(KICK_S), reason }
         }
-        Line::Moderator { .. } | Line::Invite(_) => return Err("the thin user who made the group can do that".into()),
+        Line::Moderator { .. } | Line::Invite(_) | Line::Peer { .. } | Line::End => {
+            return Err("the thin user who made the group can do that".into());
+        }
         Line::History => return Err("a group has no history; a hub keeps one for its thin users".into()),
         Line::Members | Line::Quit | Line::Leave | Line::Nothing => return Ok(()),
     };
@@ -519,8 +568,8 @@ fn told(peer: &Peer, event: &Event) -> Option<String> {
         Event::Said { by, text, action } => line::said(&name(by), text, *action),
         Event::Joined(id) => format!("-- {} is in", id.short()),
         Event::Left(id, why) => format!("-- {} is gone ({why:?})", id.short()).to_lowercase(),
-        Event::Renamed(id, name) => format!("-- {} is called {name}", id.short()),
-        Event::Topic(text) => format!("-- about: {text}"),
+        Event::Renamed(id, name) => format!("-- {} is called {}", id.short(), line::clean(name)),
+        Event::Topic(text) => line::about(text),
         Event::Role(id, role) => format!("-- {} is now {}", name(id), format!("{role:?}").to_lowercase()),
         Event::BanAsked { by, target } => format!("-- {} asks to ban {}", name(by), name(target)),
         Event::Neighbours(0) => "-- cut off".to_owned(),

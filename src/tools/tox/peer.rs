@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long a farewell may take.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// The one connection of a peer that has one.
-const STREAM: Endpoint = Endpoint::Stream(0);
+const STREAM: Endpoint = Endpoint::Stream(0, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
 type Packet = (Endpoint, Bytes);
 
@@ -60,6 +60,7 @@ impl Carrier {
     pub async fn udp(bind: SocketAddr) -> io::Result<Self> {
         let socket = Arc::new(UdpSocket::bind(bind).await?);
         let address = Some(socket.local_addr()?);
+        let both = bind.is_ipv6();
         let (to, mut out) = mpsc::channel::<Packet>(QUEUE_MAX);
         let (heard, from) = mpsc::channel(QUEUE_MAX);
         let stop = CancellationToken::new();
@@ -70,12 +71,18 @@ impl Carrier {
                 // An error is about one datagram that nobody took.
                 let Ok((len, at)) = received else { continue };
                 let packet = Bytes::copy_from_slice(buffer.get(..len).unwrap_or_default());
+                // As others are told it, also on a socket for both families.
+                let at = SocketAddr::new(at.ip().to_canonical(), at.port());
                 let _full = heard.try_send((Endpoint::Udp(at), packet));
             }
         });
         let writer = tokio::spawn(async move {
             while let Some((to, packet)) = out.recv().await {
                 if let Some(address) = to.udp() {
+                    let address = match (address.ip(), both) {
+                        (IpAddr::V4(ip), true) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
+                        _ => address,
+                    };
                     let _lost = socket.send_to(&packet, address).await;
                 }
             }

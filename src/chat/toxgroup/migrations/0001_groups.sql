@@ -9,6 +9,8 @@ CREATE TABLE groups (
     -- What the hub signs with: the founder's seed, where the group was made here.
     seed       BLOB,
     topic      BLOB    NOT NULL,
+    -- Of a classic group: whether only the hub's topic counts.
+    topic_lock BIGINT  NOT NULL,
     created_ms BIGINT  NOT NULL
 );
 
@@ -47,7 +49,9 @@ CREATE TABLE bans (
 CREATE TABLE tombstones (
     grp      BLOB   NOT NULL,
     client   BLOB   NOT NULL,
+    -- Until when that is remembered, and until when they are not believed to be here.
     until_ms BIGINT NOT NULL,
+    dead_until_ms BIGINT NOT NULL,
     PRIMARY KEY (grp, client)
 );
 

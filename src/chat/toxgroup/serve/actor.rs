@@ -1,12 +1,14 @@
 //! The task that owns all groups of the room: takes what waits in its mailbox, lets the groups decide, keeps, and speaks.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -45,7 +47,7 @@ pub(super) struct Connection {
 #[derive(Debug)]
 pub(super) enum Mail {
     Packet(Endpoint, Bytes),
-    Opened(u64, Connection),
+    Opened(u64, IpAddr, Connection),
     Closed(u64),
     ThinOpened(u64, Connection),
     Thin(u64, Box<thin::Request>),
@@ -54,6 +56,7 @@ pub(super) enum Mail {
 
 #[derive(Debug)]
 struct Carried {
+    from: IpAddr,
     connection: Connection,
     keys: BTreeSet<ClientId>,
 }
@@ -64,6 +67,8 @@ pub(super) struct Line {
     pub(super) connection: Connection,
     /// Once they said who they are.
     pub(super) user: Option<String>,
+    /// How often they said it wrong.
+    pub(super) refused: u32,
 }
 
 /// A group, and who is in it without a socket.
@@ -77,9 +82,11 @@ pub(super) struct Slot {
 #[derive(Debug)]
 pub(super) struct Actor {
     pub(super) config: Config,
-    pub(super) store: Store,
+    store: Store,
     pub(super) clock: Clock,
     pub(super) groups: HashMap<GroupId, Slot>,
+    /// Thin users, and the hashes of their secrets: whoever says hello must not make everybody wait for the disk.
+    pub(super) users: HashMap<String, [u8; 32]>,
     /// Which group a packet is for.
     by_key: HashMap<ClientId, GroupId>,
     streams: HashMap<u64, Carried>,
@@ -96,12 +103,19 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    pub(super) fn new(config: Config, store: Store, stored: Vec<Stored>, udp: Arc<UdpSocket>, clock: Clock) -> Self {
+    pub(super) fn new(
+        config: Config,
+        store: Store,
+        (users, stored): (HashMap<String, [u8; 32]>, Vec<Stored>),
+        udp: Arc<UdpSocket>,
+        clock: Clock,
+    ) -> Self {
         let mut actor = Self {
             config,
             store,
             clock,
             groups: HashMap::new(),
+            users,
             by_key: HashMap::new(),
             streams: HashMap::new(),
             lines: HashMap::new(),
@@ -133,9 +147,9 @@ impl Actor {
 
     /// Makes the engine of a group.
     pub(super) fn open(&mut self, founded: &Founded, bound: u32) -> GroupId {
-        let Founded { id, signed, name, secret, seed } = founded;
+        let Founded { id, signed, name, secret, seed, topic_lock } = founded;
         let me = ClientId(boxes::public(secret));
-        let mode = if *signed { Mode::Signed } else { Mode::Classic { owner: Some(me), topic_lock: false } };
+        let mode = if *signed { Mode::Signed } else { Mode::Classic { owner: Some(me), topic_lock: *topic_lock } };
         let own = Own::new(secret.clone(), seed.as_ref().map(sign::Pair::new), bound, name);
         let mut rules = self.config.rules.clone();
         if self.config.toxcore2014 && !signed {
@@ -144,8 +158,26 @@ impl Actor {
         let group = Group::new(*id, mode, rules, own, self.clock.now(), dice());
         self.by_key.insert(me, *id);
         self.groups.insert(*id, Slot { group, name: name.clone(), seats: HashMap::new() });
-        metrics::get().toxgroup_groups.set(f64::from(u32::try_from(self.groups.len()).unwrap_or(u32::MAX)));
+        self.count_groups();
         *id
+    }
+
+    /// Ends a group: whoever is in it without a socket is told so, and nothing of it is kept.
+    pub(super) fn close(&mut self, id: GroupId) {
+        let Some(slot) = self.groups.remove(&id) else { return };
+        self.by_key.retain(|_, group| *group != id);
+        self.late.retain(|write| !matches!(write, Write::Save(group, _) if *group == id));
+        self.writes.push(Write::GroupGone(id));
+        let lines =
+            self.lines.iter().filter(|(_, line)| line.user.as_ref().is_some_and(|it| slot.seats.contains_key(it)));
+        for conn in lines.map(|(conn, _)| *conn).collect::<Vec<_>>() {
+            self.answer(conn, None, What::Ended { group: id.to_string() });
+        }
+        self.count_groups();
+    }
+
+    fn count_groups(&self) {
+        metrics::get().toxgroup_groups.set(f64::from(u32::try_from(self.groups.len()).unwrap_or(u32::MAX)));
     }
 
     /// Runs until it is told to stop, or nothing can be kept any more.
@@ -160,7 +192,7 @@ impl Actor {
                 () = stop.cancelled() => break,
             }
             for mail in batch.drain(..) {
-                self.mail(mail).await;
+                self.mail(mail);
             }
             if let Err(error) = self.keep_and_speak(false).await {
                 error!(%error, "the Tox group hub stops: nothing more can be kept");
@@ -173,20 +205,22 @@ impl Actor {
         self.store.close().await;
     }
 
-    async fn mail(&mut self, mail: Mail) {
+    fn mail(&mut self, mail: Mail) {
         match mail {
             Mail::Packet(from, packet) => self.packet(from, &packet),
-            Mail::Opened(conn, connection) => {
-                self.streams.insert(conn, Carried { connection, keys: BTreeSet::new() });
+            Mail::Opened(conn, from, connection) => {
+                self.streams.insert(conn, Carried { from, connection, keys: BTreeSet::new() });
             }
             Mail::Closed(conn) => {
-                self.streams.remove(&conn);
-                self.everywhere(|| Input::Gone(Endpoint::Stream(conn)));
+                // Where nobody proved a key, nobody has to be told.
+                if let Some(Carried { from, .. }) = self.streams.remove(&conn).filter(|it| !it.keys.is_empty()) {
+                    self.everywhere(|| Input::Gone(Endpoint::Stream(conn, from)));
+                }
             }
             Mail::ThinOpened(conn, connection) => {
-                self.lines.insert(conn, Line { connection, user: None });
+                self.lines.insert(conn, Line { connection, user: None, refused: 0 });
             }
-            Mail::Thin(conn, request) => self.request(conn, *request).await,
+            Mail::Thin(conn, request) => self.request(conn, *request),
             Mail::ThinClosed(conn) => drop(self.lines.remove(&conn)),
         }
     }
@@ -198,7 +232,7 @@ impl Actor {
         let Some(&id) = self.by_key.get(&sealed.receiver) else { return dropped.increment(1) };
         let Some(slot) = self.groups.get_mut(&id) else { return };
         let step = slot.group.handle(self.clock.now(), Input::Packet(from, packet));
-        if let Endpoint::Stream(conn) = from
+        if let Endpoint::Stream(conn, _) = from
             && let Some(carried) = self.streams.get_mut(&conn)
             && !carried.keys.contains(&sealed.sender)
             && slot.group.is_verified(from)
@@ -273,13 +307,20 @@ impl Actor {
             self.writes.clear();
         }
         let dropped = metrics::get().toxgroup_dropped.of(ToxDropped::SlowReader);
+        let unsent = metrics::get().toxgroup_dropped.of(ToxDropped::Full);
         for (to, packet) in self.sends.drain(..) {
             match to {
                 // A datagram that the kernel does not take is lost, like any other.
-                Endpoint::Udp(address) => drop(self.udp.try_send_to(&packet, address)),
-                Endpoint::Stream(conn) => {
+                Endpoint::Udp(address) => {
+                    if self.udp.try_send_to(&packet, address).is_err() {
+                        unsent.increment(1);
+                    }
+                }
+                Endpoint::Stream(conn, _) => {
                     let outbox = self.streams.get(&conn).map(|carried| &carried.connection.outbox);
-                    if outbox.is_some_and(|outbox| outbox.try_send(packet.into()).is_err()) {
+                    let sent = outbox.map(|outbox| outbox.try_send(packet.into()));
+                    // Who is just going did not read slowly.
+                    if matches!(sent, Some(Err(TrySendError::Full(_)))) {
                         dropped.increment(1);
                     }
                 }
@@ -287,14 +328,14 @@ impl Actor {
         }
         for (conn, told) in self.told.drain(..) {
             let Some(line) = self.lines.get(&conn) else { continue };
-            if line.connection.outbox.try_send(told).is_err() {
+            if let Err(TrySendError::Full(_)) = line.connection.outbox.try_send(told) {
                 // Answers must not get lost without a word; who does not read is told so by the end.
                 line.connection.close.cancel();
                 dropped.increment(1);
             }
         }
         for endpoint in self.closes.drain(..) {
-            if let Endpoint::Stream(conn) = endpoint
+            if let Endpoint::Stream(conn, _) = endpoint
                 && let Some(carried) = self.streams.get(&conn)
             {
                 carried.connection.close.cancel();

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::actor::{Connection, Mail};
-use super::{Unproved, next, thin};
+use super::{Held, Unproved, next, thin};
 use crate::chat::toxgroup::state::Endpoint;
 use crate::metrics::{self, Login, Presence, Room};
 use crate::net::listen::Stream;
@@ -272,28 +272,27 @@ impl Drop for Counted {
 
 /// Carries packets both ways until either side ends it.
 async fn carry(shared: &Shared, reading: &mut impl Reader, writing: &mut impl Writer, from: SocketAddr) {
-    let Some(place) = shared.unproved.enter(from.ip()) else { return };
     let counted = Counted::new();
     let conn = next(&shared.next_conn);
     let (outbox, mut waits) = mpsc::channel(OUTBOX_MAX);
     let (proved, close) = (CancellationToken::new(), CancellationToken::new());
     let connection = Connection { outbox, proved: proved.clone(), close: close.clone() };
-    if shared.mailbox.send(Mail::Opened(conn, connection)).await.is_err() {
+    if shared.mailbox.send(Mail::Opened(conn, from.ip(), connection)).await.is_err() {
         return;
     }
     let read = async {
-        let mut place = Some(place);
+        let mut place: Option<Held> = None;
         let (mut packets, since) = (0, shared.clock.now().monotonic);
         loop {
             let until = match &place {
-                Some(_) => Some(since + PROVE_WITHIN),
-                None => Some(shared.clock.now().monotonic + SILENCE_MAX),
+                None => Some(since + PROVE_WITHIN),
+                Some(_) => Some(shared.clock.now().monotonic + SILENCE_MAX),
             };
             let heard = tokio::select! {
                 heard = reading.next() => heard,
-                () = proved.cancelled(), if place.is_some() => {
+                () = proved.cancelled(), if place.is_none() => {
                     counted.proved();
-                    place = None;
+                    place = Some(shared.unproved.prove(from.ip()));
                     continue;
                 }
                 () = shared.clock.sleep_until(until) => return,
@@ -302,11 +301,11 @@ async fn carry(shared: &Shared, reading: &mut impl Reader, writing: &mut impl Wr
                 Heard::Alive => continue,
                 Heard::Frame(packet) if is_packet(&packet) => {
                     packets += 1;
-                    if place.is_some() && packets > PROVE_PACKETS && !proved.is_cancelled() {
+                    if place.is_none() && packets > PROVE_PACKETS && !proved.is_cancelled() {
                         return;
                     }
                     // Whoever says more than is decided waits, and stops reading from its socket.
-                    if shared.mailbox.send(Mail::Packet(Endpoint::Stream(conn), packet)).await.is_err() {
+                    if shared.mailbox.send(Mail::Packet(Endpoint::Stream(conn, from.ip()), packet)).await.is_err() {
                         return;
                     }
                 }
@@ -341,7 +340,6 @@ async fn write(writing: &mut impl Writer, waits: &mut mpsc::Receiver<Bytes>) {
 
 /// A thin user's line: JSON in frames.
 pub(super) async fn thin(shared: &Shared, socket: Stream<TcpStream>, from: SocketAddr) {
-    let Some(place) = shared.unproved.enter(from.ip()) else { return };
     let counted = Counted::new();
     let conn = next(&shared.next_conn);
     let (outbox, mut waits) = mpsc::channel(OUTBOX_MAX);
@@ -353,16 +351,16 @@ pub(super) async fn thin(shared: &Shared, socket: Stream<TcpStream>, from: Socke
     let (reading, mut writing) = tokio::io::split(socket);
     let mut reading = Framed::new(reading, THIN_MAX);
     let read = async {
-        let mut place = Some(place);
+        let mut place: Option<Held> = None;
         let since = shared.clock.now().monotonic;
         loop {
             // Behind a mediator, a line is silent as long as its user is: only strangers are in a hurry.
-            let until = place.is_some().then_some(since + PROVE_WITHIN);
+            let until = place.is_none().then_some(since + PROVE_WITHIN);
             let heard = tokio::select! {
                 heard = reading.next() => heard,
-                () = proved.cancelled(), if place.is_some() => {
+                () = proved.cancelled(), if place.is_none() => {
                     counted.proved();
-                    place = None;
+                    place = Some(shared.unproved.prove(from.ip()));
                     continue;
                 }
                 () = shared.clock.sleep_until(until) => return,

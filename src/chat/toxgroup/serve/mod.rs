@@ -20,13 +20,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::state::Rules;
+use super::state::{Rules, source};
 use super::store::{Store, StoreError};
 use super::wire::Door as Address;
 use crate::net::listen::{self, Bounds, Door, Stream};
@@ -41,6 +42,8 @@ pub use carriers::{OUTBOX_MAX, SUBPROTOCOL};
 const MAILBOX_MAX: usize = 4_096;
 /// How long a stop waits for connections to close.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// What the kernel may hold of datagrams, each way: some for each of as many peers as a hub has.
+const UDP_BUFFER: usize = 1_024 * 1_024;
 
 /// What the room needs to know to be opened.
 #[derive(Debug, Clone)]
@@ -166,16 +169,26 @@ pub async fn start_on(
         thin: thin.0.local_addr()?,
     };
     let store = Store::open(&config.data_dir).await?;
-    let stored = store.groups(clock.now().wall_ms).await?;
+    let stored = (store.users().await?, store.groups(clock.now().wall_ms).await?);
+    // A text goes to everybody at once, and everybody answers at once.
+    for failed in
+        [SockRef::from(&udp).set_send_buffer_size(UDP_BUFFER), SockRef::from(&udp).set_recv_buffer_size(UDP_BUFFER)]
+    {
+        if let Err(error) = failed {
+            warn!(%error, "datagrams of the Tox group hub have the kernel's own buffers");
+        }
+    }
     let udp = Arc::new(udp);
     let shutdown = shutdown.child_token();
     let (over, tasks) = (CancellationToken::new(), Tasks::new());
     let (mailbox, mail) = mpsc::channel(MAILBOX_MAX);
-    let places = Places(Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS))));
+    let unproved = Unproved::new(config.unproved_per_address, config.exempt.clone());
+    let all = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
+    let places = Places { all, unproved: unproved.clone() };
     let shared = Arc::new(Shared {
         clock,
         mailbox: mailbox.clone(),
-        unproved: Unproved::new(config.unproved_per_address, config.exempt.clone()),
+        unproved,
         next_conn: AtomicU64::new(1),
         stop: shutdown.clone(),
     });
@@ -220,29 +233,38 @@ pub async fn start_on(
     Ok(Running { addresses, over, room })
 }
 
-/// Connections, all of them.
+/// Connections, all of them; and those that did not get as far as to prove anything, from TLS and the upgrade on.
 #[derive(Debug, Clone)]
-struct Places(Arc<Semaphore>);
+struct Places {
+    all: Arc<Semaphore>,
+    unproved: Unproved,
+}
 
 impl Bounds for Places {
-    type Place = OwnedSemaphorePermit;
+    type Place = (Option<OwnedSemaphorePermit>, Option<Held>);
 
-    fn accepted(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
+    fn accepted(&self) -> Option<Self::Place> {
+        Some((Some(Arc::clone(&self.all).try_acquire_owned().ok()?), None))
     }
 
-    fn comes_from(&self, _: IpAddr) -> Option<OwnedSemaphorePermit> {
-        // Counted already; this one counts for nothing.
-        Arc::clone(&self.0).try_acquire_many_owned(0).ok()
+    fn comes_from(&self, address: IpAddr) -> Option<Self::Place> {
+        Some((None, Some(self.unproved.enter(address)?)))
     }
 }
 
-/// Connections on which nobody proved a key yet, by address (spec 10.2). No more addresses than connections.
+/// Connections on which nobody proved a key yet, by where they come from (spec 10.2). No more sources than connections.
 #[derive(Debug, Clone)]
 struct Unproved {
     max: usize,
     exempt: Option<Arc<HashSet<IpAddr>>>,
-    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    counts: Arc<Mutex<HashMap<IpAddr, Counts>>>,
+}
+
+/// Of one source: how many are open, and on how many of them somebody proved a key.
+#[derive(Debug, Default)]
+struct Counts {
+    open: usize,
+    proved: usize,
 }
 
 impl Unproved {
@@ -250,32 +272,43 @@ impl Unproved {
         Self { max, exempt: exempt.map(Arc::new), counts: Arc::default() }
     }
 
-    /// A place until it is dropped. `None`: there are too many of that address.
-    fn enter(&self, ip: IpAddr) -> Option<UnprovedPlace> {
+    /// A place for a connection, until it ends. `None`: nobody proved anything on too many of that source.
+    fn enter(&self, ip: IpAddr) -> Option<Held> {
         let exempt = self.exempt.as_ref().map_or_else(|| ip.is_loopback(), |exempt| exempt.contains(&ip));
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(ip).or_default();
-        if *count >= self.max && !exempt {
+        let source = source(ip);
+        let mut all = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = all.entry(source).or_default();
+        if counts.open.saturating_sub(counts.proved) >= self.max && !exempt {
             return None;
         }
-        *count += 1;
-        Some(UnprovedPlace { ip, counts: Arc::clone(&self.counts) })
+        counts.open += 1;
+        Some(Held { source, proved: false, counts: Arc::clone(&self.counts) })
+    }
+
+    /// Somebody proved a key on one of them. It counts so until it ends.
+    fn prove(&self, ip: IpAddr) -> Held {
+        let source = source(ip);
+        let mut all = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(source).or_default().proved += 1;
+        Held { source, proved: true, counts: Arc::clone(&self.counts) }
     }
 }
 
 #[derive(Debug)]
-struct UnprovedPlace {
-    ip: IpAddr,
-    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+struct Held {
+    source: IpAddr,
+    proved: bool,
+    counts: Arc<Mutex<HashMap<IpAddr, Counts>>>,
 }
 
-impl Drop for UnprovedPlace {
+impl Drop for Held {
     fn drop(&mut self) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.ip) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.ip);
+        let mut all = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counts) = all.get_mut(&self.source) {
+            let count = if self.proved { &mut counts.proved } else { &mut counts.open };
+            *count = count.saturating_sub(1);
+            if counts.open == 0 && counts.proved == 0 {
+                all.remove(&self.source);
             }
         }
     }
@@ -284,4 +317,27 @@ impl Drop for UnprovedPlace {
 /// Numbers for connections, never used again.
 fn next(conns: &AtomicU64) -> u64 {
     conns.fetch_add(1, Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_source_has_so_many_connections_on_which_nobody_proved_a_key() {
+        let unproved = Unproved::new(2, None);
+        // Two addresses of one client.
+        let [one, two]: [IpAddr; 2] = ["2001:db8:0:1::1", "2001:db8:0:2::9"].map(|it| it.parse().unwrap());
+        let (first, _second) = (unproved.enter(one).unwrap(), unproved.enter(two).unwrap());
+        assert!(unproved.enter(one).is_none() && unproved.enter("2001:db8:1::".parse().unwrap()).is_some());
+        let proved = unproved.prove(two);
+        let third = unproved.enter(two).unwrap();
+        assert!(unproved.enter(two).is_none(), "one that is proved, two that are not");
+        drop(proved);
+        drop(first);
+        assert!(unproved.enter(two).is_none());
+        drop(third);
+        assert!(unproved.enter(two).is_some());
+        assert!((0..9).all(|_| unproved.enter("127.0.0.1".parse().unwrap()).is_some()), "this machine's own");
+    }
 }

@@ -4,6 +4,9 @@
 //! making. A name belongs to whoever used it first. Each request may carry an `id`; its answer (`ok`, `error`, or what was
 //! asked for) carries the same one. Events of a group go to all lines of everybody who is in it without a socket.
 
+use std::fmt;
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::super::state::Role;
@@ -14,6 +17,17 @@ use super::super::wire::record::{Verdict, Voice};
 pub const USER_MAX: usize = 64;
 /// Shortest secret, in bytes; longest the same as anything in a frame.
 pub const SECRET_MIN: usize = 16;
+
+/// What proves that a user is the same as before. It is shown to nobody.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Password(pub String);
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Password({} bytes)", self.0.len())
+    }
+}
 
 /// What is asked for, and by which number it is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +44,12 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub enum Op {
-    /// Who this is.
+    /// Who this is: said once on a line.
     Hello {
         /// Up to 64 bytes.
         user: String,
         /// At least 16 bytes that nobody else knows.
-        secret: String,
+        secret: Password,
     },
     /// A new group, in which this user has the hub's right.
     Create {
@@ -44,6 +58,9 @@ pub enum Op {
         /// Without signatures.
         #[serde(default)]
         classic: bool,
+        /// Only this user's topic counts. In a classic group; else, see `shape`.
+        #[serde(default)]
+        topic_lock: bool,
         /// Nobody needs an invitation. Not in a classic group.
         #[serde(default)]
         open: bool,
@@ -131,14 +148,35 @@ pub enum Op {
         #[serde(default)]
         voice: Option<Voice>,
     },
-    /// Who is in.
+    /// Who is in, by their keys in order.
     Members {
         /// Where.
         group: String,
+        /// The last one that was told already.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
     },
     /// What was said lately.
     History {
         /// Where.
+        group: String,
+        /// How many of the last ones were told already.
+        #[serde(default)]
+        skip: usize,
+    },
+    /// To let in whose key was exchanged by other means: a program of 2014, into a classic group. Only who made it may.
+    Peer {
+        /// Where.
+        group: String,
+        /// Who.
+        member: String,
+        /// Where they take datagrams.
+        #[serde(default)]
+        address: Option<SocketAddr>,
+    },
+    /// To end the group, for everybody. Only who made it may.
+    End {
+        /// Which.
         group: String,
     },
     /// To make an invitation. Only who made the group may.
@@ -238,8 +276,12 @@ pub enum What {
         group: String,
         /// They.
         members: Vec<MemberInfo>,
+        /// Whether there are more after the last of these.
+        more: bool,
         /// What it is about.
         topic: String,
+        /// How many neighbours the hub has.
+        neighbours: usize,
     },
     /// To `history`, the oldest first.
     History {
@@ -247,6 +289,8 @@ pub enum What {
         group: String,
         /// They.
         said: Vec<Said>,
+        /// Whether there are more before the first of these.
+        more: bool,
     },
     /// Somebody said something, this user included.
     Message {
@@ -325,6 +369,11 @@ pub enum What {
         open: bool,
         /// Who may talk.
         voice: Voice,
+    },
+    /// Who made the group ended it.
+    Ended {
+        /// Which.
+        group: String,
     },
     /// So many neighbours the hub has; 0: cut off.
     Neighbours {

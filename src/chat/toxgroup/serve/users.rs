@@ -2,9 +2,11 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::actor::Actor;
-use super::thin::{MemberInfo, Op, Request, SECRET_MIN, Said, USER_MAX, What};
-use crate::chat::toxgroup::state::{Command, Credential, Event, Line, Mode, Own, Profile, Refused, Shape, Why};
+use super::actor::{Actor, Slot};
+use super::thin::{MemberInfo, Op, Password, Request, SECRET_MIN, Said, USER_MAX, What};
+use crate::chat::toxgroup::state::{
+    Command, Credential, Endpoint, Event, Line, Mode, Own, Profile, Refused, Shape, Why,
+};
 use crate::chat::toxgroup::store::{Founded, Virtual, Write};
 use crate::chat::toxgroup::wire::record::{GROUP_NAME_MAX, Voice};
 use crate::chat::toxgroup::wire::{ClientId, GroupId, NAME_MAX, Token};
@@ -13,6 +15,10 @@ use crate::wire::toxgroup::THIN_MAX;
 
 /// Thin users of one group, at most.
 const SEATS_MAX: usize = 256;
+/// Groups that one user made.
+const GROUPS_EACH: usize = 8;
+/// How often somebody may say wrongly who they are, on one line.
+const HELLO_TRIES: u32 = 3;
 
 /// The member that speaks for a thin user.
 #[derive(Debug, Clone, Copy)]
@@ -35,8 +41,8 @@ enum Denied {
     NoGroup,
     #[error("there are too many already")]
     Full,
-    #[error("the store fails")]
-    Store,
+    #[error("you said hello already")]
+    Again,
     #[error("no such member")]
     NoMember,
     #[error(transparent)]
@@ -45,10 +51,10 @@ enum Denied {
 
 impl Actor {
     /// Does what a line asks for, and answers.
-    pub(super) async fn request(&mut self, conn: u64, request: Request) {
+    pub(super) fn request(&mut self, conn: u64, request: Request) {
         let Request { id, op } = request;
         let what = match op {
-            Op::Hello { user, secret } => self.hello(conn, user, &secret).await,
+            Op::Hello { user, secret } => self.hello(conn, user, &secret),
             op => match self.lines.get(&conn).and_then(|line| line.user.clone()) {
                 Some(user) => self.op(&user, op),
                 None => Err(Denied::Unknown),
@@ -58,28 +64,15 @@ impl Actor {
         self.answer(conn, id, what);
     }
 
-    async fn hello(&mut self, conn: u64, user: String, secret: &str) -> Result<What, Denied> {
-        if user.is_empty() || user.len() > USER_MAX || secret.len() < SECRET_MIN {
-            return Err(Denied::BadHello);
-        }
-        let hash: [u8; 32] = Sha256::digest(secret).into();
-        // In this very batch they may have come for the first time.
-        let fresh = self.writes.iter().find_map(|write| match write {
-            Write::User(name, hash) if *name == user => Some(*hash),
-            _ => None,
-        });
-        let known = match fresh {
-            Some(hash) => Some(hash),
-            None => self.store.user(&user).await.map_err(|_| Denied::Store)?,
-        };
-        match known {
-            Some(known) if equal(&known, &hash) => {}
-            Some(_) => return Err(Denied::BadSecret),
-            None if self.store.users().await.map_err(|_| Denied::Store)? >= self.config.users_max => {
-                return Err(Denied::Full);
+    fn hello(&mut self, conn: u64, user: String, secret: &Password) -> Result<What, Denied> {
+        let known = self.knows(conn, &user, secret);
+        if let Some(line) = self.lines.get_mut(&conn).filter(|_| known.is_err()) {
+            line.refused += 1;
+            if line.refused >= HELLO_TRIES {
+                line.connection.close.cancel();
             }
-            None => self.writes.push(Write::User(user.clone(), hash)),
         }
+        known?;
         let of_user = self.groups.iter().filter(|(_, slot)| slot.seats.contains_key(&user));
         let mut groups: Vec<_> = of_user.map(|(id, _)| id.to_string()).collect();
         groups.sort_unstable();
@@ -90,11 +83,34 @@ impl Actor {
         Ok(What::Welcome { groups })
     }
 
+    /// Whether somebody is who they say they are: whoever used a name first is.
+    fn knows(&mut self, conn: u64, user: &str, Password(secret): &Password) -> Result<(), Denied> {
+        if self.lines.get(&conn).is_some_and(|line| line.user.is_some()) {
+            return Err(Denied::Again);
+        }
+        if user.is_empty() || user.len() > USER_MAX || secret.len() < SECRET_MIN {
+            return Err(Denied::BadHello);
+        }
+        let hash: [u8; 32] = Sha256::digest(secret).into();
+        match self.users.get(user) {
+            Some(known) if equal(known, &hash) => Ok(()),
+            Some(_) => Err(Denied::BadSecret),
+            None if u64::try_from(self.users.len()).unwrap_or(u64::MAX) >= self.config.users_max => Err(Denied::Full),
+            None => {
+                self.users.insert(user.to_owned(), hash);
+                self.writes.push(Write::User(user.to_owned(), hash));
+                Ok(())
+            }
+        }
+    }
+
     fn op(&mut self, user: &str, op: Op) -> Result<What, Denied> {
         match op {
             // Said already.
             Op::Hello { .. } => {}
-            Op::Create { name, classic, open, nick } => return self.create(user, name, classic, open, &nick),
+            Op::Create { name, classic, topic_lock, open, nick } => {
+                return self.create(user, &name, (classic, topic_lock), open, &nick);
+            }
             Op::Join { group, nick } => return self.join(user, &group, &nick),
             Op::Leave { group } => {
                 let (id, seat) = self.seat(user, &group)?;
@@ -116,14 +132,13 @@ impl Actor {
             }
             Op::Topic { group, text } => {
                 let (id, seat) = self.seat(user, &group)?;
-                self.command(id, Command::SetTopic(seat.member, text))?;
+                let by = self.acts_as(id, seat)?;
+                self.command(id, Command::SetTopic(by, text))?;
             }
             Op::Sanction { group, member, verdict, for_s, reason } => {
                 let (id, seat) = self.seat(user, &group)?;
                 let target = member.parse().map_err(|_| Denied::NoMember)?;
-                let signed = self.is_signed(id);
-                // In a classic group the hub's word alone counts; who made the group has it.
-                let by = if signed || !seat.operator { seat.member } else { self.hub_of(id)? };
+                let by = self.acts_as(id, seat)?;
                 self.command(id, Command::Sanction { by, target, verdict, for_s, reason })?;
             }
             Op::Moderator { group, member, on } => {
@@ -136,25 +151,42 @@ impl Actor {
                 let (id, _) = self.operator(user, &group)?;
                 self.command(id, Command::Reshape(Shape { open, open_topic, voice, ..Shape::default() }))?;
             }
-            Op::Members { group } => {
+            Op::Members { group, after } => {
                 let (id, _) = self.seat(user, &group)?;
                 let slot = self.groups.get(&id).ok_or(Denied::NoGroup)?;
+                let after: Option<ClientId> = after.map(|it| it.parse()).transpose().map_err(|_| Denied::NoMember)?;
+                let mut all = slot.group.members();
+                all.retain(|it| after.is_none_or(|after| it.id > after));
+                all.sort_unstable_by_key(|it| it.id);
+                let left = all.len();
                 let info = |it: Profile| MemberInfo {
                     member: it.id.to_string(),
                     name: it.name,
                     presence: it.presence,
                     role: it.role,
                 };
-                let members = fitting(slot.group.members().into_iter().map(info));
-                return Ok(What::Members { group, members, topic: slot.group.topic() });
+                let members = fitting(all.into_iter().map(info));
+                let (more, neighbours) = (members.len() < left, slot.group.neighbours());
+                return Ok(What::Members { group, members, more, topic: slot.group.topic(), neighbours });
             }
-            Op::History { group } => {
+            Op::History { group, skip } => {
                 let (id, _) = self.seat(user, &group)?;
                 let slot = self.groups.get(&id).ok_or(Denied::NoGroup)?;
                 let said = |line: &Line| said_of(line.at_ms, &line.by, &line.name, &line.text, line.action);
-                let mut said = fitting(slot.group.history().rev().map(said));
+                let left = slot.group.history().count().saturating_sub(skip);
+                let mut said = fitting(slot.group.history().rev().skip(skip).map(said));
                 said.reverse();
-                return Ok(What::History { group, said });
+                return Ok(What::History { group, more: said.len() < left, said });
+            }
+            Op::Peer { group, member, address } => {
+                let (id, _) = self.operator(user, &group)?;
+                let peer = member.parse().map_err(|_| Denied::NoMember)?;
+                self.command(id, Command::AddPeer(peer, address.map(Endpoint::Udp)))?;
+            }
+            Op::End { group } => {
+                let (id, _) = self.operator(user, &group)?;
+                self.command(id, Command::End)?;
+                self.close(id);
             }
             Op::Invite { group, uses, for_s } => {
                 let (id, _) = self.operator(user, &group)?;
@@ -165,23 +197,36 @@ impl Actor {
         Ok(What::Ok)
     }
 
-    fn create(&mut self, user: &str, name: String, classic: bool, open: bool, nick: &str) -> Result<What, Denied> {
-        if self.groups.len() >= self.config.groups_max {
+    fn create(
+        &mut self,
+        user: &str,
+        name: &str,
+        (classic, topic_lock): (bool, bool),
+        open: bool,
+        nick: &str,
+    ) -> Result<What, Denied> {
+        let made = |slot: &&Slot| slot.seats.get(user).is_some_and(|seat| seat.operator);
+        let of_user = self.groups.values().filter(made).count();
+        if self.groups.len() >= self.config.groups_max || of_user >= GROUPS_EACH {
             return Err(Denied::Full);
         }
         if name.is_empty() || name.len() > GROUP_NAME_MAX || nick.is_empty() || nick.len() > NAME_MAX {
             return Err(Refused::Length.into());
         }
-        if classic && open {
+        if classic && open || topic_lock && !classic {
             return Err(Refused::Mode.into());
         }
         let seed = (!classic).then(Secret::random);
         let id = GroupId(seed.as_ref().map_or_else(random::bytes, |seed| sign::Pair::new(seed).public()));
-        let founded = Founded { id, signed: !classic, name: name.clone(), secret: Secret::random(), seed };
+        let founded =
+            Founded { id, signed: !classic, name: name.to_owned(), secret: Secret::random(), seed, topic_lock };
         self.writes.push(Write::Group(founded.clone()));
         self.open(&founded, 0);
         if !classic {
-            self.command(id, Command::Found(Shape { name: Some(name), open: Some(open), ..Shape::default() }))?;
+            self.command(
+                id,
+                Command::Found(Shape { name: Some(name.to_owned()), open: Some(open), ..Shape::default() }),
+            )?;
         }
         let member = self.sit(id, user, nick, None, true)?;
         if !classic {
@@ -258,6 +303,11 @@ impl Actor {
     fn operator(&self, user: &str, group: &str) -> Result<(GroupId, Seat), Denied> {
         let (id, seat) = self.seat(user, group)?;
         if seat.operator { Ok((id, seat)) } else { Err(Refused::NotAllowed.into()) }
+    }
+
+    /// In a classic group the hub's word alone counts; who made the group has it.
+    fn acts_as(&self, id: GroupId, seat: Seat) -> Result<ClientId, Denied> {
+        if self.is_signed(id) || !seat.operator { Ok(seat.member) } else { self.hub_of(id) }
     }
 
     fn is_signed(&self, id: GroupId) -> bool {

@@ -6,7 +6,7 @@ use super::super::wire::message::{PAYLOAD_MAX, Presence, SIGNED_MAX, parts};
 use super::super::wire::record::{GROUP_NAME_MAX, Grade, MODERATORS_MAX, REASON_MAX, Verdict, Voice};
 use super::super::wire::{ClientId, JoinRefused, Message, NAME_MAX, Record, Sanction, SigPk, State, TOPIC_MAX, Topic};
 use super::join::Joining;
-use super::{Credential, Endpoint, Group, Mode, OUTGOING_MAX, Own, Role, Save, Step, Ticket, Why};
+use super::{Credential, Endpoint, Group, Mode, OUTGOING_EACH, OUTGOING_MAX, Own, Role, Save, Step, Ticket, Why};
 use crate::time::Now;
 
 /// How long a kick lasts, in seconds.
@@ -92,6 +92,8 @@ pub enum Command {
     },
     /// To leave; a hub's own member never does.
     Leave(ClientId),
+    /// To end the group here: everybody of ours leaves, the hub too.
+    End,
 }
 
 /// An invitation that was made: all of it that nobody but us knows.
@@ -206,6 +208,11 @@ impl Group {
             }
             Command::Invite { uses, for_s } => self.invite(uses, for_s)?,
             Command::Leave(by) => self.leave(by)?,
+            Command::End => {
+                for id in self.virtuals.keys().copied().chain([self.me.id]).collect::<Vec<_>>() {
+                    self.originate(id, Message::Quit);
+                }
+            }
         }
         Ok(())
     }
@@ -217,13 +224,21 @@ impl Group {
         if own.topics.take(now, pace, 1) { Ok(()) } else { Err(Refused::Busy) }
     }
 
+    /// The same of records: everybody near takes so many from us, whoever's they are.
+    fn count_record(&mut self) -> Result<(), Refused> {
+        let (now, pace) = (self.now.monotonic, self.rules.limits.records.careful());
+        if self.published.take(now, pace, 1) { Ok(()) } else { Err(Refused::Busy) }
+    }
+
     fn say(&mut self, by: ClientId, text: &str, action: bool) -> Result<(), Refused> {
         self.own(&by).ok_or(Refused::NoMember)?;
         let parts = parts(text, if self.is_signed() { SIGNED_MAX } else { PAYLOAD_MAX });
         if parts.is_empty() {
             return Err(Refused::Length);
         }
-        if self.outgoing.len() + parts.len() > OUTGOING_MAX {
+        // Each their own share: one who talks much keeps nobody else from talking.
+        let waits = self.outgoing.iter().filter(|(of, _)| *of == by).count();
+        if waits + parts.len() > if self.rules.hub { OUTGOING_EACH } else { OUTGOING_MAX } {
             return Err(Refused::Busy);
         }
         let messages: Vec<_> = parts.iter().map(|it| Message::Text { text: it.as_bytes().to_vec(), action }).collect();
@@ -300,11 +315,16 @@ impl Group {
             return Err(Refused::Length);
         }
         if let Mode::Classic { owner, .. } = self.mode {
-            if verdict != Verdict::Ban || for_s.is_some() {
+            // A kick is a ban there, and what is banned stays banned.
+            if verdict != Verdict::Ban {
                 return Err(Refused::Mode);
             }
             if Some(target) == owner || target == by || self.is_own(&target) && target == self.me.id {
                 return Err(Refused::NotAllowed);
+            }
+            self.own(&by).ok_or(Refused::NoMember)?;
+            if !self.may_announce(by) {
+                return Err(Refused::Busy);
             }
             self.originate(by, Message::Ban(target));
             if owner == Some(by) {
@@ -318,6 +338,7 @@ impl Group {
         if !able || !self.records.may_sanction(&issuer, &target) {
             return Err(Refused::NotAllowed);
         }
+        self.count_record()?;
         let now_s = self.now_s();
         let after = self.records.effective(&target).map_or(0, |it| it.time_s.saturating_add(1));
         let time_s = now_s.max(after);
@@ -407,6 +428,7 @@ impl Group {
                 return Err(Refused::Full);
             }
         }
+        self.count_record()?;
         state.name = name.unwrap_or(state.name);
         state.open = open.unwrap_or(state.open);
         state.open_topic = open_topic.unwrap_or(state.open_topic);
@@ -441,8 +463,12 @@ impl Group {
 
     fn seat_virtual(&mut self, mut own: Own) {
         let now = self.now.monotonic;
-        if self.is_banned(&own.id) || (!self.members.contains_key(&own.id) && !self.add(own.id)) {
+        if self.is_banned(&own.id) {
             return;
+        }
+        // Whoever sat here has a place, however many came since.
+        if !self.members.contains_key(&own.id) {
+            self.insert(own.id);
         }
         if let Some(member) = self.members.get_mut(&own.id) {
             (member.is_virtual, member.name) = (true, own.name.clone());

@@ -7,8 +7,8 @@ use super::super::wire::message::{Presence, Signed, read_record, record_payload,
 use super::super::wire::{Broadcast, ClientId, Message, MessageId, Record, Request};
 use super::meter::Meter;
 use super::{
-    COUNTER_BLOCK, Dropped, Endpoint, Event, Group, HISTORY_MAX, Line, Mode, PENDING_FOR, PENDING_MAX, Role, Save,
-    Taken, Why,
+    COUNTER_BLOCK, Dropped, Endpoint, Event, Group, HISTORY_MAX, Line, Mode, PENDING_FOR, PENDING_MAX,
+    RESTART_SLACK_MS, Role, Save, Taken, Why,
 };
 use crate::crypto::random;
 
@@ -23,11 +23,20 @@ pub(super) fn name_of(name: &[u8]) -> String {
 }
 
 impl Group {
+    /// Neighbours, whoever of them first: where not all of a burst gets through, it is not always the same who go without.
+    fn targets(&mut self) -> Vec<(ClientId, Endpoint)> {
+        let mut all: Vec<_> = self.live().collect();
+        let first = self.roll(all.len() as u64);
+        all.rotate_left(usize::try_from(first).unwrap_or(0));
+        all
+    }
+
     /// Says something as one of ours. The number is not used up when nobody is there to hear it (spec 4.1).
     pub(super) fn originate(&mut self, by: ClientId, message: Message) {
-        let (id, payload) = message.encode(self.rules.action);
+        // Signed groups are ours alone: nobody in them needs the number of 2014.
+        let (id, payload) = message.encode(if self.is_signed() { MessageId::ACTION } else { self.rules.action });
         // A farewell also to those who are near us though we are not near them: nobody else can tell them (spec 6.4).
-        let targets: Vec<_> = if message == Message::Quit { self.proved().collect() } else { self.live().collect() };
+        let targets: Vec<_> = if message == Message::Quit { self.proved().collect() } else { self.targets() };
         if targets.is_empty() {
             return;
         }
@@ -69,7 +78,7 @@ impl Group {
         let (origin, payload) = (self.me.id, record_payload(record));
         let broadcast = Broadcast { origin, number: 0, id: MessageId::RECORD, payload };
         let plain = Request::Broadcast(broadcast).encode();
-        for (target, endpoint) in self.live().collect::<Vec<_>>() {
+        for (target, endpoint) in self.targets() {
             self.send_plain(endpoint, target, &plain);
         }
     }
@@ -77,7 +86,7 @@ impl Group {
     /// Passes it on: not to whom it came from, nor to whom it is from unless that is wanted.
     fn forward(&mut self, hop: ClientId, broadcast: &Broadcast) {
         let plain = Request::Broadcast(broadcast.clone()).encode();
-        for (target, endpoint) in self.live().collect::<Vec<_>>() {
+        for (target, endpoint) in self.targets() {
             let is_origin = target == broadcast.origin;
             if (target != hop && !is_origin) || (is_origin && self.rules.echo_to_origin) {
                 self.send_plain(endpoint, target, &plain);
@@ -117,12 +126,18 @@ impl Group {
         let message = Message::decode(id, payload).map_err(|_| self.offend(hop, from, 2, Dropped::Malformed))?;
         let Some(message) = message else { return Err(Dropped::NotAllowed) };
         if !self.within_limits(origin, &message) {
-            return Err(self.offend(hop, from, 1, Dropped::TooMuch));
+            return Err(self.excess(origin, hop, from));
         }
         if self.act(origin, hop, message) {
             self.forward(hop, &broadcast);
         }
         Ok(())
+    }
+
+    /// More than the origin may. Each hop lets pass what its own limit allows, so of others one gets the sum of that: it is no
+    /// fault of theirs.
+    fn excess(&mut self, origin: ClientId, hop: ClientId, from: Endpoint) -> Dropped {
+        if hop == origin { self.offend(hop, from, 1, Dropped::TooMuch) } else { Dropped::TooMuch }
     }
 
     fn signed(&mut self, from: Endpoint, hop: ClientId, broadcast: Broadcast) -> Result<(), Dropped> {
@@ -131,18 +146,26 @@ impl Group {
             return Err(Dropped::NotAllowed);
         }
         let now_s = self.now_s();
-        let Some(sig_pk) = self.records.cert(&origin, now_s).map(|cert| cert.sig_pk) else {
+        let Some((sig_pk, since_s)) = self.records.cert(&origin, now_s).map(|it| (it.sig_pk, it.not_before_s)) else {
             return self.postpone(from, hop, broadcast);
         };
-        if self.is_dead(&origin) || !self.add(origin) {
+        if self.is_dead(&origin) {
             return Err(Dropped::Stranger);
         }
         let now = self.now.monotonic;
-        if !self.members.get(&origin).is_some_and(|member| member.window.accepts(number, now, true)) {
+        // Nobody is a member before they proved to have said this.
+        let member = self.members.get(&origin).map(|member| member.window);
+        let window = member.or_else(|| self.tombstones.get(&origin).map(|it| it.window)).unwrap_or_default();
+        if !window.accepts(number, now, true) {
             return Err(Dropped::Stale);
         }
         let signed = Signed::decode(payload).map_err(|_| self.offend(hop, from, 2, Dropped::Malformed))?;
         if signed.time_ms.abs_diff(self.now.wall_ms) > SKEW_MS {
+            return Err(Dropped::Stale);
+        }
+        // Which numbers were heard before a restart is not kept: of those who were here then, nothing is taken from before it.
+        let before = signed.time_ms.saturating_add(RESTART_SLACK_MS) < self.started_ms;
+        if before && window.is_empty() && since_s.saturating_mul(1_000) < self.started_ms {
             return Err(Dropped::Stale);
         }
         if !signed.holds(&sig_pk, &self.id, &origin, number) {
@@ -151,13 +174,17 @@ impl Group {
         let message = Message::decode(signed.id, &signed.data);
         let message = message.map_err(|_| self.offend(hop, from, 2, Dropped::Malformed))?;
         let allowed = |message: &Message| self.may_say(&origin, message);
-        let Some(message) = message.filter(allowed) else { return Err(Dropped::NotAllowed) };
-        if !self.within_limits(origin, &message) {
-            // Nobody but the origin can have caused it, so its number is used up all the same.
-            self.take_number(origin, number, true)?;
-            return Err(self.offend(hop, from, 1, Dropped::TooMuch));
+        let Some(message) = message.filter(allowed).filter(|_| signed.id != MessageId::ACTION_2014) else {
+            return Err(Dropped::NotAllowed);
+        };
+        if !self.add(origin) {
+            return Err(Dropped::Stranger);
         }
+        // Nobody but the origin can have caused it, so its number is used up also when it is too much.
         self.take_number(origin, number, true)?;
+        if !self.within_limits(origin, &message) {
+            return Err(self.excess(origin, hop, from));
+        }
         if self.act(origin, hop, message) {
             self.forward(hop, &broadcast);
         }
@@ -183,20 +210,21 @@ impl Group {
             return Err(Dropped::Stale);
         }
         member.window.take(number, now);
-        member.heard = now;
+        (member.heard, member.seen) = (now, true);
         Ok(())
     }
 
     /// The limits of an origin (spec 9.8).
     fn within_limits(&mut self, origin: ClientId, message: &Message) -> bool {
         let (now, limits) = (self.now.monotonic, self.rules.limits);
+        let announcements = self.announcements_of(&origin);
         let Some(member) = self.members.get_mut(&origin) else { return false };
         let (meter, pace): (&mut Meter, _) = match message {
             Message::Text { .. } => (&mut member.texts, limits.texts),
             Message::Name(_) | Message::Status(_) => (&mut member.settings, limits.settings),
             Message::Topic(_) => (&mut member.topics, limits.settings),
             Message::Ping => (&mut member.pings, limits.pings),
-            Message::NewPeer(_) | Message::Ban(_) => (&mut member.newcomers, limits.newcomers),
+            Message::NewPeer(_) | Message::Ban(_) => (&mut member.newcomers, announcements),
             Message::Quit => return true,
         };
         meter.take(now, pace, 1)
@@ -248,7 +276,7 @@ impl Group {
 
     /// Takes a record over from a neighbour; `Ok` when it changed something, which [`Self::changed`] has to hear of.
     pub(super) fn take_record(&mut self, from: Endpoint, hop: ClientId, record: &Record) -> Result<(), Dropped> {
-        match self.records.take(record, self.now_s()) {
+        match self.hold(record) {
             Taken::Changed => Ok(()),
             Taken::Known => Err(Dropped::Stale),
             Taken::Refused => Err(Dropped::NotAllowed),
@@ -259,9 +287,13 @@ impl Group {
     /// What follows from a record that counts from now on.
     pub(super) fn changed(&mut self, record: &Record) {
         self.save(Save::Record(record.clone()));
+        for gone in self.records.evicted() {
+            self.save(Save::RecordGone(gone));
+        }
         match record {
             Record::Cert(cert) => {
-                if !self.is_dead(&cert.client) {
+                // As long as nobody has to go for them: that they have one does not say that they are here.
+                if self.has_room() && !self.is_dead(&cert.client) {
                     self.add(cert.client);
                 }
                 self.hear_pending();

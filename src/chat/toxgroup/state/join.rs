@@ -1,18 +1,18 @@
-//! Who is let in, and how records spread (spec 6.3, 9.6, 9.7).
+//! Who is let in (spec 6.3, 9.6), and by what certificates.
 
-use std::net::IpAddr;
+use std::fmt;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
 use super::super::wire::record::Grade;
 use super::super::wire::{
-    Cert, ClientId, JoinRefused, JoinReply, JoinRequest, Message, Record, Request, Sealed, SigPk, SyncRecords,
-    SyncRequest, seal,
+    Cert, ClientId, JoinRefused, JoinReply, JoinRequest, Message, Record, Request, Sealed, SigPk,
 };
-use super::meter::Meter;
-use super::{Dropped, Endpoint, Event, Group, KEPT_MAX, REMEMBERED, Role, Save};
-use crate::crypto::{boxes, equal, sign};
+use super::meter::Pace;
+use super::sync::Entering;
+use super::{Dropped, Endpoint, Event, Group, Mode, REMEMBERED, Role, Save, Taken};
+use crate::crypto::{Secret, boxes, equal, sign};
 
 /// Between two requests to be let in, and how many there are.
 const JOIN_EVERY: Duration = Duration::from_secs(3);
@@ -23,19 +23,24 @@ const KNOCK_TRIES: u32 = 12;
 /// How long a certificate lasts, and from when on it is renewed, in seconds.
 const CERT_LIFE_S: u64 = 30 * 86_400;
 const CERT_RENEW_S: u64 = 7 * 86_400;
-/// Between two questions for records, and between two when one is missing.
-const SYNC_EVERY: Duration = Duration::from_secs(60);
-const SYNC_PAUSE: Duration = Duration::from_secs(5);
+/// Certificates that are renewed at once, fewer than neighbours take; the others follow.
+const RENEWED_MAX: usize = 64;
 /// How far the time in a request may be off, in seconds.
 const SKEW_S: u64 = 600;
 
 /// What proves that somebody was invited; zeros where nobody has to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
     /// Which invitation.
     pub id: [u8; 16],
     /// What proves it.
     pub secret: [u8; 32],
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// Why we are not in.
@@ -73,26 +78,24 @@ pub(super) struct Welcome {
     pub(super) until: Duration,
 }
 
-/// By what strangers are counted.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Arrival(Option<IpAddr>);
-
-impl Arrival {
-    /// An IPv4 address, or the first 56 bits of another. Connections are counted where they are accepted.
-    pub(super) fn of(from: Endpoint) -> Self {
-        Self(from.udp().map(|address| match address.ip().to_canonical() {
-            IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) & !(u128::MAX >> 56)).into()),
-            ip => ip,
-        }))
-    }
-}
-
 impl Group {
-    /// A packet of somebody who is not a member: the only thing they can say is that they want to be one.
+    /// A packet of somebody who is not a member: the only thing they can say is that they want to be one, or, if they were or
+    /// have a certificate, that they are here. Nobody is made a member by what can be written without their secret, or was
+    /// written once.
     pub(super) fn stranger(&mut self, from: Endpoint, sealed: &Sealed<'_>) -> Result<(), Dropped> {
+        let sender = sealed.sender;
+        let was_here = self.known.contains_key(&sender) || self.role(&sender).is_some();
+        let may_return = was_here && !self.is_dead(&sender);
+        if !self.rules.hub && !may_return {
+            return Err(Dropped::Stranger);
+        }
         self.count_arrival(from)?;
-        let request = self.open_stranger(sealed)?;
-        self.join_request(from, sealed.sender, &request)
+        let (key, request) = self.open_stranger(sealed)?;
+        match request {
+            Request::JoinRequest(request) => self.join_request(from, sender, &request),
+            request if may_return => self.returns(from, sender, &key, request),
+            _ => Err(Dropped::Stranger),
+        }
     }
 
     /// Somebody who is banned is told so, where they ask in due form.
@@ -101,7 +104,7 @@ impl Group {
             return Err(Dropped::NotAllowed);
         }
         self.count_arrival(from)?;
-        self.open_stranger(sealed)?;
+        let (_, Request::JoinRequest(_)) = self.open_stranger(sealed)? else { return Err(Dropped::NotAllowed) };
         self.reply(from, sealed.sender, JoinReply::Refused(JoinRefused::Banned));
         Err(Dropped::NotAllowed)
     }
@@ -109,44 +112,24 @@ impl Group {
     /// Before anything is decrypted for them.
     fn count_arrival(&mut self, from: Endpoint) -> Result<(), Dropped> {
         let (now, limits) = (self.now.monotonic, self.rules.limits);
-        if !self.rules.hub {
-            return Err(Dropped::Stranger);
-        }
-        let Arrival(address) = Arrival::of(from);
-        if let Some(address) = address {
-            if self.arrivals.len() >= KEPT_MAX {
-                self.arrivals.retain(|_, meter: &mut Meter| !meter.is_rested(now));
-            }
-            let is_new = !self.arrivals.contains_key(&address);
-            if is_new && self.arrivals.len() >= KEPT_MAX {
-                return Err(Dropped::TooMuch);
-            }
-            if !self.arrivals.entry(address).or_default().take(now, limits.joins_per_address, 1) {
-                return Err(Dropped::TooMuch);
-            }
-        }
-        if self.joins.take(now, limits.joins, 1) { Ok(()) } else { Err(Dropped::TooMuch) }
+        // One source first: it must not take the share of all.
+        let few = self.arrivals.take(from.source(), now, limits.joins_per_address);
+        if few && self.joins.take(now, limits.joins, 1) { Ok(()) } else { Err(Dropped::TooMuch) }
     }
 
-    fn open_stranger(&self, sealed: &Sealed<'_>) -> Result<JoinRequest, Dropped> {
+    fn open_stranger(&self, sealed: &Sealed<'_>) -> Result<(Secret<32>, Request), Dropped> {
         if !sealed.sender.is_usable() {
             return Err(Dropped::Stranger);
         }
         let key = boxes::beforenm(&self.me.secret, &sealed.sender.0).map_err(|_| Dropped::Forged)?;
         let plain = sealed.open(&key).map_err(|_| Dropped::Forged)?;
-        match Request::decode(&plain) {
-            Ok(Request::JoinRequest(request)) => Ok(request),
-            Ok(_) => Err(Dropped::Stranger),
-            Err(_) => Err(Dropped::Malformed),
-        }
+        Ok((key, Request::decode(&plain).map_err(|_| Dropped::Malformed)?))
     }
 
     /// Answers also those who are no members.
     fn reply(&mut self, to: Endpoint, id: ClientId, reply: JoinReply) {
-        let nonce = self.bytes();
         if let Ok(key) = boxes::beforenm(&self.me.secret, &id.0) {
-            let plain = Request::JoinReply(reply).encode();
-            self.step.sends.push((to, seal(&key, &id, &self.me.id, &nonce, &plain)));
+            self.send_with(&key, to, id, &Request::JoinReply(reply));
         }
     }
 
@@ -184,10 +167,12 @@ impl Group {
             }
         }
         let same = self.welcomed.get(&sender).is_some_and(|it| it.sig_pk == request.sig_pk && it.until > now);
-        if same && self.members.contains_key(&sender) {
+        // A restart forgets who was welcomed, not what they were given.
+        let certified = signed && self.records.cert(&sender, now_s).is_some_and(|it| it.sig_pk == request.sig_pk);
+        if (same || certified) && self.members.contains_key(&sender) {
             return Ok(self.records.cert(&sender, now_s).cloned());
         }
-        let invited = if self.is_open() && request.token_id == [0; 16] {
+        let invited = if certified || (self.is_open() && request.token_id == [0; 16]) {
             None
         } else {
             Some(self.ticket(&request.token_id, &request.token_secret).ok_or(JoinRefused::Token)?)
@@ -199,9 +184,6 @@ impl Group {
         // A key that signs for somebody else already signs for nobody new.
         if signed && self.records.certs(now_s).any(|it| it.sig_pk == request.sig_pk && it.client != sender) {
             return Err(JoinRefused::Signature);
-        }
-        if !self.welcomes.take(now, self.rules.limits.welcomes, 1) {
-            return Err(JoinRefused::SlowDown);
         }
         let cert = self.welcome(sender, signed.then_some(request.sig_pk), name)?;
         if let Some(id) = invited {
@@ -238,6 +220,9 @@ impl Group {
         sig_pk: Option<SigPk>,
         name: &str,
     ) -> Result<Option<Cert>, JoinRefused> {
+        if !self.may_announce(self.me.id) {
+            return Err(JoinRefused::SlowDown);
+        }
         // Who left and asks again is here again.
         if let Some(tomb) = self.tombstones.get_mut(&id) {
             tomb.dead_until = self.now.monotonic;
@@ -257,7 +242,7 @@ impl Group {
         if let Some(cert) = &cert {
             // Nobody can be shown as a member whose certificate is not known, so that one first.
             let record = Record::Cert(cert.clone());
-            if self.records.take(&record, self.now_s()) == super::Taken::Changed {
+            if self.hold(&record) == Taken::Changed {
                 self.changed(&record);
             }
             self.spread(&record);
@@ -265,6 +250,21 @@ impl Group {
         self.originate(self.me.id, Message::NewPeer(id));
         self.introduce_ourselves();
         Ok(cert)
+    }
+
+    /// Whether one of ours may tell of a newcomer, or ask for a ban, so that others believe it: they count both together.
+    pub(super) fn may_announce(&mut self, by: ClientId) -> bool {
+        let (now, pace) = (self.now.monotonic, self.announcements_of(&by).careful());
+        self.own(&by).is_some_and(|own| own.newcomers.take(now, pace, 1))
+    }
+
+    /// How many newcomers somebody is believed: those who may let in, as many as they may.
+    pub(super) fn announcements_of(&self, id: &ClientId) -> Pace {
+        let limits = &self.rules.limits;
+        match self.mode {
+            Mode::Classic { owner, .. } if owner != Some(*id) => limits.newcomers,
+            Mode::Classic { .. } | Mode::Signed => limits.welcomes,
+        }
     }
 
     /// A certificate from us, if we may give any.
@@ -295,7 +295,17 @@ impl Group {
         // Those of a moderator that was removed are the founder's to judge.
         let is_founder = self.role(&self.me.id) == Some(Role::Founder);
         let orphans = self.records.orphans().filter(|_| is_founder);
-        let due: Vec<_> = old.chain(orphans).filter(here).cloned().collect();
+        let mut due: Vec<_> = old.chain(orphans).filter(here).cloned().collect();
+        due.truncate(RENEWED_MAX);
+        // Ours may have run out while we were away, or never have come from here.
+        let lost: Vec<_> = std::iter::once(&self.me).chain(self.virtuals.values()).collect();
+        let lost = lost.into_iter().filter(|own| self.records.cert(&own.id, now_s).is_none());
+        let lost: Vec<_> = lost.filter_map(|own| Some((own.id, own.sig_pk()?))).take(RENEWED_MAX).collect();
+        for (id, sig_pk) in lost {
+            if let Some(cert) = self.certify(id, sig_pk, Grade::User) {
+                self.publish(Record::Cert(cert));
+            }
+        }
         for cert in due {
             if let Some(cert) = self.certify(cert.client, cert.sig_pk, cert.grade) {
                 self.publish(Record::Cert(cert));
@@ -305,14 +315,21 @@ impl Group {
 
     /// A record of our own making: it counts here first.
     pub(super) fn publish(&mut self, record: Record) {
-        if self.records.take(&record, self.now_s()) == super::Taken::Changed {
+        if self.hold(&record) == Taken::Changed {
             self.spread(&record);
             self.changed(&record);
         }
     }
 
+    /// Holds a record, if it counts. Certificates of those who are here are kept before others.
+    pub(super) fn hold(&mut self, record: &Record) -> Taken {
+        let (members, virtuals, me) = (&self.members, &self.virtuals, self.me.id);
+        let here = |id: &ClientId| members.contains_key(id) || virtuals.contains_key(id) || *id == me;
+        self.records.take_among(record, self.now.wall_ms / 1_000, here)
+    }
+
     pub(super) fn join_reply(&mut self, sender: ClientId, reply: JoinReply) -> Result<(), Dropped> {
-        let (now, now_s) = (self.now.monotonic, self.now_s());
+        let now = self.now.monotonic;
         let Some(joining) = self.joining.as_mut().filter(|it| it.hub == sender && it.credential.is_some()) else {
             return Err(Dropped::Stale);
         };
@@ -320,14 +337,14 @@ impl Group {
             JoinReply::Welcome(cert) => {
                 joining.credential = None;
                 (joining.tries, joining.next) = (0, now);
-                if cert.is_none() && self.is_signed() {
+                if cert.is_none() && matches!(self.mode, Mode::Signed) {
                     // An invitation does not say which kind of group it is for; the answer does.
-                    self.mode = super::Mode::Classic { owner: Some(sender), topic_lock: false };
+                    self.mode = Mode::Classic { owner: Some(sender), topic_lock: false };
                     self.me.pair = None;
                 }
                 if let Some(cert) = cert {
                     // Whether the hub may give it is known with the state, which comes next: a moderator's waits until then.
-                    self.records.take(&Record::Cert(*cert), now_s);
+                    self.hold(&Record::Cert(*cert));
                 }
                 self.tend_joining();
             }
@@ -378,117 +395,12 @@ impl Group {
             self.me.tells_presence = true;
             self.tend_own(self.me.id);
             if self.is_signed() {
-                (self.awaits_records, self.next_sync) = (true, now);
+                self.entering = Some(Entering::new(now));
+                self.next_sync = now;
                 self.tend_sync();
             } else {
                 self.tell(Event::Entered);
             }
         }
-    }
-
-    /// In a signed group we are in when we know what we may.
-    fn note_entered(&mut self) {
-        if self.awaits_records && self.records.state().is_some() && self.role(&self.me.id).is_some() {
-            self.awaits_records = false;
-            self.tell(Event::Entered);
-        }
-    }
-
-    /// Asks a neighbour by chance for records, a hub rather than another.
-    pub(super) fn tend_sync(&mut self) {
-        let now = self.now.monotonic;
-        if self.next_sync > now {
-            return;
-        }
-        let live: Vec<_> = self.live().collect();
-        let hubs: Vec<_> = live.iter().filter(|(id, _)| self.anchors.contains(id)).copied().collect();
-        let among = if hubs.is_empty() { live } else { hubs };
-        let at = self.roll(among.len() as u64);
-        if let Some((id, at)) = usize::try_from(at).ok().and_then(|at| among.get(at).copied()) {
-            self.next_sync = now + if self.awaits_records { SYNC_PAUSE } else { SYNC_EVERY };
-            self.ask_records(id, at, 0);
-        }
-    }
-
-    /// Asks this one now, if it was not just done.
-    pub(super) fn sync_with(&mut self, id: ClientId, at: Endpoint) {
-        let now = self.now.monotonic;
-        if self.last_sync.is_zero() || self.last_sync + SYNC_PAUSE <= now {
-            self.last_sync = now.max(Duration::from_nanos(1));
-            self.ask_records(id, at, 0);
-        }
-    }
-
-    fn ask_records(&mut self, id: ClientId, at: Endpoint, offset: u16) {
-        let digest = self.records.digest(self.now_s());
-        let state_version = self.records.state().map_or(0, |state| state.version);
-        self.send(at, id, &Request::SyncRequest(SyncRequest { state_version, digest, offset }));
-    }
-
-    pub(super) fn sync_request(
-        &mut self,
-        from: Endpoint,
-        sender: ClientId,
-        request: SyncRequest,
-    ) -> Result<(), Dropped> {
-        let (now, now_s, pace) = (self.now.monotonic, self.now_s(), self.rules.limits.syncs);
-        let Some(member) = self.members.get_mut(&sender).filter(|_| matches!(self.mode, super::Mode::Signed)) else {
-            return Err(Dropped::NotAllowed);
-        };
-        if !member.link.syncs.take(now, pace, 1) {
-            return Err(self.offend(sender, from, 1, Dropped::TooMuch));
-        }
-        // Records are many and requests small: only to where somebody proved to be.
-        if member.link.at.is_none_or(|(at, proved)| at != from || proved.is_none()) {
-            self.ask(sender, from);
-            return Ok(());
-        }
-        let held = self.records.held(now_s);
-        let ours = self.records.state().map_or(0, |state| state.version);
-        let same = request.offset == 0 && request.digest == self.records.digest(now_s) && request.state_version == ours;
-        let total = u16::try_from(held.len()).unwrap_or(u16::MAX);
-        let rest = held.get(usize::from(request.offset)..).unwrap_or_default();
-        let packets = if same { Vec::new() } else { SyncRecords::packets(total, request.offset, rest) };
-        if packets.is_empty() {
-            let nothing = SyncRecords { total: 0, offset: 0, records: Vec::new() };
-            self.send(from, sender, &Request::SyncRecords(nothing));
-        }
-        for packet in packets {
-            self.send(from, sender, &Request::SyncRecords(packet));
-        }
-        Ok(())
-    }
-
-    pub(super) fn sync_records(
-        &mut self,
-        from: Endpoint,
-        sender: ClientId,
-        answer: SyncRecords,
-    ) -> Result<(), Dropped> {
-        let SyncRecords { total, offset, records } = answer;
-        let count = u16::try_from(records.len()).unwrap_or(u16::MAX);
-        // What allows something before what is allowed by it.
-        let (topics, others): (Vec<_>, Vec<_>) = records.iter().partition(|it| matches!(it, Record::Topic(_)));
-        for record in others.into_iter().chain(topics) {
-            match self.take_record(from, sender, record) {
-                Ok(()) => self.changed(record),
-                Err(why @ (Dropped::Forged | Dropped::NotAllowed)) => self.tell(Event::Dropped(why)),
-                Err(_) => {}
-            }
-        }
-        let next = offset.saturating_add(count);
-        if next >= total {
-            self.note_entered();
-        }
-        // Eight packets are an answer: with the last of them the next are asked for.
-        let packets = self.sync_page.take().filter(|page| page.from == sender).map_or(0, |page| page.packets) + 1;
-        if count > 0 && next < total {
-            let full = packets == super::super::wire::SYNC_PACKETS_MAX;
-            self.sync_page = Some(super::SyncPage { from: sender, packets: if full { 0 } else { packets } });
-            if full {
-                self.ask_records(sender, from, next);
-            }
-        }
-        Ok(())
     }
 }

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::super::wire::node::NODES_MAX;
-use super::super::wire::{ClientId, Dialect, Node, Nodes, PingId, Request};
+use super::super::wire::{ClientId, Dialect, MessageId, Node, Nodes, PingId, Request};
 use super::meter::Meter;
 use super::near::{ANCHORS_MAX, Distance, NEAR_MAX, RANDOM_MAX, REVERSE_MAX, Slot};
-use super::{Dropped, Endpoint, Group, Member, NodeFormat, Save, Why};
+use super::{Dropped, Endpoint, Group, Known, Member, NodeFormat, Save, Why};
 use crate::crypto::{Secret, boxes};
 
 /// Between two questions to a neighbour.
@@ -29,12 +29,25 @@ const MISSED_EVERY: Duration = Duration::from_secs(60);
 const MISSED_MAX: usize = 4;
 /// How long somebody who offends too much is not heard.
 const IGNORED_FOR: Duration = Duration::from_secs(60);
+/// Between two questions to somebody who is kept because they keep us: twice within the time in which an answer counts.
+const RETURN_EVERY: Duration = Duration::from_secs(14);
+/// Two questions of somebody who chose us are not farther apart, those of somebody who keeps us in return are.
+const CHOSEN_WITHIN: Duration = Duration::from_secs(12);
+/// Questions to one member that wait for answers, each sent another way.
+const WAYS_MAX: usize = 4;
 
-/// A question that waits for its answer.
+/// A question that waits for its answer, which counts only from where the question went (spec 5).
 #[derive(Debug, Clone, Copy)]
-struct Asked {
+pub(super) struct Asked {
     ping_id: PingId,
     at: Duration,
+    to: Endpoint,
+}
+
+impl Asked {
+    fn is_due(&self, now: Duration) -> bool {
+        self.at + ASK_PAUSE > now
+    }
 }
 
 /// What connects us with a member, if anything does.
@@ -45,10 +58,16 @@ pub(super) struct Link {
     /// Where they are, and when they last proved it.
     pub(super) at: Option<(Endpoint, Option<Duration>)>,
     pub(super) slot: Option<Slot>,
-    asked: Option<Asked>,
+    /// One to where they are; the others to where somebody says that they are, who may have heard them say so.
+    asked: Vec<Asked>,
+    /// When they were last asked where they are.
     last_asked: Option<Duration>,
-    /// When they last asked us.
+    /// When they last asked us from there.
     asked_us: Option<Duration>,
+    /// The same, and not for the first time: they ask by the clock.
+    asks_on: Option<Duration>,
+    /// The same, and as often as only those do who chose us.
+    chose_us: Option<Duration>,
     dialect: Option<Dialect>,
     /// How often they were answered without our knowing how they lay out nodes.
     guesses: u8,
@@ -65,6 +84,36 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// With somebody who was here, and was asked whether they are again.
+    pub(super) fn of(endpoint: Option<Endpoint>, asked: Option<Asked>) -> Self {
+        let at = endpoint.map(|endpoint| (endpoint, None));
+        Self { at, asked: asked.into_iter().collect(), ..Self::default() }
+    }
+
+    /// They asked us, from where they are. Who has a neighbour asks it every ten seconds, and who keeps one in return does it more
+    /// rarely: if both were taken for the same, two that once were neighbours would hold each other's places for ever, and those who
+    /// come later would find none.
+    fn note_asked(&mut self, now: Duration) {
+        let before = self.asked_us.replace(now);
+        let within = |pause| before.is_some_and(|before| before + pause > now);
+        if within(DEAD_AFTER) {
+            self.asks_on = Some(now);
+        }
+        if within(CHOSEN_WITHIN) {
+            self.chose_us = Some(now);
+        }
+    }
+
+    /// Whether they chose us, and did not give us up.
+    fn chose_us(&self, now: Duration) -> bool {
+        self.chose_us.is_some_and(|at| at + DEAD_AFTER > now)
+    }
+
+    /// Whether they keep us, for whatever reason.
+    fn asks_on(&self, now: Duration) -> bool {
+        self.asks_on.is_some_and(|at| at + DEAD_AFTER > now)
+    }
+
     /// Whether they answered lately, where we know them to be.
     pub(super) fn is_live(&self, now: Duration) -> bool {
         self.at.and_then(|(_, proved)| proved).is_some_and(|proved| proved + DEAD_AFTER > now)
@@ -111,8 +160,9 @@ impl Group {
         let Some(member) = self.members.get_mut(&sender) else { return Err(Dropped::Stranger) };
         let link = &mut member.link;
         if link.at.is_none_or(|(at, _)| at != from) {
-            // Anybody can write any sender into a header: that must not cost the one who is meant.
-            return if self.strays.take(now, limits.packets, 1) { Ok(()) } else { Err(Dropped::TooMuch) };
+            // Anybody can write any sender into a header: that must cost neither the one who is meant nor those from elsewhere.
+            let few = self.stray_sources.take(from.source(), now, limits.packets);
+            return if few && self.strays.take(now, limits.strays, 1) { Ok(()) } else { Err(Dropped::TooMuch) };
         }
         if link.ignored_until > now {
             return Err(Dropped::TooMuch);
@@ -130,7 +180,7 @@ impl Group {
         let Some(member) = self.members.get_mut(&sender) else { return why };
         if member.link.at.is_some_and(|(at, _)| at == from) && !member.link.offences.take(now, pace, points) {
             member.link.ignored_until = now + IGNORED_FOR;
-            if matches!(from, Endpoint::Stream(_)) {
+            if matches!(from, Endpoint::Stream(..)) {
                 self.step.closes.push(from);
             }
         }
@@ -139,20 +189,35 @@ impl Group {
 
     pub(super) fn get_nodes(&mut self, from: Endpoint, sender: ClientId, ping_id: PingId) -> Result<(), Dropped> {
         let (now, limits) = (self.now.monotonic, self.rules.limits);
-        let nodes = self.nodes_for(sender);
-        let Some(member) = self.members.get_mut(&sender) else { return Err(Dropped::Stranger) };
-        let link = &mut member.link;
-        if !link.answers.take(now, limits.answers, 1) {
+        let Some(link) = self.members.get_mut(&sender).map(|member| &mut member.link) else {
+            return Err(Dropped::Stranger);
+        };
+        // Questions can be played back from anywhere; what they take there must not be missing where they came from.
+        let moved = link.at.is_some_and(|(at, _)| at != from);
+        let may = match link.at {
+            Some((at, _)) if at == from => link.answers.take(now, limits.answers, 1),
+            _ => self.answers.take(from, now, limits.answers),
+        };
+        if !may {
             return Err(Dropped::TooMuch);
         }
-        link.asked_us = Some(now);
-        let elsewhere = link.at.is_none_or(|(at, _)| at != from);
-        let wants_proof = elsewhere || !link.is_live(now) || link.slot.is_none();
+        if !moved {
+            link.note_asked(now);
+        }
+        let (live, slot) = (link.is_live(now), link.slot);
+        let nodes = self.nodes_for(sender);
         self.send(from, sender, &Request::SendNodes(ping_id, nodes));
-        if wants_proof {
+        // Who would get no place is not asked: by that they can tell that nobody keeps them.
+        if moved || (!live && (slot.is_some() || self.has_place(&sender))) {
             self.ask(sender, from);
+        } else if live && slot.is_none() {
+            self.place(sender);
         }
         Ok(())
+    }
+
+    fn has_place(&self, id: &ClientId) -> bool {
+        self.rules.hub || self.fits(id).is_some() || self.reverse_slot(*id, self.now.monotonic).is_some()
     }
 
     /// Who is told to somebody that asks.
@@ -196,10 +261,10 @@ impl Group {
         let now = self.now.monotonic;
         let Some(member) = self.members.get_mut(&sender) else { return Err(Dropped::Stranger) };
         let link = &mut member.link;
-        match link.asked {
-            Some(asked) if asked.ping_id == ping_id && asked.at + ASK_PAUSE > now => link.asked = None,
-            _ => return Err(Dropped::Stale),
-        }
+        let answered = |it: &Asked| it.ping_id == ping_id && it.to == from && it.is_due(now);
+        let answered = link.asked.iter().position(answered).ok_or(Dropped::Stale)?;
+        link.asked.swap_remove(answered);
+        member.seen = true;
         self.recount = true;
         let moved = link.at.is_none_or(|(at, _)| at != from);
         link.at = Some((from, Some(now)));
@@ -210,8 +275,11 @@ impl Group {
         }
         self.place(sender);
         if self.rules.datagrams {
-            let private_ok = self.rules.private_nodes || from.udp().is_none_or(|address| is_private(address.ip()));
-            for node in nodes.nodes {
+            let private_ok = self.rules.private_nodes || from.udp().is_some_and(|address| is_private(address.ip()));
+            let mut nodes = nodes.nodes;
+            // Who is drawn by chance is not always the nearest.
+            self.shuffle(&mut nodes);
+            for node in nodes {
                 let fine = node.is_reachable() && (private_ok || !is_private(node.address.ip()));
                 if fine && self.is_wanted(&node.id) && self.may_add(sender, node.id) {
                     self.ask(node.id, Endpoint::Udp(node.address));
@@ -220,6 +288,12 @@ impl Group {
         }
         self.answered(sender);
         Ok(())
+    }
+
+    fn shuffle(&mut self, nodes: &mut [Node]) {
+        for at in (1..nodes.len()).rev() {
+            nodes.swap(at, usize::try_from(self.roll(at as u64 + 1)).unwrap_or(at));
+        }
     }
 
     /// Whether somebody can be a member because a neighbour says so.
@@ -294,9 +368,9 @@ impl Group {
     }
 
     fn reverse_slot(&self, id: ClientId, now: Duration) -> Option<Slot> {
-        let keeps_us = self.members.get(&id).is_some_and(|member| asked_lately(&member.link, now));
+        let chose_us = self.members.get(&id).is_some_and(|member| member.link.chose_us(now));
         let room = self.in_slot(Slot::Reverse).filter(|it| *it != id).count() < REVERSE_MAX;
-        (keeps_us && room).then_some(Slot::Reverse)
+        (chose_us && room).then_some(Slot::Reverse)
     }
 
     fn set_slot(&mut self, id: ClientId, slot: Option<Slot>) {
@@ -314,17 +388,26 @@ impl Group {
         }
     }
 
-    /// Asks somebody who is near them: not more often than every five seconds.
+    /// Asks somebody who is near them: one way not more often than every five seconds. Where they are known to be they can
+    /// always be asked, however many say that they are elsewhere.
     pub(super) fn ask(&mut self, id: ClientId, at: Endpoint) {
         let now = self.now.monotonic;
         let ping_id = self.bytes();
         let Some(member) = self.members.get_mut(&id) else { return };
         let link = &mut member.link;
-        if member.is_virtual || link.last_asked.is_some_and(|last| last + ASK_PAUSE > now) {
+        link.asked.retain(|it| it.is_due(now));
+        let home = link.at.map(|(home, _)| home);
+        let elsewhere = link.asked.iter().filter(|it| Some(it.to) != home).count();
+        if member.is_virtual || link.asked.iter().any(|it| it.to == at) || (Some(at) != home && elsewhere >= WAYS_MAX) {
             return;
         }
-        link.last_asked = Some(now);
-        link.asked = Some(Asked { ping_id, at: now });
+        if Some(at) == home {
+            if link.last_asked.is_some_and(|last| last + ASK_PAUSE > now) {
+                return;
+            }
+            link.last_asked = Some(now);
+        }
+        link.asked.push(Asked { ping_id, at: now, to: at });
         self.send(at, id, &Request::GetNodes(ping_id));
     }
 
@@ -355,13 +438,14 @@ impl Group {
                 }
             }
             let is_anchor = self.anchors.contains(id);
-            let faded = link.slot == Some(Slot::Reverse) && !asked_lately(link, now);
+            let faded = link.slot == Some(Slot::Reverse) && !link.chose_us(now);
             if link.slot.is_some() && (!link.is_live(now) || faded) {
                 link.slot = None;
             }
             let Some((at, _)) = link.at else { continue };
             let pause = match (is_anchor, link.slot) {
                 _ if link.doubted.is_some() => ASK_PAUSE,
+                (_, Some(Slot::Reverse)) => RETURN_EVERY,
                 (_, Some(_)) => ASK_EVERY,
                 (true, None) => ASK_PAUSE,
                 (false, None) => MISSED_EVERY,
@@ -382,7 +466,7 @@ impl Group {
             return;
         }
         // Who keeps us asks us. If nobody does, nothing is said to us, and nobody else can notice.
-        let is_kept = |(_, it): (&ClientId, &Member)| it.link.is_live(now) && asked_lately(&it.link, now);
+        let is_kept = |(_, it): (&ClientId, &Member)| it.link.is_live(now) && it.link.asks_on(now);
         if !self.members.iter().any(is_kept) {
             self.next_redraw = self.next_redraw.min(self.last_redraw + LOOK_EVERY);
         }
@@ -397,7 +481,7 @@ impl Group {
     fn redraw(&mut self) {
         let now = self.now.monotonic;
         let drawn: Vec<_> = self.in_slot(Slot::Random).collect();
-        let keeps_us = |id: &ClientId| self.members.get(id).is_some_and(|it| asked_lately(&it.link, now));
+        let keeps_us = |id: &ClientId| self.members.get(id).is_some_and(|it| it.link.asks_on(now));
         let (loyal, others): (Vec<_>, Vec<_>) = drawn.into_iter().partition(keeps_us);
         let among = if others.is_empty() { loyal } else { others };
         let at = self.roll(among.len() as u64);
@@ -427,25 +511,61 @@ impl Group {
     /// Asks those who were members once whether they are there again; a few at a time.
     fn ask_known(&mut self) {
         let now = self.now.monotonic;
-        let due = self.known.iter().filter(|(_, it)| it.asked + MISSED_EVERY <= now);
+        let rests = |it: &Known| it.asked.is_some_and(|asked| asked.at + MISSED_EVERY > now);
+        let due = self.known.iter().filter(|(_, it)| !rests(it));
         let due: Vec<_> = due.filter_map(|(id, it)| Some((*id, it.endpoint?))).take(MISSED_MAX).collect();
         for (id, at) in due {
-            if let Some(known) = self.known.get_mut(&id) {
-                known.asked = now;
-            }
-            let ping_id: PingId = self.bytes();
-            let nonce = self.bytes();
-            if let Ok(key) = boxes::beforenm(&self.me.secret, &id.0) {
-                let plain = Request::GetNodes(ping_id).encode();
-                let packet = super::seal(&key, &id, &self.me.id, &nonce, &plain);
-                self.step.sends.push((at, packet));
-            }
+            self.ask_back(id, at);
         }
     }
-}
 
-fn asked_lately(link: &Link, now: Duration) -> bool {
-    link.asked_us.is_some_and(|at| at + DEAD_AFTER > now)
+    /// Asks somebody who is no member whether it is them: then they are one again.
+    fn ask_back(&mut self, id: ClientId, at: Endpoint) {
+        let now = self.now.monotonic;
+        let ping_id: PingId = self.bytes();
+        let Some(known) = self.known.get_mut(&id) else { return };
+        if known.asked.is_some_and(|it| it.is_due(now) && it.to == at) {
+            return;
+        }
+        known.asked = Some(Asked { ping_id, at: now, to: at });
+        if let Ok(key) = boxes::beforenm(&self.me.secret, &id.0) {
+            self.send_with(&key, at, id, &Request::GetNodes(ping_id));
+        }
+    }
+
+    /// Somebody who is no member and may be one says something they said to neighbours. Questions can be played back, so they prove
+    /// nothing; but whoever asks is asked, and told no more than that we are here.
+    pub(super) fn returns(
+        &mut self,
+        from: Endpoint,
+        id: ClientId,
+        key: &Secret<32>,
+        request: Request,
+    ) -> Result<(), Dropped> {
+        let now = self.now.monotonic;
+        match request {
+            Request::GetNodes(ping_id) => {
+                self.send_with(key, from, id, &Request::SendNodes(ping_id, Nodes::default()));
+                let known = self.known.entry(id).or_insert_with(|| Known { since: now, ..Known::default() });
+                known.endpoint.get_or_insert(from);
+                super::bound(&mut self.known, |known| known.since);
+                self.ask_back(id, from);
+                Ok(())
+            }
+            Request::SendNodes(ping_id, nodes) => {
+                let answered = |it: &Known| it.asked.is_some_and(|asked| asked.ping_id == ping_id && asked.to == from);
+                if !self.known.get(&id).is_some_and(answered) || !self.add(id) {
+                    return Err(Dropped::Stale);
+                }
+                self.send_nodes(from, id, ping_id, nodes)
+            }
+            // What is signed proves itself.
+            Request::Broadcast(broadcast) if broadcast.id == MessageId::SIGNED && broadcast.origin == id => {
+                self.broadcast(from, id, broadcast)
+            }
+            _ => Err(Dropped::Stranger),
+        }
+    }
 }
 
 /// An address that means another machine to everybody else.

@@ -1,7 +1,9 @@
 //! How often something may happen, on the time that is handed in (spec 9.8).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::KEPT_MAX;
 use crate::net::rate::{Per, Rate};
 
 /// Once per `every`, and `burst` times at once.
@@ -56,6 +58,31 @@ impl Meter {
     }
 }
 
+/// A meter for each of as many as come. Where they are too many to tell apart, some are forgotten: what bounds them all
+/// together has to stand behind this.
+#[derive(Debug)]
+pub(super) struct Crowd<K>(BTreeMap<K, Meter>);
+
+impl<K> Default for Crowd<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord> Crowd<K> {
+    pub(super) fn take(&mut self, key: K, now: Duration, pace: Pace) -> bool {
+        if self.0.len() >= KEPT_MAX && !self.0.contains_key(&key) {
+            self.0.pop_first();
+        }
+        self.0.entry(key).or_default().take(now, pace, 1)
+    }
+
+    /// Forgets those who were silent.
+    pub(super) fn sweep(&mut self, now: Duration) {
+        self.0.retain(|_, meter| !meter.is_rested(now));
+    }
+}
+
 /// The limits of spec 9.8, per group. Those "per origin" need signed mode to be more than a hint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -65,7 +92,7 @@ pub struct Limits {
     pub settings: Pace,
     /// Pings of an origin.
     pub pings: Pace,
-    /// Newcomers an origin tells of, or a neighbour in a classic group makes known.
+    /// Newcomers an origin tells of, and bans it asks for; also those a neighbour in a classic group makes known.
     pub newcomers: Pace,
     /// Records from a neighbour.
     pub records: Pace,
@@ -73,7 +100,9 @@ pub struct Limits {
     pub packets: Pace,
     /// Bytes from a neighbour.
     pub bytes: Pace,
-    /// Answers to a neighbour that asks who is near.
+    /// Packets in members' names, all together, from where these did not prove to be; of one address as many as of a neighbour.
+    pub strays: Pace,
+    /// Answers to a neighbour that asks who is near; elsewhere, to one endpoint.
     pub answers: Pace,
     /// Answers to a neighbour that wants records, each of up to eight packets.
     pub syncs: Pace,
@@ -81,7 +110,7 @@ pub struct Limits {
     pub joins_per_address: Pace,
     /// Strangers that want in.
     pub joins: Pace,
-    /// Strangers that are let in.
+    /// Strangers that are let in, and as many of whom those who may let in are believed to tell.
     pub welcomes: Pace,
     /// How bad a neighbour may be: so many points, of which one is forgotten each second.
     pub offences: Pace,
@@ -101,6 +130,7 @@ impl Default for Limits {
             packets: Pace::new(Duration::from_micros(16_667), 200),
             // 64 KiB/s.
             bytes: Pace::new(Duration::from_nanos(15_259), 64 * 1_024),
+            strays: Pace::new(Duration::from_micros(3_333), 1_000),
             answers: Pace::new(Duration::from_millis(500), 5),
             syncs: Pace::new(Duration::from_millis(500), 10),
             joins_per_address: Pace::new(Duration::from_millis(200), 5),

@@ -10,7 +10,8 @@
 //! | this one | what there is, and what time brings |
 //! | `meet` | who is a neighbour, and where |
 //! | `flood` | what is said, taken and passed on |
-//! | `join` | who is let in, and how records spread |
+//! | `join` | who is let in |
+//! | `sync` | how records are fetched |
 //! | `command` | what is asked for from here |
 //! | [`records`] | what counts in a signed group |
 //! | `near`, `window`, `meter` | distance, numbers, limits |
@@ -22,22 +23,24 @@ mod meet;
 mod meter;
 mod near;
 pub mod records;
+mod sync;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 pub use self::command::{Command, Invitation, KICK_S, Refused, Shape};
 pub use self::flood::dice;
 pub use self::join::{Credential, Failure};
 use self::join::{Joining, Welcome};
-use self::meet::Link;
-use self::meter::Meter;
+use self::meet::{Asked, Link};
+use self::meter::{Crowd, Meter};
 pub use self::meter::{Limits, Pace};
 pub use self::near::Distance;
 pub use self::records::{Records, Role, Taken, digest};
+use self::sync::{Entering, Round};
 pub use self::window::{RESYNC, WINDOW, Window};
 use super::wire::message::Presence;
 use super::wire::{Broadcast, ClientId, Dialect, GroupId, Message, MessageId, Record, Request, Sealed, SigPk, seal};
@@ -50,14 +53,22 @@ pub const EXPIRY: Duration = Duration::from_secs(150);
 pub const TOMBSTONE: Duration = Duration::from_secs(180);
 /// How long numbers are remembered in a signed group, so that nothing is played back (spec 9.4).
 pub const REMEMBERED: Duration = Duration::from_secs(1_200);
+/// How long somebody is looked for who was here.
+const KNOWN_FOR: Duration = Duration::from_secs(8 * 3_600);
 /// Banned keys of a classic group, tombstones, and those who were here once: of each at most so many, the oldest go.
 pub const KEPT_MAX: usize = 1_024;
 /// Numbers that are promised to the disk at once (spec 4.1).
 pub const COUNTER_BLOCK: u32 = 32;
 /// Texts a hub keeps for its own users.
 pub const HISTORY_MAX: usize = 200;
-/// What may wait to be said here, for the pace at which others listen.
+/// What may wait to be said, for the pace at which others listen.
 pub const OUTGOING_MAX: usize = 64;
+/// The same, of each of a hub's members.
+pub const OUTGOING_EACH: usize = 16;
+/// Members that can expire in one tick: those who are told of it take so much at a time.
+const EXPIRED_MAX: usize = 16;
+/// How much older than a restart something may be that is said by somebody whose numbers were forgotten with it, in milliseconds.
+const RESTART_SLACK_MS: u64 = 60_000;
 /// Messages of somebody unknown that wait for a certificate, and how long.
 const PENDING_MAX: usize = 32;
 const PENDING_FOR: Duration = Duration::from_secs(5);
@@ -74,8 +85,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 pub enum Endpoint {
     /// Datagrams.
     Udp(SocketAddr),
-    /// A connection, by the number its carrier gave it.
-    Stream(u64),
+    /// A connection, by the number its carrier gave it, and where it comes from.
+    Stream(u64, IpAddr),
 }
 
 impl Endpoint {
@@ -84,8 +95,26 @@ impl Endpoint {
     pub const fn udp(self) -> Option<SocketAddr> {
         match self {
             Self::Udp(address) => Some(address),
-            Self::Stream(_) => None,
+            Self::Stream(..) => None,
         }
+    }
+
+    /// By what those are counted who proved nothing: an IPv4 address, or the first 56 bits of another (spec 9.8).
+    #[must_use]
+    pub fn source(self) -> IpAddr {
+        source(match self {
+            Self::Udp(address) => address.ip(),
+            Self::Stream(_, ip) => ip,
+        })
+    }
+}
+
+/// An IPv4 address, or the first 56 bits of another: one client has all that follow.
+#[must_use]
+pub fn source(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) & !(u128::MAX >> 56))),
+        ip => ip,
     }
 }
 
@@ -176,6 +205,7 @@ pub struct Own {
     texts: Meter,
     settings: Meter,
     topics: Meter,
+    newcomers: Meter,
 }
 
 impl Own {
@@ -196,6 +226,7 @@ impl Own {
             texts: Meter::default(),
             settings: Meter::default(),
             topics: Meter::default(),
+            newcomers: Meter::default(),
         }
     }
 
@@ -224,6 +255,8 @@ struct Member {
     window: Window,
     /// When anything was accepted of it, or it was added.
     heard: Duration,
+    /// Whether it showed itself; else it is here because others say so, and gives way to those who do.
+    seen: bool,
     /// One of ours, which never expires.
     is_virtual: bool,
     name: Vec<u8>,
@@ -241,6 +274,7 @@ impl Member {
         Self {
             window: Window::default(),
             heard: now,
+            seen: false,
             is_virtual: false,
             name: Vec::new(),
             presence: Presence::Online,
@@ -359,8 +393,8 @@ pub enum Save {
     RecordGone(Record),
     /// They are out for ever (classic).
     Ban(ClientId),
-    /// They left; until then, in Unix milliseconds, they are not believed to be here.
-    Tombstone(ClientId, u64),
+    /// They left.
+    Tombstone(Grave),
     /// An invitation, with the hash of its secret.
     Token(Ticket),
     /// It is used up.
@@ -369,6 +403,17 @@ pub enum Save {
     Topic(Vec<u8>),
     /// A text. The only one that may be late.
     Line(Line),
+}
+
+/// Somebody who left, as the hub keeps it. Times are Unix milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grave {
+    /// Who.
+    pub id: ClientId,
+    /// Until when that is remembered.
+    pub until_ms: u64,
+    /// Until when they are not believed to be here.
+    pub dead_until_ms: u64,
 }
 
 /// An invitation, as the hub keeps it.
@@ -433,21 +478,14 @@ pub struct Kept {
     pub records: Vec<Record>,
     /// Banned keys.
     pub bans: Vec<ClientId>,
-    /// Who left, and until when that is remembered, in Unix milliseconds.
-    pub tombstones: Vec<(ClientId, u64)>,
+    /// Who left.
+    pub tombstones: Vec<Grave>,
     /// Invitations.
     pub tokens: Vec<Ticket>,
     /// The topic of a classic group.
     pub topic: Vec<u8>,
     /// Texts, the oldest first.
     pub history: Vec<Line>,
-}
-
-/// How far an answer to a sync has come.
-#[derive(Debug, Clone, Copy)]
-struct SyncPage {
-    from: ClientId,
-    packets: usize,
 }
 
 /// Gives random numbers.
@@ -461,12 +499,13 @@ struct Tombstone {
     window: Window,
 }
 
-/// Somebody who was here, and may come back.
-#[derive(Debug, Clone, Copy, Default)]
+/// Somebody who was here, and is again when they answer.
+#[derive(Debug, Clone, Default)]
 struct Known {
+    name: Vec<u8>,
     endpoint: Option<Endpoint>,
     since: Duration,
-    asked: Duration,
+    asked: Option<Asked>,
 }
 
 /// See the top of this file.
@@ -490,17 +529,24 @@ pub struct Group {
     history: VecDeque<Line>,
     joining: Option<Joining>,
     welcomed: BTreeMap<ClientId, Welcome>,
-    arrivals: BTreeMap<IpAddr, Meter>,
+    arrivals: Crowd<IpAddr>,
     joins: Meter,
-    welcomes: Meter,
+    stray_sources: Crowd<IpAddr>,
     strays: Meter,
+    /// Answers to where nobody proved to be.
+    answers: Crowd<Endpoint>,
+    /// Records of our own making.
+    published: Meter,
     outgoing: VecDeque<(ClientId, Message)>,
     pending: VecDeque<(Duration, ClientId, Broadcast)>,
     next_sync: Duration,
-    sync_page: Option<SyncPage>,
     last_sync: Duration,
+    round: Option<Round>,
+    pages: Meter,
     /// We were let in and do not know yet what we may.
-    awaits_records: bool,
+    entering: Option<Entering>,
+    /// When we came back from a restart, in Unix milliseconds.
+    started_ms: u64,
     next_redraw: Duration,
     last_redraw: Duration,
     next_sweep: Duration,
@@ -545,16 +591,20 @@ impl Group {
             history: VecDeque::new(),
             joining: None,
             welcomed: BTreeMap::new(),
-            arrivals: BTreeMap::new(),
+            arrivals: Crowd::default(),
             joins: Meter::default(),
-            welcomes: Meter::default(),
+            stray_sources: Crowd::default(),
             strays: Meter::default(),
+            answers: Crowd::default(),
+            published: Meter::default(),
             outgoing: VecDeque::new(),
             pending: VecDeque::new(),
             next_sync: now.monotonic,
-            sync_page: None,
             last_sync: Duration::ZERO,
-            awaits_records: false,
+            round: None,
+            pages: Meter::default(),
+            entering: None,
+            started_ms: 0,
             next_redraw: now.monotonic + meet::REDRAW_EVERY,
             last_redraw: now.monotonic,
             next_sweep: now.monotonic + SWEEP_EVERY,
@@ -567,24 +617,24 @@ impl Group {
         group
     }
 
-    /// Takes back what was kept. Members are asked whether they are there.
+    /// Takes back what was kept. Whoever was a member is asked whether they are there, and is none until they answer.
     pub fn restore(&mut self, kept: Kept) {
         let now = self.now.monotonic;
+        self.started_ms = self.now.wall_ms;
         for record in kept.records {
             self.records.restore(record);
         }
         self.bans = kept.bans.into();
-        for (id, until_ms) in kept.tombstones {
-            let left = Duration::from_millis(until_ms.saturating_sub(self.now.wall_ms));
-            self.tombstones
-                .insert(id, Tombstone { until: now + left, dead_until: now + left, window: Window::default() });
+        for Grave { id, until_ms, dead_until_ms } in kept.tombstones {
+            let [until, dead_until] = [until_ms, dead_until_ms]
+                .map(|at_ms| now + Duration::from_millis(at_ms.saturating_sub(self.now.wall_ms)));
+            self.tombstones.insert(id, Tombstone { until, dead_until, window: Window::default() });
         }
         for (id, name, address) in kept.members {
-            let mut member = Member::new(now);
-            member.name = name.into_bytes();
-            member.link.at = address.map(|address| (Endpoint::Udp(address), None));
-            self.members.insert(id, member);
+            let (name, endpoint) = (name.into_bytes(), address.map(Endpoint::Udp));
+            self.known.insert(id, Known { name, endpoint, since: now, asked: None });
         }
+        bound(&mut self.known, |known| known.since);
         self.tickets = kept.tokens.into_iter().map(|ticket| (ticket.id, ticket)).collect();
         self.topic = kept.topic;
         self.history = kept.history.into();
@@ -783,24 +833,41 @@ impl Group {
         least + Duration::from_millis(self.roll(span + 1))
     }
 
-    /// Adds somebody, as long as there is room for them. Whether they are a member now.
+    fn has_room(&self) -> bool {
+        self.members.len() + 1 < self.members_max()
+    }
+
+    /// Adds somebody who is here, as long as there is room for them: those of whom others only say so give way. Whether they
+    /// are a member now.
     fn add(&mut self, id: ClientId) -> bool {
         if self.members.contains_key(&id) {
             return true;
         }
-        if self.is_own(&id) || self.is_banned(&id) || self.members.len() + 1 >= self.members_max() || !id.is_usable() {
+        if self.is_own(&id) || self.is_banned(&id) || !id.is_usable() {
             return false;
         }
+        if !self.has_room() {
+            let unseen = |(id, it): &(&ClientId, &Member)| !it.seen && !it.is_virtual && !self.anchors.contains(id);
+            let oldest = self.members.iter().filter(unseen).min_by_key(|(_, it)| it.heard).map(|(id, _)| *id);
+            let Some(oldest) = oldest else { return false };
+            self.remove(oldest, Why::Expired);
+        }
+        self.insert(id);
+        true
+    }
+
+    /// Makes somebody a member, whether there is room or not.
+    fn insert(&mut self, id: ClientId) {
         let mut member = Member::new(self.now.monotonic);
         if let Some(tomb) = self.tombstones.remove(&id) {
             member.window = tomb.window;
         }
         if let Some(known) = self.known.remove(&id) {
-            member.link.at = known.endpoint.map(|endpoint| (endpoint, None));
+            member.name = known.name;
+            member.link = Link::of(known.endpoint, known.asked);
         }
         self.members.insert(id, member);
         self.tell(Event::Joined(id));
-        true
     }
 
     /// Removes somebody, and remembers what has to be.
@@ -824,13 +891,13 @@ impl Group {
                 // Who was a neighbour may come back, and is let in: nobody else can tell that they were a member.
                 if self.rules.hub || member.link.at.is_some() {
                     let endpoint = member.link.at.map(|(endpoint, _)| endpoint);
-                    self.known.insert(id, Known { endpoint, since: now, asked: now });
+                    self.known.insert(id, Known { name: member.name, endpoint, since: now, asked: None });
                     bound(&mut self.known, |known| known.since);
                 }
             }
             Why::Quit => {
-                let until_ms = self.now.plus(dead).wall_ms;
-                self.save(Save::Tombstone(id, until_ms));
+                let [until_ms, dead_until_ms] = [remembered, dead].map(|it| self.now.plus(it).wall_ms);
+                self.save(Save::Tombstone(Grave { id, until_ms, dead_until_ms }));
                 self.save(Save::Forget(id));
             }
             Why::Banned => self.save(Save::Forget(id)),
@@ -862,10 +929,7 @@ impl Group {
             return self.refuse_banned(from, &sealed);
         }
         if !self.members.contains_key(&sender) {
-            let comes_back = self.known.contains_key(&sender) || self.role(&sender).is_some();
-            if self.is_dead(&sender) || !comes_back || !self.add(sender) {
-                return self.stranger(from, &sealed);
-            }
+            return self.stranger(from, &sealed);
         }
         self.admit(from, sender, packet.len())?;
         let plain = self.open(&sealed).map_err(|why| self.offend(sender, from, 1, why))?;
@@ -901,11 +965,19 @@ impl Group {
     }
 
     fn send_plain(&mut self, to: Endpoint, id: ClientId, plain: &[u8]) {
-        let nonce = self.bytes();
         if let Some(key) = self.key(&id) {
-            let packet = seal(&key, &id, &self.me.id, &nonce, plain);
-            self.step.sends.push((to, packet));
+            self.seal_to(&key, to, id, plain);
         }
+    }
+
+    /// To somebody who need not be a member.
+    fn send_with(&mut self, key: &Secret<32>, to: Endpoint, id: ClientId, request: &Request) {
+        self.seal_to(key, to, id, &request.encode());
+    }
+
+    fn seal_to(&mut self, key: &Secret<32>, to: Endpoint, id: ClientId, plain: &[u8]) {
+        let nonce = self.bytes();
+        self.step.sends.push((to, seal(key, &id, &self.me.id, &nonce, plain)));
     }
 
     fn tick(&mut self) {
@@ -924,7 +996,7 @@ impl Group {
         let expired = |(id, member): (&ClientId, &Member)| {
             (member.heard + EXPIRY <= now && !member.is_virtual && !self.anchors.contains(id)).then_some(*id)
         };
-        for id in self.members.iter().filter_map(expired).collect::<Vec<_>>() {
+        for id in self.members.iter().filter_map(expired).take(EXPIRED_MAX).collect::<Vec<_>>() {
             self.remove(id, Why::Expired);
         }
         self.pending.retain(|(since, ..)| *since + PENDING_FOR > now);
@@ -966,9 +1038,15 @@ impl Group {
     fn sweep(&mut self) {
         let (now, now_s) = (self.now.monotonic, self.now_s());
         self.tombstones.retain(|_, tomb| tomb.until > now);
-        self.known.retain(|_, known| known.since + 24 * REMEMBERED > now);
+        let forgotten = |(id, known): (&ClientId, &Known)| (known.since + KNOWN_FOR <= now).then_some(*id);
+        for id in self.known.iter().filter_map(forgotten).collect::<Vec<_>>() {
+            self.known.remove(&id);
+            self.save(Save::Forget(id));
+        }
         self.welcomed.retain(|_, welcome| welcome.until > now);
-        self.arrivals.retain(|_, meter| !meter.is_rested(now));
+        self.arrivals.sweep(now);
+        self.stray_sources.sweep(now);
+        self.answers.sweep(now);
         for record in self.records.sweep(now_s) {
             self.save(Save::RecordGone(record));
         }

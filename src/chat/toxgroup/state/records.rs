@@ -195,6 +195,12 @@ impl Records {
 
     /// Takes a record over, if it is one that counts.
     pub fn take(&mut self, record: &Record, now_s: u64) -> Taken {
+        self.take_among(record, now_s, |_| false)
+    }
+
+    /// The same. When there are too many certificates, those of who is `here` stay, and those that authority stands on; of the others
+    /// the oldest goes.
+    pub fn take_among(&mut self, record: &Record, now_s: u64, here: impl Fn(&ClientId) -> bool) -> Taken {
         if *record.group() != self.group {
             return Taken::Refused;
         }
@@ -204,15 +210,39 @@ impl Records {
             Record::Sanction(sanction) => self.judge_sanction(sanction, now_s),
             Record::Topic(topic) => self.judge_topic(topic, now_s),
         };
-        // The signature last: it costs most, and floods are mostly of what is known.
         if judged != Taken::Changed {
             return judged;
         }
+        let room = match record {
+            Record::Cert(cert) => self.room_for(cert, now_s, here),
+            Record::State(_) | Record::Sanction(_) | Record::Topic(_) => Room::Enough,
+        };
+        // What would have to go at once changes nothing: passed on, it would go round for ever.
+        if matches!(room, Room::None) {
+            return Taken::Refused;
+        }
+        // The signature last: it costs most, and floods are mostly of what is known.
         if !record.holds() {
             return Taken::Forged;
         }
+        if let Room::Of(oldest) = room {
+            self.evicted.extend(self.certs.remove(&oldest).map(Record::Cert));
+        }
         self.keep(record.clone());
         Taken::Changed
+    }
+
+    /// Whose certificate has to go for this one.
+    fn room_for(&self, cert: &Cert, now_s: u64, here: impl Fn(&ClientId) -> bool) -> Room {
+        if self.certs.len() < CERTS_MAX || self.certs.contains_key(&cert.client) {
+            return Room::Enough;
+        }
+        let stays = |it: &Cert| here(&it.client) || self.is_authority(&it.sig_pk);
+        let order = |it: &Cert| (self.counts(it, now_s), it.not_before_s, it.signature);
+        let Some(oldest) = self.certs.values().filter(|it| !stays(it)).min_by_key(|it| order(it)) else {
+            return Room::None;
+        };
+        if stays(cert) || order(oldest) < order(cert) { Room::Of(oldest.client) } else { Room::None }
     }
 
     /// Takes back what was kept: it was judged when it came.
@@ -224,13 +254,7 @@ impl Records {
 
     fn keep(&mut self, record: Record) {
         match record {
-            Record::Cert(cert) => {
-                self.certs.insert(cert.client, cert);
-                while self.certs.len() > CERTS_MAX {
-                    let oldest = self.certs.iter().min_by_key(|(_, cert)| cert.not_before_s).map(|(id, _)| *id);
-                    self.evicted.extend(oldest.and_then(|id| self.certs.remove(&id)).map(Record::Cert));
-                }
-            }
+            Record::Cert(cert) => drop(self.certs.insert(cert.client, cert)),
             Record::State(state) => self.state = Some(state),
             Record::Sanction(sanction) => {
                 let issuer = sanction.issuer;
@@ -300,9 +324,14 @@ impl Records {
             || holders.any(|cert| self.role(&cert.client, now_s).is_some_and(|role| role.may_set_topic(open)))
     }
 
-    /// Forgets what is over, and says what that was, and what had to make room since the last time.
+    /// What had to make room since the last time.
+    pub(super) fn evicted(&mut self) -> Vec<Record> {
+        std::mem::take(&mut self.evicted)
+    }
+
+    /// Forgets what is over, and says what that was.
     pub(super) fn sweep(&mut self, now_s: u64) -> Vec<Record> {
-        let mut gone = std::mem::take(&mut self.evicted);
+        let mut gone = self.evicted();
         self.certs.retain(|_, cert| {
             let keep = cert.not_after_s > now_s;
             if !keep {
@@ -336,6 +365,14 @@ impl Records {
     pub fn digest(&self, now_s: u64) -> [u8; 8] {
         digest(self.held(now_s).iter().map(Record::signature))
     }
+}
+
+/// Whether there is room for a certificate.
+enum Room {
+    Enough,
+    /// If this one's goes.
+    Of(ClientId),
+    None,
 }
 
 const fn is_over(it: &Sanction, now_s: u64) -> bool {

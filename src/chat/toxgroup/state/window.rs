@@ -19,6 +19,12 @@ pub struct Window {
 }
 
 impl Window {
+    /// Whether nothing was heard yet.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.last == 0
+    }
+
     /// Whether this number is new. `signed`: whoever sent it proved it, so it may be any number ahead.
     #[must_use]
     pub fn accepts(&self, number: u32, now: Duration, signed: bool) -> bool {
