@@ -336,6 +336,38 @@ async fn who_claims_a_key_without_its_secret_gets_nothing() {
 }
 
 #[tokio::test]
+async fn a_member_that_sends_garbage_loses_its_connection() {
+    let hub = hub().await;
+    let mut thin = hub.thin("alice").await;
+    let (_, _, token) = group(&mut thin, false, 1).await;
+    // Between the member and the hub, where more can be written in its name.
+    let (ours, theirs) = tokio::io::duplex(64 * 1_024);
+    let (mut heard, mut says) = TcpStream::connect(hub.at.tcp).await.unwrap().into_split();
+    let (mut from_member, mut to_member) = tokio::io::split(theirs);
+    let hung_up = tokio::spawn(async move { tokio::io::copy(&mut heard, &mut to_member).await });
+    let (inject, mut injected) = mpsc::channel::<Vec<u8>>(1);
+    let carries = tokio::spawn(async move {
+        let mut buffer = vec![0; 64 * 1_024];
+        loop {
+            let sent = tokio::select! {
+                Ok(len @ 1..) = from_member.read(&mut buffer) => says.write_all(&buffer[..len]).await,
+                Some(bytes) = injected.recv() => says.write_all(&bytes).await,
+                else => return,
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+    });
+    let member = Member::enters("noisy", &token, Limits::default(), hub.at.udp, Carrier::framed(ours)).await;
+    let garbage = frame(&[&[0x30][..], &token.hub.0, &member.id.0, &[7; 200]].concat()).unwrap();
+    while inject.send(garbage.to_vec()).await.is_ok() {}
+    let _closed_or_reset = soon(hung_up).await.unwrap();
+    soon(carries).await.unwrap();
+    hub.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_no_packet_ends_the_connection_and_says_so_where_it_can() {
     let hub = hub().await;
     for bad in [&[0, 3, 1, 2, 3][..], &[4, 1], &[&[0, 107, 0x31][..], &[0; 106]].concat()] {

@@ -124,6 +124,15 @@ impl World {
 
     /// Somebody more, whom nobody knows yet.
     pub fn peer(&mut self, rules: Rules, first: Option<u8>) -> usize {
+        self.called(|n| format!("peer {n}"), rules, first)
+    }
+
+    /// The same, who says nothing about itself.
+    pub fn nameless(&mut self, rules: Rules) -> usize {
+        self.called(|_| String::new(), rules, None)
+    }
+
+    fn called(&mut self, name: impl Fn(usize) -> String, rules: Rules, first: Option<u8>) -> usize {
         let secret = self.secret(first);
         let seed = (self.mode == Mode::Signed).then(|| {
             let mut seed = [0; 32];
@@ -132,16 +141,16 @@ impl World {
         });
         let n = self.peers.len();
         let at = Endpoint::Udp(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 33_445)));
-        let group = self.group(n, secret, seed, 0, &rules);
+        let group = self.group(&name(n), secret, seed, 0, &rules);
         self.by_address.insert(at, n);
         let (events, saved) = (Vec::new(), Vec::new());
         self.peers.push(Peer { group, at, events, saved, secret, seed, rules, sent: 0, off: false });
         n
     }
 
-    fn group(&mut self, n: usize, secret: [u8; 32], seed: Option<[u8; 32]>, bound: u32, rules: &Rules) -> Group {
+    fn group(&mut self, name: &str, secret: [u8; 32], seed: Option<[u8; 32]>, bound: u32, rules: &Rules) -> Group {
         let pair = seed.map(|seed| sign::Pair::new(&Secret::new(seed)));
-        let own = Own::new(Secret::new(secret), pair, bound, &format!("peer {n}"));
+        let own = Own::new(Secret::new(secret), pair, bound, name);
         let mut dice = self.dice.fork();
         Group::new(self.id, self.mode, rules.clone(), own, self.now, Box::new(move || dice.u64(..)))
     }
@@ -186,7 +195,7 @@ impl World {
         kept.tombstones = graves;
         let Peer { secret, seed, rules, .. } = &self.peers[n];
         let (secret, seed, rules) = (*secret, *seed, rules.clone());
-        let mut group = self.group(n, secret, seed, bound, &rules);
+        let mut group = self.group(&format!("peer {n}"), secret, seed, bound, &rules);
         group.restore(kept);
         self.peers[n].group = group;
     }

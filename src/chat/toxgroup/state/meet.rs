@@ -85,9 +85,8 @@ pub(super) struct Link {
 
 impl Link {
     /// With somebody who was here, and was asked whether they are again.
-    pub(super) fn of(endpoint: Option<Endpoint>, asked: Option<Asked>) -> Self {
-        let at = endpoint.map(|endpoint| (endpoint, None));
-        Self { at, asked: asked.into_iter().collect(), ..Self::default() }
+    pub(super) fn of(endpoint: Option<Endpoint>, asked: Vec<Asked>) -> Self {
+        Self { at: endpoint.map(|endpoint| (endpoint, None)), asked, ..Self::default() }
     }
 
     /// They asked us, from where they are. Who has a neighbour asks it every ten seconds, and who keeps one in return does it more
@@ -511,7 +510,7 @@ impl Group {
     /// Asks those who were members once whether they are there again; a few at a time.
     fn ask_known(&mut self) {
         let now = self.now.monotonic;
-        let rests = |it: &Known| it.asked.is_some_and(|asked| asked.at + MISSED_EVERY > now);
+        let rests = |it: &Known| it.last_asked.is_some_and(|last| last + MISSED_EVERY > now);
         let due = self.known.iter().filter(|(_, it)| !rests(it));
         let due: Vec<_> = due.filter_map(|(id, it)| Some((*id, it.endpoint?))).take(MISSED_MAX).collect();
         for (id, at) in due {
@@ -524,10 +523,14 @@ impl Group {
         let now = self.now.monotonic;
         let ping_id: PingId = self.bytes();
         let Some(known) = self.known.get_mut(&id) else { return };
-        if known.asked.is_some_and(|it| it.is_due(now) && it.to == at) {
+        if known.endpoint == Some(at) {
+            known.last_asked = Some(now);
+        }
+        known.asked.retain(|it| it.is_due(now));
+        if known.asked.iter().any(|it| it.to == at) || known.asked.len() >= WAYS_MAX {
             return;
         }
-        known.asked = Some(Asked { ping_id, at: now, to: at });
+        known.asked.push(Asked { ping_id, at: now, to: at });
         if let Ok(key) = boxes::beforenm(&self.me.secret, &id.0) {
             self.send_with(&key, at, id, &Request::GetNodes(ping_id));
         }
@@ -553,8 +556,8 @@ impl Group {
                 Ok(())
             }
             Request::SendNodes(ping_id, nodes) => {
-                let answered = |it: &Known| it.asked.is_some_and(|asked| asked.ping_id == ping_id && asked.to == from);
-                if !self.known.get(&id).is_some_and(answered) || !self.add(id) {
+                let answered = |it: &Asked| it.ping_id == ping_id && it.to == from && it.is_due(now);
+                if !self.known.get(&id).is_some_and(|it| it.asked.iter().any(answered)) || !self.add(id) {
                     return Err(Dropped::Stale);
                 }
                 self.send_nodes(from, id, ping_id, nodes)

@@ -505,7 +505,8 @@ struct Known {
     name: Vec<u8>,
     endpoint: Option<Endpoint>,
     since: Duration,
-    asked: Option<Asked>,
+    asked: Vec<Asked>,
+    last_asked: Option<Duration>,
 }
 
 /// See the top of this file.
@@ -632,7 +633,7 @@ impl Group {
         }
         for (id, name, address) in kept.members {
             let (name, endpoint) = (name.into_bytes(), address.map(Endpoint::Udp));
-            self.known.insert(id, Known { name, endpoint, since: now, asked: None });
+            self.known.insert(id, Known { name, endpoint, since: now, ..Known::default() });
         }
         bound(&mut self.known, |known| known.since);
         self.tickets = kept.tokens.into_iter().map(|ticket| (ticket.id, ticket)).collect();
@@ -810,7 +811,10 @@ impl Group {
 
     fn members_max(&self) -> usize {
         let said = self.records.state().map_or(0, |state| usize::from(state.peers_max));
-        if said == 0 { self.rules.limits.members_max } else { said.min(self.rules.limits.members_max) }
+        let most = self.rules.limits.members_max;
+        // Nobody is a member of a signed group whose certificate there is no place for.
+        let most = if self.is_signed() { most.min(records::CERTS_MAX) } else { most };
+        if said == 0 { most } else { said.min(most) }
     }
 
     /// A number below `below`.
@@ -891,7 +895,8 @@ impl Group {
                 // Who was a neighbour may come back, and is let in: nobody else can tell that they were a member.
                 if self.rules.hub || member.link.at.is_some() {
                     let endpoint = member.link.at.map(|(endpoint, _)| endpoint);
-                    self.known.insert(id, Known { name: member.name, endpoint, since: now, asked: None });
+                    let known = Known { name: member.name, endpoint, since: now, ..Known::default() };
+                    self.known.insert(id, known);
                     bound(&mut self.known, |known| known.since);
                 }
             }

@@ -16,7 +16,7 @@ pub const SKEW_S: u64 = 600;
 /// Sanctions kept of one issuer.
 const SANCTIONS_MAX: usize = 64;
 /// Certificates kept.
-const CERTS_MAX: usize = 2_048;
+pub(super) const CERTS_MAX: usize = 2_048;
 const DAY_S: u64 = 86_400;
 
 /// What somebody may.

@@ -47,7 +47,9 @@ impl Round {
         (self.last, self.tries) = (now, 0);
         self.packets += 1;
         let end = offset.saturating_add(u16::try_from(records.len()).unwrap_or(u16::MAX));
-        if self.early.len() < 2 * SYNC_PACKETS_MAX {
+        if offset <= self.next {
+            self.next = self.next.max(end);
+        } else if self.early.len() < 2 * SYNC_PACKETS_MAX {
             self.early.insert(offset, end);
         }
         while let Some(entry) = self.early.first_entry().filter(|entry| *entry.key() <= self.next) {
