@@ -1,6 +1,6 @@
 //! Files and directories that nobody else reads, and files that are whole or not there.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::path::Path;
 
@@ -39,6 +39,48 @@ pub fn private() -> OpenOptions {
 /// The operating system's.
 pub fn make_private(path: &Path) -> io::Result<()> {
     private().create(true).truncate(false).open(path).map(drop)
+}
+
+/// A file that one process at a time has, and within it one holder; given up when this is dropped.
+///
+/// Closing the file would do that too, but later: a child that was forked meanwhile and is not its own program yet has it open as well.
+#[derive(Debug)]
+pub struct Held(File);
+
+/// Takes a file, which is made for its owner alone if there is none. `None`: somebody has it.
+///
+/// # Errors
+/// The operating system's.
+pub fn hold(path: &Path) -> io::Result<Option<Held>> {
+    let file = private().create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Held(file))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+impl Held {
+    /// What is locked.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.0
+    }
+
+    /// Gives it up before it is dropped.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn give_up(&self) -> io::Result<()> {
+        self.0.unlock()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Closing does the same, later.
+        let _none = self.give_up();
+    }
 }
 
 /// Writes a file that is whole or not there, whatever happens half way; with `secret`, for its owner alone. It takes the

@@ -848,6 +848,8 @@ metrics! {
             "Mails that were taken by the mail server, or dropped.", "";
         skynet_pushes: By<Push, Counter> = "heliostat_skynet_pushes_total", COUNT, NONE,
             "Devices that were to be woken.", "";
+        skynet_held_up: Counter = "heliostat_skynet_held_up_total", COUNT, NONE,
+            "Packets that were heard later because their account asked for too much, or had too much kept.", "";
     }
     "The Tox group hub" {
         toxgroup_groups: Gauge = "heliostat_toxgroup_groups", COUNT, NONE, "Groups.", "";

@@ -22,8 +22,10 @@ mod stories;
 #[allow(dead_code, reason = "a world has more in it")]
 mod world;
 
-use futures_util::StreamExt as _;
+use std::panic::AssertUnwindSafe;
+
 use futures_util::future::LocalBoxFuture;
+use futures_util::{FutureExt as _, StreamExt as _};
 use heliostat::chat::skynet::store::Place;
 use world::{Ground, Postgres};
 
@@ -49,13 +51,18 @@ macro_rules! stories {
             };
             let server = &server;
             // Some at a time: most of them wait for the database.
-            let stories: Vec<LocalBoxFuture<'_, ()>> = vec![$(Box::pin(async move {
+            let stories: Vec<LocalBoxFuture<'_, Option<&str>>> = vec![$(Box::pin(async move {
                 println!("begins: {}", stringify!($story));
                 let dir = tempfile::tempdir().unwrap();
-                stories::$story(Ground::new(dir.path(), server.database(stringify!($story)))).await;
+                let story = stories::$story(Ground::new(dir.path(), server.database(stringify!($story))));
+                let told = AssertUnwindSafe(story).catch_unwind().await;
                 println!("is told: {}", stringify!($story));
+                told.err().map(|_| stringify!($story))
             })),*];
-            futures_util::stream::iter(stories).buffer_unordered(6).collect::<()>().await;
+            // One that fails does not keep the others from being told.
+            let told: Vec<_> = futures_util::stream::iter(stories).buffer_unordered(6).collect().await;
+            let failed: Vec<_> = told.into_iter().flatten().collect();
+            assert!(failed.is_empty(), "on PostgreSQL: {failed:?}");
         }
     };
 }
@@ -72,6 +79,11 @@ stories! {
     the_invisible_are_seen_by_administrators_alone
     a_password_changes_once
     a_name_changes_and_the_old_one_is_an_alias_until_the_password_follows
+    who_was_logged_in_could_have_mails_sent_to_anybody
+    a_store_that_fails_has_said_nothing_and_ends_everybody
+    one_process_serves_a_database_and_with_its_key
+    a_damaged_row_was_the_end_of_everybody
+    who_does_not_read_is_disconnected_and_finds_everything
     a_second_change_of_name_locked_the_account_out
     an_account_is_deleted_and_its_contacts_hear_of_it
     blocking_archives_and_unblocking_opens_again

@@ -23,7 +23,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use heliostat::chat::skynet::store::Place as Kept;
-use heliostat::chat::skynet::wire::{AccountId, ChannelId, CreateAccountStatus, FileId, MessageId, SessionId};
+use heliostat::chat::skynet::wire::blob::AccountKeys;
+use heliostat::chat::skynet::wire::{
+    AccountId, Announced, Body, ChannelId, ChannelType, ConnectionState, Content, CreateAccountStatus,
+    CreateSessionStatus, DateTime, Delivery, FileId, FromClient, HEADER, Kind, MessageFlags, MessageId,
+    MessageSendStatus, RestoreSessionStatus, SessionId, ToClient, Upload, WebToken, read_header,
+};
 use heliostat::client::{GroupKey, Mediator, Trust};
 use heliostat::crypto::Secret;
 use heliostat::net::listen::Door;
@@ -421,15 +426,21 @@ async fn passwords_and_names_change_and_every_device_follows() {
     let name = "alice@example.org";
     alice.does(&format!("/address {name}")).await;
     // The mail goes out behind the answer.
-    while home.world.mail.reasons(name) == 0 {
-        tokio::task::yield_now().await;
-    }
+    let mailed = async {
+        while home.world.mail.reasons(name) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(mailed).await;
     home.world.confirm(name).await;
     let is_name = |event: &Event| matches!(event, Event::Name { name: is } if is == name).then_some(());
     for device in [&mut alice, &mut tablet, &mut phone] {
         device.find(is_name).await;
         device.find(known).await;
         device.settle().await;
+    }
+    for device in [&alice, &tablet, &phone] {
+        assert!(!device.seen.iter().any(Event::is_failure), "nobody asked for it: {:#?}", device.lines());
     }
     bob.find(|event| matches!(event, Event::Profile { address, .. } if address == name).then_some(())).await;
     alice.does("/rename bobby").await;
@@ -543,6 +554,8 @@ async fn whatever_is_lost_on_the_way_comes_once_and_in_order() {
         let home = &home;
         async move {
             let mut dice = fastrand::Rng::with_seed(seed);
+            // Connections that went while something was on the line or in it.
+            let mut cut = 0;
             let (mut said, mut sent, mut heard) = (0, 0, Vec::new());
             let mut person = Person::of(home.try_open(device, device, device).await.unwrap());
             // What the other one says already is told like everything else.
@@ -554,7 +567,10 @@ async fn whatever_is_lost_on_the_way_comes_once_and_in_order() {
                     said += 1;
                 }
                 match dice.u8(..60) {
-                    0 => person.client.drop_connection(),
+                    0 => {
+                        person.client.drop_connection().unwrap();
+                        cut += u32::from(said > sent);
+                    }
                     // As when the process is killed: what was kept is all that is left.
                     1 => {
                         let current = person.client.current();
@@ -581,13 +597,13 @@ async fn whatever_is_lost_on_the_way_comes_once_and_in_order() {
             person.settle().await;
             let expected: Vec<String> = (0..SAID).map(|n| format!("{other} {n}")).collect();
             assert_eq!(heard, expected);
-            person
+            (person, cut)
         }
     };
-    let (alice, bob) =
-        tokio::time::timeout(PATIENCE, async { tokio::join!(talks(ALICE, BOB, 1), talks(BOB, ALICE, 2)) })
-            .await
-            .unwrap();
+    let seed = world::seed();
+    let both = async { tokio::join!(talks(ALICE, BOB, seed), talks(BOB, ALICE, !seed)) };
+    let ((alice, one), (bob, other)) = tokio::time::timeout(3 * PATIENCE, both).await.unwrap();
+    assert!(one + other > 0, "nothing was ever on its way");
     // All have the same, and a device that was not there finds no more and no less.
     let all = alice.texts(channel);
     assert_eq!((all.len(), &all), (2 * SAID, &bob.texts(channel)));
@@ -636,7 +652,7 @@ async fn each_device_of_a_group_has_a_session_and_all_have_the_same_conversation
     second.hears(&long).await;
 
     // One of them loses its mediator, and misses nothing; the other goes on.
-    first.client.drop_connection();
+    first.client.drop_connection().unwrap();
     second.does("/to bob@example.com").await;
     second.says("from the second").await;
     bob.hears("from the second").await;
@@ -644,13 +660,117 @@ async fn each_device_of_a_group_has_a_session_and_all_have_the_same_conversation
     for client in [&first, &second, &bob] {
         assert_eq!(client.texts(bob.here()), ["from the first", &long, "from the second"]);
     }
+    let session = second.client.session();
     drop(second);
     // It comes back as the device that it was.
     let second = open(2).await;
-    assert_eq!(second.texts(bob.here()).len(), 3);
+    assert_eq!((second.client.session(), second.texts(bob.here()).len()), (session, 3));
     drop((first, second));
     server.stop().await;
     home.world.stop().await;
+}
+
+/// A server that ends the connection, as servers do, whenever it is told a biography; everything else it takes. It tells what it took.
+async fn choosy_server(listener: TcpListener, key_hash: Secret<32>, took: tokio::sync::mpsc::Sender<Kind>) {
+    let (me, loopback, data, created) = (AccountId(1), ChannelId(2), ChannelId(3), DateTime::NONE);
+    let sync = |fresh: bool| {
+        let announced = |channel, channel_type| ToClient::CreateChannel {
+            channel,
+            announced: Announced { channel_type, owner: me, created, counterpart: AccountId::NONE },
+        };
+        let first = Content::PasswordUpdate {
+            previous_key_hash: Secret::new([0; 32]),
+            key_hash: key_hash.clone(),
+            key_history: Vec::new().into(),
+        };
+        let flags = MessageFlags::LOOPBACK.and(MessageFlags::UNENCRYPTED);
+        let body = Body::new(Kind::PasswordUpdate, flags, first.encode(None).unwrap());
+        let (id, skip_count, dispatched) = (MessageId(1), -1, created);
+        let all = [
+            announced(loopback, ChannelType::Loopback),
+            announced(data, ChannelType::AccountData),
+            ToClient::Message(Delivery { channel: loopback, sender: me, id, skip_count, dispatched, body }),
+        ];
+        let mut packets = vec![ToClient::SyncStarted { min_count: -1 }];
+        packets.extend(all.into_iter().filter(|_| fresh));
+        packets.push(ToClient::SyncFinished {});
+        packets
+    };
+    let mut next = 1;
+    while let Ok((mut tcp, _)) = listener.accept().await {
+        loop {
+            let mut header = [0; HEADER];
+            if tcp.read_exact(&mut header).await.is_err() {
+                break;
+            }
+            let (id, len) = read_header(header);
+            let mut payload = vec![0; len];
+            tcp.read_exact(&mut payload).await.unwrap();
+            let answers = match FromClient::decode(id, &payload).unwrap() {
+                FromClient::ConnectionHandshake { .. } => {
+                    vec![ToClient::ConnectionResponse { state: ConnectionState::Valid }]
+                }
+                FromClient::CreateSession { .. } => {
+                    let (status, session, token) = (CreateSessionStatus::SUCCESS, SessionId(4), Secret::new([0; 32]));
+                    let web_token = WebToken::default();
+                    let first = ToClient::CreateSessionResponse { status, account: me, session, token, web_token };
+                    std::iter::once(first).chain(sync(true)).collect()
+                }
+                FromClient::RestoreSession { .. } => {
+                    let first = ToClient::RestoreSessionResponse { status: RestoreSessionStatus::SUCCESS };
+                    std::iter::once(first).chain(sync(false)).collect()
+                }
+                FromClient::Message(upload) if upload.body.kind == Kind::Bio => break,
+                FromClient::Message(Upload { channel, temp, body }) => {
+                    took.send(body.kind).await.unwrap();
+                    next += 1;
+                    let (status, skip_count, dispatched) = (MessageSendStatus::SUCCESS, 0, created);
+                    let message = MessageId(next);
+                    vec![ToClient::ChannelMessageResponse { channel, temp, status, message, skip_count, dispatched }]
+                }
+                other => panic!("{other:?}"),
+            };
+            for answer in answers {
+                tcp.write_all(&answer.encode().unwrap()).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_will_not_have_does_not_lock_a_device_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let place = Place::direct(&format!("plain://{}", listener.local_addr().unwrap()), &Trust::System).unwrap();
+    let (took, mut taken) = tokio::sync::mpsc::channel(64);
+    tokio::spawn(choosy_server(listener, AccountKeys::derive(ALICE, "pw").key_hash, took));
+    let open = || {
+        let (place, password) = (place.clone(), Zeroizing::new("pw".to_owned()));
+        soon(Client::open(place, Settings::default(), dir.path(), ALICE, password))
+    };
+    let mut alice = Person::of(open().await.unwrap());
+    alice.settle().await;
+    for line in ["/bio unwanted", "/nickname Alice"] {
+        alice.client.obey(Command::parse(line).unwrap().unwrap()).unwrap();
+    }
+    // The process ends in the middle of it: what is kept is what has to be said.
+    alice.find(|event| matches!(event, Event::Lost { .. }).then_some(())).await;
+    drop(alice);
+    let mut alice = Person::of(open().await.unwrap());
+    alice.settle().await;
+    let refused = alice.find(|event| event.is_failure().then(|| event.line())).await;
+    assert!(refused.contains("what you say about yourself was not taken: the server closes"), "{refused}");
+    alice.does("/nickname Alicia").await;
+    drop(alice);
+    // It is not said again, and everything else was taken once.
+    let mut alice = Person::of(open().await.unwrap());
+    alice.settle().await;
+    drop(alice);
+    let mut kinds = Vec::new();
+    while let Ok(kind) = taken.try_recv() {
+        kinds.push(kind);
+    }
+    assert_eq!(kinds, [Kind::PrivateKeys, Kind::PublicKeys, Kind::Nickname, Kind::Nickname]);
 }
 
 /// A place for files that keeps what it is given: the requests of spec 4.15, and nothing behind them.
@@ -710,7 +830,7 @@ async fn files_go_up_and_come_down_where_the_server_says() {
         account: AccountId(1),
         session: SessionId(-7),
         token: Secret::new([0; 32]),
-        web_token: "web".to_owned(),
+        web_token: WebToken("web".to_owned()),
     };
     for (n, bytes) in [(1, vec![7; 300_000]), (2, Vec::new())] {
         let id = soon(web.upload(&session, bytes.clone().into())).await.unwrap();
@@ -719,7 +839,7 @@ async fn files_go_up_and_come_down_where_the_server_says() {
     }
     let unknown = soon(web.download(&session, FileId(9))).await;
     assert!(matches!(unknown, Err(WebError::Status(status, _)) if status == 404), "{unknown:?}");
-    let stranger = Session { web_token: "other".to_owned(), ..session.clone() };
+    let stranger = Session { web_token: WebToken("other".to_owned()), ..session.clone() };
     let refused = soon(web.upload(&stranger, vec![1].into())).await;
     assert!(matches!(refused, Err(WebError::Status(status, _)) if status == 401), "{refused:?}");
     // What is not encrypted does not leave this machine.
@@ -934,6 +1054,17 @@ fn people_and_scripts_talk_with_the_binary_over_tls_and_through_its_mediator() {
     bob.hears("alice@example.com: through the mirror");
     bob.types("/quit");
     assert_eq!((behind.ends(), bob.ends()), (Some(0), Some(0)));
+    // What is kept belongs to an account on a server, and is taken nowhere else.
+    for (name, at) in [(BOB, server.skynet.as_str()), (ALICE, "localhost:1")] {
+        let refused = start(&talk(name, at, &of_alice), "pw").output().unwrap();
+        // Reports are wrapped for whoever reads them.
+        let said = String::from_utf8_lossy(&refused.stderr).replace('\u{2502}', " ");
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            !refused.status.success() && said.contains(&format!("not of {}", if name == BOB { BOB } else { at })),
+            "{said}"
+        );
+    }
     let wrong = start(&talk(ALICE, &server.skynet, &of_alice), "other").output().unwrap();
     let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert!(!wrong.status.success() && said.contains("does not open"), "{said}");

@@ -128,14 +128,17 @@ impl Server {
 }
 
 async fn secured(address: SocketAddr, ca: &Path) -> TlsStream<TcpStream> {
+    secured_over(TcpStream::connect(address).await.unwrap(), ca).await.unwrap()
+}
+
+async fn secured_over(tcp: TcpStream, ca: &Path) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(read_certs(ca).unwrap());
     let config = rustls::ClientConfig::builder_with_provider(tls::provider());
     let config = config.with_safe_default_protocol_versions().unwrap();
     let config = config.with_root_certificates(roots).with_no_client_auth();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let tcp = TcpStream::connect(address).await.unwrap();
-    soon(connector.connect("localhost".try_into().unwrap(), tcp)).await.unwrap()
+    soon(connector.connect("localhost".try_into().unwrap(), tcp)).await
 }
 
 /// What a page answers: its first line, and everything.
@@ -187,10 +190,18 @@ async fn the_binary_serves_it_with_its_certificate_and_to_its_mediator_and_keeps
 
     server.stop();
     assert!(secured.find_end().await && plain.find_end().await, "they are closed with the server");
-    let again = Server::start(&data);
-    let mut client = again.secured(&ca).await;
+    // From now on behind a proxy, which says where its connections come from, and nobody else gets in there.
+    let proxied = "listen.trusted_proxies = ['127.0.0.1']\nchat.skynet.proxy_protocol = true\n";
+    let again = Server::start_with(&data, proxied);
+    let tcp = async |address| TcpStream::connect(address).await.unwrap();
+    assert!(secured_over(tcp(again.tls).await, &ca).await.is_err());
+    let mut from_proxy = tcp(again.tls).await;
+    from_proxy.write_all(b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 32761\r\n").await.unwrap();
+    let mut client = Client::over(secured_over(from_proxy, &ca).await.unwrap());
     client.greet().await;
     assert_eq!(client.register(ALICE, "pw").await, CreateAccountStatus::MAIL_RESENT);
+    let mut plain = Client::over(tcp(again.plain).await);
+    plain.greet().await;
     again.stop();
 }
 

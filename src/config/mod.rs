@@ -321,7 +321,9 @@ settings! {
             /// is sealed in either.
             database: Option<Secret> = None, Or(None, Postgres), Restart;
             /// Who is served: by the name a client gives itself, its `latest` release (a number, and a `name` for people), the
-            /// number below which it is `recommended` to take the latest one, and the number below which it is `required`.
+            /// number below which it is `recommended` to take the latest one, and the number below which it is `required`. With
+            /// `forward_profiles`, a search is followed by the public profiles of those it found; not for the Android client,
+            /// which cannot stand messages outside of channels.
             platforms: Platforms = Platforms::default(), PlatformsTable, Restart;
             /// Connections at once; further ones are dropped without a word.
             max_connections: usize = 10_000, Number(1..=1_000_000), Restart;
@@ -334,9 +336,6 @@ settings! {
             daystream_max_age: Duration = DAY, Time(MINUTE..=YEAR), Restart;
             /// Whether a sealed message has to say with which keys. The only known client does not.
             strict_dependencies: bool = false, Switch, Restart;
-            /// Whether a search is followed by the public profiles of those it found. Not for the Android client, which cannot stand
-            /// messages outside of channels.
-            forward_profiles: bool = false, Switch, Restart;
             /// Registering, logging in and coming back from one address, or on one connection from an address in `exempt`. Who is
             /// faster is heard later.
             attempts_per_address: Rate = skynet::Rates::default().attempts, Times(1..=1_000_000), Restart;
@@ -344,9 +343,27 @@ settings! {
             logins_per_name: Rate = skynet::Rates::default().logins, Times(1..=1_000_000), Restart;
             /// Mails to one address. What is asked for beyond that is answered as if it were sent.
             mails_per_address: Rate = skynet::Rates::default().mails, Times(1..=1_000_000), Restart;
+            /// Registering from addresses in `exempt`, all together: each time somebody gets a mail. Who comes later is heard later.
+            registrations_from_exempt: Rate = skynet::Rates::default().shared_registrations, Times(1..=1_000_000), Restart;
+            /// Packets of one account that is logged in, from all its devices. Who is faster is heard later; so it is with the
+            /// next three.
+            packets_per_account: Rate = skynet::Rates::default().packets, Times(1..=1_000_000), Restart;
+            /// Of these, those that are much work: searching, asking for messages, saying what one is doing, and changes of
+            /// which many hear (keys, groups, block lists, new channels).
+            costly_per_account: Rate = skynet::Rates::default().costly, Times(1..=1_000_000), Restart;
+            /// Of these, those that show the password: another one, and deleting the account.
+            guesses_per_account: Rate = skynet::Rates::default().guesses, Times(1..=1_000_000), Restart;
+            /// What one account may have kept of what it says, in bytes.
+            kept_per_account: Rate = skynet::Rates::default().kept, Bytes(MIB..=TIB), Restart;
+            /// Changes of its address that one account may ask for: each time somebody gets a mail. Further ones are refused.
+            address_changes_per_account: Rate = skynet::Rates::default().wishes, Times(1..=1_000_000), Restart;
             /// Addresses behind which many clients stand, so that none is held up for what others do: the mediator's above all.
             /// When not set, this machine's own.
             exempt: Option<BTreeSet<IpAddr>> = None, Or(None, List(Parsed("an IP address", "10.0.0.2"))), Restart;
+            /// Whether the proxies in `listen.trusted_proxies` begin each connection to `listen` and `web_listen` with the PROXY
+            /// protocol, version 1 or 2, before TLS. Nobody else is served there then. `plain_listen` is not meant: the mediator
+            /// comes there.
+            proxy_protocol: bool = false, Switch, Restart;
         }
         sections {
             files: SkynetFilesConfig,
@@ -361,12 +378,14 @@ settings! {
             dir: Option<PathBuf> = None, Or(None, File), Restart;
             /// Longest file.
             max_size: u64 = skynet::FileLimits::default().length_max, Size(KIB..=TIB), Restart;
-            /// What the files may take together that one account uploaded and somebody can still have.
+            /// What the files may take together that one account uploaded within `counted_for` and somebody can still have.
             max_size_per_account: u64 = skynet::FileLimits::default().per_account_max, Size(KIB..=TIB), Restart;
             /// Files that are brought and fetched at once, by everybody. One account may have eight of them.
             max_transfers: usize = skynet::FileLimits::default().transfers_max, Number(1..=100_000), Restart;
             /// How long a file is kept that no message names.
             unnamed_max_age: Duration = skynet::FileLimits::default().unnamed_age_max, Time(MINUTE..=YEAR), Restart;
+            /// How long a file that a message names counts towards `max_size_per_account`. It is there for as long as the message.
+            counted_for: Duration = skynet::FileLimits::default().counted_for, Time(DAY..=100 * YEAR), Restart;
         }
     }
 
@@ -615,8 +634,11 @@ const RULES: &[Rule<Config>] = &[
         reason: "`staging` is Let's Encrypt's; `directory` names another authority",
     },
     Rule {
-        keys: &["listen.proxy_protocol"],
-        broken: |config| config.listen.proxy_protocol && config.listen.trusted_proxies.is_empty(),
+        keys: &["listen.proxy_protocol", "chat.skynet.proxy_protocol"],
+        broken: |config| {
+            (config.listen.proxy_protocol || config.chat.skynet.proxy_protocol)
+                && config.listen.trusted_proxies.is_empty()
+        },
         reason: "`proxy_protocol` without `trusted_proxies` would let nobody in",
     },
     Rule {
@@ -806,6 +828,9 @@ pub struct Versions {
     pub recommended: i32,
     /// Older ones are not served.
     pub required: i32,
+    /// Whether searches are followed by public profiles.
+    #[serde(default)]
+    pub forward_profiles: bool,
 }
 
 /// The kinds of Skynet clients that are served, by the names they give themselves.
@@ -816,8 +841,9 @@ pub struct Platforms(pub BTreeMap<String, Versions>);
 impl Default for Platforms {
     fn default() -> Self {
         let known = skynet::Settings::default().platforms.into_iter().map(|platform| {
-            let Platform { application, latest: Release { code, name }, recommended_from, required_from } = platform;
-            (application, Versions { latest: code, name, recommended: recommended_from, required: required_from })
+            let Platform { application, latest, recommended_from, required_from, forward_profiles } = platform;
+            let (Release { code, name }, recommended, required) = (latest, recommended_from, required_from);
+            (application, Versions { latest: code, name, recommended, required, forward_profiles })
         });
         Self(known.collect())
     }
@@ -832,6 +858,7 @@ impl Platforms {
             latest: Release { code: versions.latest, name: versions.name.clone() },
             recommended_from: versions.recommended,
             required_from: versions.required,
+            forward_profiles: versions.forward_profiles,
         };
         self.0.iter().map(platform).collect()
     }
@@ -1422,11 +1449,13 @@ mod tests {
     #[test]
     fn platforms_are_the_known_ones_unless_others_are_named() {
         assert_eq!(Config::default().chat.skynet.platforms.known(), skynet::Settings::default().platforms);
-        let text = "[chat.skynet.platforms.'desktop/x']\nlatest = 7\nname = '0.7'\nrecommended = 6\nrequired = 5\n";
+        let text = "[chat.skynet.platforms.'desktop/x']\nlatest = 7\nname = '0.7'\nrecommended = 6\nrequired = 5\n\
+                    forward_profiles = true\n";
         let known = parse(text).unwrap().chat.skynet.platforms.known();
         let latest = Release { code: 7, name: "0.7".into() };
         let application = "desktop/x".to_owned();
-        assert_eq!(known, [Platform { application, latest, recommended_from: 6, required_from: 5 }]);
+        let (recommended_from, required_from, forward_profiles) = (6, 5, true);
+        assert_eq!(known, [Platform { application, latest, recommended_from, required_from, forward_profiles }]);
         assert!(parse(&text.replace("0.7", &"7".repeat(256))).is_err());
     }
 

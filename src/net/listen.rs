@@ -215,16 +215,20 @@ pub enum Stream<Io> {
 }
 
 impl Stream<TcpStream> {
-    /// Finds out about a peer that is gone without a word: probes after a minute of silence, and ends a minute later.
+    /// See [`keep_alive`].
     pub fn keep_alive(&self) {
-        let tcp = match self {
+        keep_alive(match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(tls) => tls.get_ref().0,
-        };
-        let probes = TcpKeepalive::new().with_time(SILENT).with_interval(PROBE_EVERY).with_retries(4);
-        if let Err(error) = SockRef::from(tcp).set_tcp_keepalive(&probes) {
-            tracing::warn!(%error, "a connection without keepalive");
-        }
+        });
+    }
+}
+
+/// Finds out about a peer that is gone without a word: probes after a minute of silence, and ends a minute later.
+pub fn keep_alive(tcp: &TcpStream) {
+    let probes = TcpKeepalive::new().with_time(SILENT).with_interval(PROBE_EVERY).with_retries(4);
+    if let Err(error) = SockRef::from(tcp).set_tcp_keepalive(&probes) {
+        tracing::warn!(%error, "a connection without keepalive");
     }
 }
 

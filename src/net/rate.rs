@@ -145,6 +145,8 @@ impl Bucket {
 pub struct Buckets {
     limiter: RateLimiter<u32, DashMapStateStore<u32>, Ticks, NoOpMiddleware<Duration>>,
     clock: Ticks,
+    measure: Measure,
+    holds: NonZeroU32,
     hash: RandomState,
     slots: u32,
 }
@@ -159,13 +161,19 @@ impl Buckets {
     /// Full ones.
     #[must_use]
     pub fn new(rate: Rate, clock: Clock) -> Self {
-        Self::with_slots(SLOTS, rate, clock)
+        Self::with_slots(SLOTS, (rate, Measure::Times), clock)
     }
 
-    fn with_slots(slots: u32, rate: Rate, clock: Clock) -> Self {
-        let clock = Ticks(clock);
-        let limiter = RateLimiter::dashmap_with_clock(Measure::Times.quota(rate), clock);
-        Self { limiter, clock, hash: RandomState::new(), slots }
+    /// Full ones of bytes.
+    #[must_use]
+    pub fn of_bytes(rate: Rate, clock: Clock) -> Self {
+        Self::with_slots(SLOTS, (rate, Measure::Bytes), clock)
+    }
+
+    fn with_slots(slots: u32, (rate, measure): (Rate, Measure), clock: Clock) -> Self {
+        let (clock, holds) = (Ticks(clock), measure.cells(rate.amount));
+        let limiter = RateLimiter::dashmap_with_clock(measure.quota(rate), clock);
+        Self { limiter, clock, measure, holds, hash: RandomState::new(), slots }
     }
 
     /// Takes one from the bucket of `key`.
@@ -173,9 +181,21 @@ impl Buckets {
     /// # Errors
     /// [`TooMuch`]; nothing was taken then.
     pub fn take(&self, key: &impl Hash) -> Result<(), TooMuch> {
+        self.take_many(key, 1)
+    }
+
+    /// Takes so much from the bucket of `key`. What is more than it holds takes all there is in a full one.
+    ///
+    /// # Errors
+    /// [`TooMuch`]; nothing was taken then.
+    pub fn take_many(&self, key: &impl Hash, amount: u64) -> Result<(), TooMuch> {
         let [a, b, c, d, ..] = self.hash.hash_one(key).to_le_bytes();
         let slot = u32::from_le_bytes([a, b, c, d]) % self.slots;
-        self.limiter.check_key(&slot).map_err(too_much(self.clock))
+        match self.limiter.check_key_n(&slot, self.measure.cells(amount).min(self.holds)) {
+            Ok(taken) => taken.map_err(too_much(self.clock)),
+            // Never: it was bounded by what the bucket holds.
+            Err(governor::InsufficientCapacity(_)) => Ok(()),
+        }
     }
 
     /// Forgets buckets that are full again. To be called now and then.
@@ -248,11 +268,15 @@ mod tests {
         buckets.tidy();
         assert_eq!(buckets.in_use(), 0);
         assert_eq!(buckets.take(&"a"), Ok(()));
+        let buckets = Buckets::of_bytes(rate(6_400, Per::Minute), Clock::following(0));
+        assert_eq!((buckets.take_many(&"a", 6_400), buckets.take_many(&"b", 1 << 40)), (Ok(()), Ok(())));
+        assert_eq!(buckets.take_many(&"a", 3_200), Err(TooMuch { wait: Duration::from_secs(30) }));
+        assert!(buckets.take(&"b").is_err(), "what is more than it holds takes all of it");
     }
 
     #[tokio::test(start_paused = true)]
     async fn strangers_without_number_take_a_bounded_number_of_buckets() {
-        let buckets = Buckets::with_slots(1_000, rate(1, Per::Hour), Clock::following(0));
+        let buckets = Buckets::with_slots(1_000, (rate(1, Per::Hour), Measure::Times), Clock::following(0));
         let passed = (0..20_000_u32).filter(|stranger| buckets.take(stranger).is_ok()).count();
         assert_eq!((passed, buckets.in_use()), (1_000, 1_000), "one each");
     }

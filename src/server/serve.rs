@@ -32,6 +32,7 @@ use crate::net::acme::Acme;
 use crate::net::development;
 use crate::net::inherited::Inherited;
 use crate::net::listen::Door;
+use crate::net::proxies::{Proxies, SaidBy};
 use crate::net::tls::{CertFiles, Certificate, Tls};
 use crate::net::watch::{LOOK_EVERY, Looked, Watch, log_replaced};
 use crate::session::{Rates, Timeouts};
@@ -335,13 +336,13 @@ async fn open_skynet(
         platforms: room.platforms.known(),
         session_age_max: room.session_max_age,
         strict_dependencies: room.strict_dependencies,
-        forward_profiles: room.forward_profiles,
         daystream_age_max: room.daystream_max_age,
         files: skynet::FileLimits {
             length_max: room.files.max_size,
             per_account_max: room.files.max_size_per_account,
             transfers_max: room.files.max_transfers,
             unnamed_age_max: room.files.unnamed_max_age,
+            counted_for: room.files.counted_for,
         },
         push_after: room.push.after,
         push_every_message: room.push.every_message,
@@ -356,6 +357,12 @@ async fn open_skynet(
         attempts: room.attempts_per_address,
         logins: room.logins_per_name,
         mails: room.mails_per_address,
+        shared_registrations: room.registrations_from_exempt,
+        packets: room.packets_per_account,
+        costly: room.costly_per_account,
+        guesses: room.guesses_per_account,
+        wishes: room.address_changes_per_account,
+        kept: room.kept_per_account,
     };
     if let Some(url) = &room.database {
         settings.place = skynet::store::Place::Postgres(url.expose().to_owned());
@@ -378,13 +385,16 @@ async fn open_skynet(
         }
         None => None,
     };
-    let doors = vec![(secured, Door::from(tls.clone())), (plain, Door::default())];
+    let said_by = if room.proxy_protocol { SaidBy::ProxyProtocol } else { SaidBy::default() };
+    let trusted = config.listen.trusted_proxies.iter().filter(|_| room.proxy_protocol).copied().collect();
+    let door = Door { tls, proxies: Arc::new(Proxies::new(trusted, said_by)) };
+    let doors = vec![(secured, door.clone()), (plain, Door::default())];
     let mut running = skynet::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()?;
     #[cfg(feature = "fcm")]
     if let Some(fcm) = fcm {
         tokio::spawn(fcm.run(running.lost(), stop.clone()));
     }
-    running.open_web(web, Door::from(tls), public_url.clone(), stop.clone());
+    running.open_web(web, door, public_url.clone(), stop.clone());
     Ok((running, public_url))
 }
 

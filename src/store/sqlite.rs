@@ -3,7 +3,6 @@
 //! Integers in SQLite are signed and have 64 bits. Ids and counters go in and out as the same 64 bits; only those of `key`,
 //! `no` and `last_disconnect_ms` are compared by SQLite, and these stay below 2^63.
 
-use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -352,7 +351,7 @@ fn engine<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> OpenError {
 #[derive(Debug)]
 pub struct DirLock {
     path: PathBuf,
-    file: File,
+    held: files::Held,
 }
 
 impl DirLock {
@@ -363,24 +362,22 @@ impl DirLock {
     pub fn take(dir: &Path) -> Result<Self, OpenError> {
         files::make_private_dir(dir).map_err(unusable(dir))?;
         let path = dir.join(LOCK_FILE);
-        files::make_private(&path).map_err(unusable(&path))?;
-        let file = File::options().write(true).open(&path).map_err(unusable(&path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { path, file }),
-            Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: dir.to_owned() }),
-            Err(TryLockError::Error(error)) => Err(unusable(&path)(error)),
+        match files::hold(&path).map_err(unusable(&path))? {
+            Some(held) => Ok(Self { path, held }),
+            None => Err(OpenError::InUse { path: dir.to_owned() }),
         }
     }
 
     fn is_marked(&self) -> std::io::Result<bool> {
-        Ok(self.file.metadata()?.len() > 0)
+        Ok(self.held.file().metadata()?.len() > 0)
     }
 
     /// Comes after the database is on the disk: a crash in between leaves it without the mark, which the next start makes up for.
     fn mark(&self) -> std::io::Result<()> {
         if !self.is_marked()? {
-            (&self.file).write_all(MARK)?;
-            self.file.sync_all()?;
+            let mut file = self.held.file();
+            file.write_all(MARK)?;
+            file.sync_all()?;
         }
         Ok(())
     }

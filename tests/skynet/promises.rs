@@ -5,12 +5,13 @@
 //! `HELIOSTAT_SEED` is another seed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fastrand::Rng;
 use heliostat::chat::skynet::wire::content::MemberFlags;
 use heliostat::chat::skynet::wire::{
-    AccountId, Body, ChannelId, ChannelType, Content, CreateChannelStatus, FromClient, Kind, MessageFlags, MessageId,
-    MessageSendStatus, ToClient, WantedChannel,
+    AccountId, Body, ChannelId, ChannelType, Content, CreateChannelStatus, Delivery, FromClient, Kind, MessageFlags,
+    MessageId, MessageSendStatus, ToClient, WantedChannel,
 };
 
 use super::world::{Client, Ground, World, body, on, seed};
@@ -35,8 +36,14 @@ struct Taken {
 struct Device {
     client: Client,
     rng: Rng,
-    heard: Vec<ToClient>,
+    heard: Vec<Heard>,
     taken: Vec<Taken>,
+}
+
+enum Heard {
+    Said(ToClient),
+    /// It went without a word, came back, and was told what it had missed.
+    Back(Vec<Delivery>),
 }
 
 impl Device {
@@ -45,7 +52,7 @@ impl Device {
         loop {
             let packet = self.client.next().await;
             let found = wanted(&packet);
-            self.heard.push(packet);
+            self.heard.push(Heard::Said(packet));
             if let Some(found) = found {
                 return found;
             }
@@ -101,8 +108,18 @@ impl Device {
     }
 
     /// Says something that chance wants, or asks for what was said.
-    async fn does_something(&mut self, group: ChannelId, (accounts, directs): (&[AccountId], &Directs)) {
+    async fn does_something(&mut self, world: &World, group: ChannelId, (accounts, directs): (&[AccountId], &Directs)) {
         let me = self.client.account;
+        if self.rng.u8(..10) == 0 {
+            let own = [group, self.client.loopback, self.client.account_data];
+            let known: Vec<_> = own.into_iter().chain(mine(directs, me)).collect();
+            let last = self.client.last;
+            let (client, sync) = world.back(&self.client, last, &known).await;
+            self.client = client;
+            self.client.last = self.client.last.max(last);
+            self.heard.push(Heard::Back(sync.messages));
+            return;
+        }
         let others: Vec<_> = accounts.iter().filter(|it| **it != me).collect();
         let direct = directs[&pair(me, *others[self.rng.usize(..others.len())])];
         if self.rng.u8(..6) == 0 {
@@ -131,6 +148,11 @@ impl Device {
     }
 }
 
+/// The direct channels of an account.
+fn mine(directs: &Directs, me: AccountId) -> impl Iterator<Item = ChannelId> + '_ {
+    directs.iter().filter(move |((a, b), _)| *a == me || *b == me).map(|(_, channel)| *channel)
+}
+
 /// The direct channels of two accounts, the smaller one first.
 type Directs = BTreeMap<(AccountId, AccountId), ChannelId>;
 
@@ -155,7 +177,7 @@ async fn all<T: Send + 'static, F: Future<Output = (Device, T)> + Send + 'static
 
 pub async fn what_is_promised_holds_whatever_is_said(ground: Ground) {
     let seed = seed();
-    let world = World::start(&ground).await;
+    let world = Arc::new(World::start(&ground).await);
     let (mut devices, mut accounts) = (Vec::new(), Vec::new());
     for account in 0..ACCOUNTS {
         let name = format!("{account}@example.com");
@@ -202,9 +224,9 @@ pub async fn what_is_promised_holds_whatever_is_said(ground: Ground) {
     first.updates(group, 1, (&accounts, &directs)).await.unwrap();
 
     // All talk, and those who may want to make each revision of the group.
-    let (everybody, channels) = (accounts.clone(), directs.clone());
+    let (everybody, channels, doors) = (accounts.clone(), directs.clone(), Arc::clone(&world));
     let (devices, won) = all(devices, move |mut device| {
-        let (accounts, directs) = (everybody.clone(), channels.clone());
+        let (accounts, directs, world) = (everybody.clone(), channels.clone(), Arc::clone(&doors));
         async move {
             let to = (&accounts[..], &directs);
             let leads = accounts[..2].contains(&device.client.account);
@@ -216,7 +238,7 @@ pub async fn what_is_promised_holds_whatever_is_said(ground: Ground) {
                         Ok(_) => won.push(revision),
                         Err(status) => assert_eq!(status, MessageSendStatus::CONCURRENT_CHANGES),
                     },
-                    None => device.does_something(group, to).await,
+                    None => device.does_something(&world, group, to).await,
                 }
             }
             (device, won)
@@ -238,15 +260,41 @@ pub async fn what_is_promised_holds_whatever_is_said(ground: Ground) {
     for device in &devices {
         look(device, &taken, (&directs, group));
     }
-    world.stop().await;
+    let backs = devices.iter().flat_map(|it| &it.heard).filter(|it| matches!(it, Heard::Back(_))).count();
+    assert!(backs > 0, "nobody went and came back: another seed, please");
+    Arc::into_inner(world).unwrap().stop().await;
 }
 
 /// Looks at everything that a device heard.
 fn look(device: &Device, taken: &[&Taken], (directs, group): (&Directs, ChannelId)) {
     let me = device.client.account;
-    let (mut depth, mut last) = (0, 0);
-    let mut live = BTreeSet::new();
-    for packet in &device.heard {
+    let own: BTreeSet<_> = device.taken.iter().map(|it| it.id).collect();
+    let is_member = |channel| channel == group || mine(directs, me).any(|it| it == channel);
+    // What others said and this one may hear.
+    let hears = |it: &&&Taken| {
+        !own.contains(&it.id)
+            && is_member(it.channel)
+            && (it.by == me || !it.flags.has(MessageFlags::LOOPBACK))
+            && !(it.by == me && it.flags.has(MessageFlags::NO_SENDER_SYNC))
+    };
+    let visible: BTreeSet<_> = taken.iter().filter(hears).map(|it| it.id).collect();
+    let (mut depth, mut last) = (0, MessageId::NONE);
+    let mut came = BTreeSet::new();
+    for heard in &device.heard {
+        let packet = match heard {
+            Heard::Said(packet) => packet,
+            Heard::Back(missed) => {
+                // What was under way when it went is over.
+                depth = 0;
+                // Of channels that it did not say it knows the past comes as well.
+                for message in missed.iter().filter(|it| is_member(it.channel)) {
+                    is_for(message, me);
+                    assert!(came.insert(message.id), "{:?} twice", message.id);
+                    last = last.max(message.id);
+                }
+                continue;
+            }
+        };
         match packet {
             ToClient::SyncStarted { .. } => depth += 1,
             ToClient::SyncFinished {} => {
@@ -254,43 +302,38 @@ fn look(device: &Device, taken: &[&Taken], (directs, group): (&Directs, ChannelI
                 assert!(depth >= 0, "more ends than beginnings");
             }
             ToClient::ChannelMessageResponse { message, skip_count, .. } if !message.is_none() => {
-                assert!(message.0 > last && *skip_count == 0, "{message:?} behind {last}");
-                last = message.0;
+                assert!(*message > last && *skip_count == 0, "{message:?} behind {last:?}");
+                last = *message;
             }
             ToClient::Message(message) => {
-                let heard = &message.body;
-                if message.skip_count == 0 {
-                    assert!(message.id.0 > last, "{:?} behind {last}", message.id);
-                    last = message.id.0;
-                    live.insert(message.id);
-                } else {
-                    assert!(message.skip_count == -1 && depth > 0, "neither live nor in a sync: {message:?}");
+                is_for(message, me);
+                if message.skip_count == -1 {
+                    assert!(depth > 0, "neither live nor in a sync: {message:?}");
+                    continue;
                 }
-                assert!(
-                    !heard.flags.has(MessageFlags::LOOPBACK) || message.sender == me,
-                    "not for this account: {message:?}"
-                );
-                assert!(
-                    !heard.flags.has(MessageFlags::NO_SENDER_SYNC) || message.sender != me,
-                    "not for its sender: {message:?}"
-                );
-                assert!(
-                    heard.dependencies.iter().all(|it| it.account.is_none() || it.account == me),
-                    "not for this account: {message:?}"
-                );
+                assert!(message.id > last, "{:?} behind {last:?}", message.id);
+                last = message.id;
+                // The protocol's own count: what has a smaller number and did not come (spec 2.7).
+                let skipped = visible.range(..message.id).filter(|it| !came.contains(*it)).count();
+                assert_eq!(i64::try_from(skipped), Ok(message.skip_count), "{message:?}");
+                assert!(came.insert(message.id) && !own.contains(&message.id), "{:?} twice", message.id);
             }
             _ => {}
         }
     }
     assert_eq!(depth, 0, "each sync ended once");
-    // What others said and this one may hear came once, and nothing else did.
-    let own: BTreeSet<_> = device.taken.iter().map(|it| it.id).collect();
-    let is_member =
-        |channel| channel == group || directs.iter().any(|((a, b), it)| *it == channel && (*a == me || *b == me));
-    for it in taken {
-        let hears = is_member(it.channel)
-            && (it.by == me || !it.flags.has(MessageFlags::LOOPBACK))
-            && !(it.by == me && it.flags.has(MessageFlags::NO_SENDER_SYNC));
-        assert_eq!(live.contains(&it.id), hears && !own.contains(&it.id), "{:?} {:?}", it.kind, it.id);
+    for it in taken.iter().filter(|it| !own.contains(&it.id)) {
+        assert_eq!(came.contains(&it.id), visible.contains(&it.id), "{:?} {:?}", it.kind, it.id);
     }
+}
+
+/// A message is for those who get it, and so is all that it builds on.
+fn is_for(message: &Delivery, me: AccountId) {
+    let heard = &message.body;
+    assert!(!heard.flags.has(MessageFlags::LOOPBACK) || message.sender == me, "not for this account: {message:?}");
+    assert!(!heard.flags.has(MessageFlags::NO_SENDER_SYNC) || message.sender != me, "not for its sender: {message:?}");
+    assert!(
+        heard.dependencies.iter().all(|it| it.account.is_none() || it.account == me),
+        "not for this account: {message:?}"
+    );
 }

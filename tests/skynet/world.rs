@@ -17,7 +17,7 @@ use heliostat::chat::skynet::wire::{
     Dependency, FromClient, HEADER, Keys, Kind, MessageFlags, MessageId, MessageSendStatus, RestoreSessionStatus,
     SessionId, ToClient, Upload, WantedChannel, read_header,
 };
-use heliostat::chat::skynet::{self, Config, Confirmed, Letter, MailHook, PushHook, Reason, Settings, Wake};
+use heliostat::chat::skynet::{self, Config, Confirmed, Letter, MailHook, PushHook, Rates, Reason, Settings, Wake};
 use heliostat::crypto::Secret;
 use heliostat::net::development::development;
 use heliostat::net::listen::Door;
@@ -29,6 +29,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest as _, Sha256};
+use sqlx::Connection as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -128,11 +129,13 @@ pub struct Ground {
     /// How far ahead of the real one the server's clock is.
     pub later: Duration,
     pub connections_max: usize,
+    pub rates: Rates,
 }
 
 impl Ground {
     pub fn new(dir: &Path, place: Place) -> Self {
-        let settings = Settings { forward_profiles: true, ..Settings::default() };
+        let mut settings = Settings::default();
+        settings.platforms[0].forward_profiles = true;
         Self {
             dir: dir.to_owned(),
             place,
@@ -140,7 +143,22 @@ impl Ground {
             door: Door::from(Some(SECURED.0.clone())),
             later: Duration::ZERO,
             connections_max: 100,
+            rates: Rates::default(),
         }
+    }
+}
+
+impl Ground {
+    /// Does something to the database that the server would not.
+    pub async fn runs(&self, sql: &'static str) {
+        sqlx::any::install_default_drivers();
+        let url = match &self.place {
+            Place::Sqlite => format!("sqlite://{}", self.dir.join(skynet::store::FILE).display()),
+            Place::Postgres(url) => url.clone(),
+        };
+        let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
+        soon(sqlx::query(sql).execute(&mut connection)).await.unwrap();
+        connection.close().await.unwrap();
     }
 }
 
@@ -164,6 +182,7 @@ impl World {
             place: ground.place.clone(),
             settings: ground.settings.clone(),
             connections_max: ground.connections_max,
+            rates: ground.rates,
             mail: Arc::<Mailbox>::clone(&mail),
             ..Config::new(ground.dir.clone())
         };
@@ -311,8 +330,8 @@ pub async fn asks(
     Response::from_parts(parts, body)
 }
 
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+trait Io: AsyncRead + AsyncWrite + Unpin + Send + std::marker::Sync {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + std::marker::Sync> Io for T {}
 
 /// What a sync brought.
 #[derive(Debug, Default)]
@@ -381,7 +400,7 @@ pub fn on(account: AccountId, message: MessageId) -> Dependency {
 }
 
 impl Client {
-    pub fn over(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
+    pub fn over(io: impl AsyncRead + AsyncWrite + Unpin + Send + std::marker::Sync + 'static) -> Self {
         Self {
             io: Box::new(io),
             account: AccountId::NONE,
@@ -475,7 +494,11 @@ impl Client {
     }
 
     pub async fn greet(&mut self) {
-        let application = PLATFORM.to_owned();
+        self.greet_as(PLATFORM).await;
+    }
+
+    pub async fn greet_as(&mut self, application: &str) {
+        let application = application.to_owned();
         self.send(&FromClient::ConnectionHandshake { protocol_version: 3, application, version_code: 60 }).await;
         assert!(matches!(self.next().await, ToClient::ConnectionResponse { .. }));
     }
@@ -494,8 +517,8 @@ impl Client {
         match self.next().await {
             ToClient::CreateSessionResponse { status, account, session, token, web_token } => {
                 (self.account, self.session, self.token) = (account, session, token);
-                assert_eq!(web_token.len(), if status == CreateSessionStatus::SUCCESS { 48 } else { 0 });
-                self.web_token = web_token;
+                assert_eq!(web_token.0.len(), if status == CreateSessionStatus::SUCCESS { 48 } else { 0 });
+                self.web_token = web_token.0;
                 status
             }
             other => panic!("{other:?}"),

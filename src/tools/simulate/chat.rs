@@ -6,7 +6,6 @@
 //! had groups. A queue may therefore hold what an earlier run left behind. Each message says of which run it is, inside its
 //! box.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -48,7 +47,7 @@ pub(super) struct Chat {
     books: Mutex<Books>,
     over: CancellationToken,
     /// As long as it is open, the identities are ours.
-    _lock: Option<File>,
+    _lock: Option<files::Held>,
 }
 
 #[derive(Debug)]
@@ -125,7 +124,13 @@ impl Chat {
         Ok(Self::new(boxes::public(&server_key), accounts, groups, messages, Some(lock)))
     }
 
-    fn new(server_key: Public, accounts: Vec<Account>, groups: usize, messages: usize, lock: Option<File>) -> Self {
+    fn new(
+        server_key: Public,
+        accounts: Vec<Account>,
+        groups: usize,
+        messages: usize,
+        lock: Option<files::Held>,
+    ) -> Self {
         let chat = Self {
             server_key,
             accounts,
@@ -314,20 +319,16 @@ struct Read {
 }
 
 /// Two simulations with the same identities would throw each other out.
-fn lock(data: &Path) -> Result<File> {
+fn lock(data: &Path) -> Result<files::Held> {
     let path = data.join(LOCK_FILE);
-    let failed = || format!("{} cannot be used", path.display());
-    files::make_private(&path).into_diagnostic().wrap_err_with(failed)?;
-    let file = File::open(&path).into_diagnostic().wrap_err_with(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(miette!(
+    let held = files::hold(&path).into_diagnostic().wrap_err_with(|| format!("{} cannot be used", path.display()))?;
+    held.ok_or_else(|| {
+        miette!(
             help = "wait until it is over, or say --no-csp",
             "another simulation uses the chat identities in {}",
             data.display()
-        )),
-        Err(TryLockError::Error(error)) => Err(error).into_diagnostic().wrap_err_with(failed),
-    }
+        )
+    })
 }
 
 impl Account {

@@ -11,14 +11,23 @@
 //! | 0x1B | agreed between the private keys (0x17) and the public ones (0x18) that it names |
 //! | 0x1E | in the notification (0x1D) it names for this account; those before it, one sealed with the next |
 //!
-//! A message that says nothing was sealed with the newest key before it. What cannot be opened yet, because a key is itself
+//! A message that says nothing was sealed with the newest key before it. Named can be what announced a key of *this* channel, and
+//! nothing else: whoever could choose another channel's key could pass on there what was said here. What cannot be opened yet, because a key is itself
 //! sealed and its key still to come, waits; whatever brings a key opens everything that waited for it, in order. A message whose key is
 //! there and that does not open is reported: somebody changed it, or sealed it with something else.
+//!
+//! # Who is believed
+//!
+//! The server carries what is sealed, and is not to be able to say it. So a kind that is to be sealed is never taken in clear, nothing is
+//! taken where its kind has no place, and what is for an account's own devices alone only from the account itself. The keys of
+//! two are taken from the two: a note of the server that names anybody else's announces none. When two have compared their keys, what one
+//! of them says is sealed for those and no others.
 //!
 //! An administrator's other devices are told the keys of a group in what is sent to its members; which of several such
 //! notifications became the group's key is told by what opens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use bytes::Bytes;
 
@@ -31,8 +40,71 @@ use crate::chat::skynet::wire::{
 };
 use crate::crypto::Secret;
 
-/// Messages that are kept; of more, the oldest that only people need are forgotten here. The server has them.
-pub const MESSAGES_MAX: usize = 50_000;
+/// What is kept of what people say, and as much again of the rest; of more, the oldest are forgotten here. The server has them.
+pub const KEPT_MAX: Weight = Weight { messages: 50_000, bytes: 256 * 1024 * 1024 };
+/// The newest of each channel, which stay whatever else is said there.
+const NEWEST: usize = 100;
+
+/// How many messages, and about how much memory they take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Weight {
+    /// In number.
+    pub messages: usize,
+    /// In bytes.
+    pub bytes: usize,
+}
+
+impl Weight {
+    /// Sealed and opened, and what is built around them.
+    fn of(delivery: &Delivery) -> Self {
+        let Body { content, dependencies, .. } = &delivery.body;
+        let bytes = content.len().saturating_mul(2).saturating_add(dependencies.len().saturating_mul(64));
+        Self { messages: 1, bytes: bytes.saturating_add(512) }
+    }
+
+    const fn add(&mut self, other: Self) {
+        self.messages = self.messages.saturating_add(other.messages);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+
+    const fn remove(&mut self, other: Self) {
+        self.messages = self.messages.saturating_sub(other.messages);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+    }
+
+    const fn is_within(self, most: Self) -> bool {
+        self.messages <= most.messages && self.bytes <= most.bytes
+    }
+
+    const fn tenths(self, tenths: usize) -> Self {
+        Self { messages: self.messages.saturating_mul(tenths) / 10, bytes: self.bytes.saturating_mul(tenths) / 10 }
+    }
+
+    /// In parts of what is allowed, in millions.
+    fn share(self, most: Self) -> usize {
+        let part = |is: usize, most: usize| is.saturating_mul(1_000_000) / most.max(1);
+        part(self.messages, most.messages).max(part(self.bytes, most.bytes))
+    }
+}
+
+const NOTHING: Weight = Weight { messages: 0, bytes: 0 };
+
+/// What people say is kept apart from what opens it and what else there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Kept {
+    said: Weight,
+    rest: Weight,
+}
+
+impl Kept {
+    const fn of(self, said: bool) -> Weight {
+        if said { self.said } else { self.rest }
+    }
+
+    const fn part(&mut self, said: bool) -> &mut Weight {
+        if said { &mut self.said } else { &mut self.rest }
+    }
+}
 
 /// What is inside of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +142,9 @@ pub enum CannotSeal {
     /// No key is known. In a direct channel, the other side has not been there yet.
     #[error("there is no key for it yet")]
     Key,
+    /// The counterpart's keys are others than those that were compared.
+    #[error("their keys are not those that were verified: `/verify` shows them, `/verified` says that they are right")]
+    Unverified,
     /// It is longer than a message can be.
     #[error("it is too long")]
     TooLong,
@@ -102,6 +177,9 @@ pub struct Channel {
     pub name: String,
     /// Of a direct channel: the keys that were compared.
     pub verified: Option<[u8; 32]>,
+    /// Up to there, what is not here was forgotten.
+    pub floor: MessageId,
+    kept: Kept,
 }
 
 impl Channel {
@@ -116,6 +194,8 @@ impl Channel {
             members: BTreeMap::new(),
             name: String::new(),
             verified: None,
+            floor: MessageId::NONE,
+            kept: Kept { said: NOTHING, rest: NOTHING },
         }
     }
 
@@ -179,8 +259,8 @@ pub struct Blocked {
     pub channels: BTreeSet<ChannelId>,
 }
 
-/// See the top of this file.
-#[derive(Debug, Default)]
+/// See the top of this file. Prints how much it knows.
+#[derive(Default)]
 pub struct Book {
     /// Whose it is.
     pub me: AccountId,
@@ -189,8 +269,10 @@ pub struct Book {
     messages: BTreeMap<MessageId, Entry>,
     /// What waits for a key.
     sealed: BTreeSet<MessageId>,
-    /// Up to there, what is not here was forgotten.
-    floor: MessageId,
+    kept: Kept,
+    /// More than this is not kept; more than what is allowed as long as nothing can be forgotten.
+    bounds: Kept,
+    most: Weight,
     /// What passwords became, the newest last.
     secrets: Vec<AccountKeys>,
     /// By password update.
@@ -200,21 +282,31 @@ pub struct Book {
     /// By member list: what may be its keys, the likeliest first.
     group_keys: BTreeMap<MessageId, Vec<GroupKeys>>,
     direct_keys: BTreeMap<MessageId, ChannelKey>,
-    /// By message: the text it has now, or none if it was deleted, and by which message.
-    edits: BTreeMap<MessageId, (MessageId, Option<String>)>,
-    /// By message: who has it, and whether it was read.
-    receipts: BTreeMap<MessageId, BTreeMap<AccountId, bool>>,
+    /// By message and who says so where: the text it has now, or none if it was deleted, and by which message. The message itself may
+    /// come later, when it is asked for.
+    edits: BTreeMap<(MessageId, AccountId, ChannelId), (MessageId, Option<String>)>,
+    /// By message and where that is said: who has it, and whether it was read.
+    receipts: BTreeMap<(MessageId, ChannelId), BTreeMap<AccountId, bool>>,
     /// By channel and kind: which message said it last.
     newest: BTreeMap<(ChannelId, Kind), MessageId>,
     blocked: Blocked,
     devices: Vec<Device>,
 }
 
+impl fmt::Debug for Book {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { me, channels, people, messages, sealed, .. } = self;
+        let [channels, people, messages, sealed] = [channels.len(), people.len(), messages.len(), sealed.len()];
+        write!(f, "Book({me:?}, {channels} channels, {people} people, {messages} messages, {sealed} of them sealed)")
+    }
+}
+
 impl Book {
     /// An empty one of an account whose password became this.
     #[must_use]
     pub fn new(me: AccountId, keys: AccountKeys) -> Self {
-        Self { me, secrets: vec![keys], ..Self::default() }
+        let bounds = Kept { said: KEPT_MAX, rest: KEPT_MAX };
+        Self { me, secrets: vec![keys], bounds, most: KEPT_MAX, ..Self::default() }
     }
 
     /// All channels.
@@ -254,16 +346,39 @@ impl Book {
         self.people.iter().map(|(account, person)| (*account, person))
     }
 
-    /// What to call somebody.
+    /// What this account calls somebody, by `/rename`; empty if nothing.
+    #[must_use]
+    pub fn own_name_of(&self, account: AccountId) -> &str {
+        self.direct(account).map(|it| it.name.as_str()).unwrap_or_default()
+    }
+
+    /// What to call somebody: by what this account calls them, else what they call themselves, else their address. People may call
+    /// themselves anything, so what could be taken for somebody else comes with the address.
     #[must_use]
     pub fn name_of(&self, account: AccountId) -> String {
-        let custom = self.direct(account).map(|it| it.name.as_str()).unwrap_or_default();
-        let person = self.people.get(&account);
-        let [nickname, address] = person.map_or([""; 2], |person| [person.nickname.as_str(), person.address.as_str()]);
-        match [custom, nickname, address].into_iter().find(|name| !name.is_empty()) {
-            Some(name) => name.to_owned(),
-            None => format!("#{}", account.0),
+        let own = self.own_name_of(account);
+        if !own.is_empty() {
+            return own.to_owned();
         }
+        let Some(Person { nickname, address, .. }) = self.people.get(&account) else {
+            return format!("#{}", account.0);
+        };
+        let shown = if address.is_empty() { format!("#{}", account.0) } else { address.clone() };
+        match nickname.as_str() {
+            "" => shown,
+            name if looks_like_an_address(name) || self.is_name_of_another(name, account) => {
+                format!("{name} ({shown})")
+            }
+            name => name.to_owned(),
+        }
+    }
+
+    /// Whether somebody else is called this, by this account or by themselves.
+    pub(super) fn is_name_of_another(&self, name: &str, account: AccountId) -> bool {
+        let named = |(other, person): (&AccountId, &Person)| {
+            *other != account && (person.nickname == name || self.own_name_of(*other) == name)
+        };
+        self.people.iter().any(named)
     }
 
     /// A message.
@@ -280,10 +395,11 @@ impl Book {
     /// What a message says now; none when it was deleted or never said anything.
     #[must_use]
     pub fn text(&self, id: MessageId) -> Option<&str> {
-        if let Some((_, text)) = self.edits.get(&id) {
-            return text.as_deref();
+        let Entry { delivery, opened } = self.messages.get(&id)?;
+        if let Some((_, text)) = self.edits.get(&(id, delivery.sender, delivery.channel)) {
+            return text.as_deref().filter(|_| is_chat(delivery.body.kind));
         }
-        match &self.messages.get(&id)?.opened.as_ref()?.content {
+        match &opened.as_ref()?.content {
             Content::ChatMessage { text, .. } | Content::DaystreamMessage { text, .. } => Some(text),
             _ => None,
         }
@@ -292,7 +408,7 @@ impl Book {
     /// Who has a message, and whether it was read.
     #[must_use]
     pub fn receipts(&self, id: MessageId) -> Option<&BTreeMap<AccountId, bool>> {
-        self.receipts.get(&id)
+        self.receipts.get(&(id, self.messages.get(&id)?.delivery.channel))
     }
 
     /// Whom the account does not want to hear.
@@ -307,10 +423,11 @@ impl Book {
         &self.devices
     }
 
-    /// Up to there, messages that are not here were forgotten.
-    #[must_use]
-    pub const fn floor(&self) -> MessageId {
-        self.floor
+    /// Up to there, messages of a channel that are not here were forgotten.
+    pub fn set_floor(&mut self, channel: ChannelId, floor: MessageId) {
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.floor = channel.floor.max(floor);
+        }
     }
 
     /// The newest message of a kind that is kept as its newest only.
@@ -363,6 +480,13 @@ impl Book {
         }
     }
 
+    /// Nothing is known to be complete any more.
+    pub fn doubt(&mut self) {
+        for channel in self.channels.values_mut() {
+            channel.complete = false;
+        }
+    }
+
     /// A channel is none of this account's any more.
     pub fn forget(&mut self, id: ChannelId) -> Option<Channel> {
         let gone: Vec<_> =
@@ -374,28 +498,55 @@ impl Book {
         self.channels.remove(&id)
     }
 
-    fn remove(&mut self, message: MessageId) {
-        self.messages.remove(&message);
-        self.sealed.remove(&message);
-        self.edits.remove(&message);
-        self.receipts.remove(&message);
+    fn remove(&mut self, id: MessageId) {
+        let Some(Entry { delivery, .. }) = self.messages.remove(&id) else { return };
+        let weight = Weight::of(&delivery);
+        let Delivery { channel, sender, body, .. } = delivery;
+        let said = is_for_people(body.kind);
+        self.kept.part(said).remove(weight);
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.kept.part(said).remove(weight);
+            if let Ok(at) = channel.updates.binary_search(&id) {
+                channel.updates.remove(at);
+            }
+        }
+        self.sealed.remove(&id);
+        self.direct_keys.remove(&id);
+        self.group_keys.remove(&id);
+        self.notified.remove(&id);
+        self.receipts.remove(&(id, channel));
+        // What was said of it stays as long as the message that says so; and goes with that, unless it is said of what is here.
+        if self.edits.get(&(id, sender, channel)).is_some_and(|(by, _)| !self.messages.contains_key(by)) {
+            self.edits.remove(&(id, sender, channel));
+        }
+        for on in body.dependencies.iter().map(|on| on.message).filter(|on| !self.messages.contains_key(on)) {
+            if self.edits.get(&(on, sender, channel)).is_some_and(|(by, _)| *by == id) {
+                self.edits.remove(&(on, sender, channel));
+            }
+            self.receipts.remove(&(on, channel));
+        }
     }
 
-    /// Whether a message is here, or was.
+    /// Whether a message is here, or was. One that was asked for may have been forgotten.
     #[must_use]
-    pub fn knows(&self, delivery: &Delivery) -> bool {
+    pub fn knows(&self, delivery: &Delivery, asked_for: bool) -> bool {
         // Of a contact that is added, keys come that are older than what was forgotten.
-        (delivery.id <= self.floor && is_said(delivery.body.kind)) || self.messages.contains_key(&delivery.id)
+        let forgotten = || self.channels.get(&delivery.channel).is_some_and(|it| delivery.id <= it.floor);
+        self.messages.contains_key(&delivery.id) || (!asked_for && is_for_people(delivery.body.kind) && forgotten())
     }
 
     /// A message came. What can be read now that could not before; nothing when it was known.
-    pub fn take(&mut self, delivery: Delivery) -> Vec<Read> {
-        let (id, kind) = (delivery.id, delivery.body.kind);
-        if self.knows(&delivery) || !self.channels.contains_key(&delivery.channel) {
+    pub fn take(&mut self, delivery: Delivery, asked_for: bool) -> Vec<Read> {
+        let (id, kind, weight) = (delivery.id, delivery.body.kind, Weight::of(&delivery));
+        if self.knows(&delivery, asked_for) {
             return Vec::new();
         }
+        let Some(channel) = self.channels.get_mut(&delivery.channel) else { return Vec::new() };
+        channel.kept.part(is_for_people(kind)).add(weight);
+        self.kept.part(is_for_people(kind)).add(weight);
+        let believed = self.is_in_its_place(&delivery);
         self.messages.insert(id, Entry { delivery, opened: None });
-        if kind == Kind::PasswordUpdate {
+        if kind == Kind::PasswordUpdate && believed {
             self.updates.insert(id);
             self.resolve_passwords();
         }
@@ -404,7 +555,7 @@ impl Book {
         if self.open(id, &mut read) {
             read.extend(self.open_sealed());
         }
-        self.prune();
+        self.prune(id);
         read
     }
 
@@ -436,20 +587,45 @@ impl Book {
         let kind = entry.delivery.body.kind;
         self.apply(id);
         read.push(Read::Opened(id));
-        matches!(
-            kind,
-            Kind::PasswordUpdate
-                | Kind::PrivateKeys
-                | Kind::PublicKeys
-                | Kind::DirectChannelUpdate
-                | Kind::GroupChannelKeyNotify
-                | Kind::GroupChannelUpdate
-        )
+        match kind {
+            // One that nobody told the keys of brings none.
+            Kind::GroupChannelUpdate => !self.group_keys(id).is_empty(),
+            kind => matches!(
+                kind,
+                Kind::PasswordUpdate
+                    | Kind::PrivateKeys
+                    | Kind::PublicKeys
+                    | Kind::DirectChannelUpdate
+                    | Kind::GroupChannelKeyNotify
+            ),
+        }
+    }
+
+    /// Whether such a message may be there at all: sealed if it has to be, in a channel for its kind, and from somebody who has a
+    /// say there (spec 2.4, 2.6). A server that is what it should be sends no other.
+    fn is_in_its_place(&self, delivery: &Delivery) -> bool {
+        let Delivery { channel, sender, body, .. } = delivery;
+        let Some(announced) = self.channels.get(channel).map(|it| it.announced) else { return false };
+        let rule = body.kind.rule();
+        let has_a_say = match announced.channel_type {
+            ChannelType::Loopback => *sender == self.me && announced.owner == self.me,
+            ChannelType::AccountData => *sender == announced.owner && body.flags.has(MessageFlags::UNENCRYPTED),
+            // Only the server archives.
+            ChannelType::Direct if !rule.from_client || body.kind == Kind::ArchiveChannel => sender.is_none(),
+            ChannelType::Direct => [self.me, announced.counterpart].contains(sender),
+            ChannelType::Group | ChannelType::ProfileData => !sender.is_none(),
+        };
+        let of_this_account = !body.flags.has(MessageFlags::LOOPBACK) || *sender == self.me;
+        body.flags.obey(&rule) && rule.channels.contains(&announced.channel_type) && has_a_say && of_this_account
     }
 
     /// The content of a message; nothing as long as there is no key for it.
     fn try_open(&mut self, id: MessageId) -> Option<Result<Opened, ()>> {
-        let body = self.messages.get(&id)?.delivery.body.clone();
+        let delivery = &self.messages.get(&id)?.delivery;
+        if !self.is_in_its_place(delivery) {
+            return Some(Err(()));
+        }
+        let body = delivery.body.clone();
         let decode = |plain: &[u8]| {
             let decoded = Content::decode(body.kind, body.flags, plain);
             decoded.map(|(content, file)| Opened { content, file }).map_err(|_| ())
@@ -471,19 +647,18 @@ impl Book {
         let Delivery { channel, body, .. } = &entry.delivery;
         let Some(channel) = self.channels.get(channel) else { return Vec::new() };
         let loopback = body.flags.has(MessageFlags::LOOPBACK);
-        let named = |kind: Kind| {
-            let mut on = body.dependencies.iter().map(|on| on.message);
-            on.find(|on| self.messages.get(on).is_some_and(|it| it.delivery.body.kind == kind))
+        let mut named = body.dependencies.iter().map(|on| on.message);
+        let announced_by = if loopback {
+            named.find(|on| self.updates.contains(on)).or_else(|| self.updates.range(..id).next_back().copied())
+        } else {
+            let before = channel.updates.partition_point(|it| *it < id).checked_sub(1);
+            let before = before.and_then(|at| channel.updates.get(at)).copied();
+            named.find(|on| channel.updates.binary_search(on).is_ok()).or(before)
         };
-        let (kind, before) = match channel.channel_type() {
-            _ if loopback => (Kind::PasswordUpdate, self.updates.range(..id).next_back().copied()),
-            ChannelType::Direct => (Kind::DirectChannelUpdate, channel.updates.iter().rfind(|it| **it < id).copied()),
-            _ => (Kind::GroupChannelUpdate, channel.updates.iter().rfind(|it| **it < id).copied()),
-        };
-        let Some(announced_by) = named(kind).or(before) else { return Vec::new() };
-        match kind {
-            Kind::PasswordUpdate => self.account_keys.get(&announced_by).cloned().into_iter().collect(),
-            Kind::DirectChannelUpdate => self.direct_key(announced_by).into_iter().collect(),
+        let Some(announced_by) = announced_by else { return Vec::new() };
+        match channel.channel_type() {
+            _ if loopback => self.account_keys.get(&announced_by).cloned().into_iter().collect(),
+            ChannelType::Direct => self.direct_key(announced_by).into_iter().collect(),
             _ => self.group_keys(announced_by).into_iter().map(|keys| keys.channel).collect(),
         }
     }
@@ -509,17 +684,27 @@ impl Book {
         }
     }
 
+    /// The messages with this account's private and the counterpart's public keys that the server's note on the keys of two names;
+    /// nothing when they are anybody else's.
+    fn keys_of_two(&self, update: MessageId) -> Option<(&Entry, &Entry)> {
+        let delivery = &self.messages.get(&update)?.delivery;
+        let with = self.channels.get(&delivery.channel)?.announced.counterpart;
+        let find = |kind: Kind, of: AccountId, within: ChannelType| {
+            let named = delivery.body.dependencies.iter().filter_map(|on| self.messages.get(&on.message));
+            let there = |id: ChannelId| self.channels.get(&id).map(|it| (it.channel_type(), it.announced.owner));
+            let mut named = named.filter(|it| (it.delivery.body.kind, it.delivery.sender) == (kind, of));
+            named.find(|it| there(it.delivery.channel) == Some((within, of)))
+        };
+        let private = find(Kind::PrivateKeys, self.me, ChannelType::Loopback)?;
+        Some((private, find(Kind::PublicKeys, with, ChannelType::AccountData)?))
+    }
+
     /// The key that the server's note on the keys of two announces.
     fn direct_key(&mut self, update: MessageId) -> Option<ChannelKey> {
         if let Some(key) = self.direct_keys.get(&update) {
             return Some(key.clone());
         }
-        let on = &self.messages.get(&update)?.delivery.body.dependencies;
-        let find = |kind: Kind| {
-            on.iter().filter_map(|on| self.messages.get(&on.message)).find(|it| it.delivery.body.kind == kind)
-        };
-        let private = find(Kind::PrivateKeys).filter(|it| it.delivery.sender == self.me)?;
-        let public = find(Kind::PublicKeys).filter(|it| it.delivery.sender != self.me)?;
+        let (private, public) = self.keys_of_two(update)?;
         let (Content::PrivateKeys(own), Content::PublicKeys(other)) =
             (&private.opened.as_ref()?.content, &public.opened.as_ref()?.content)
         else {
@@ -530,19 +715,80 @@ impl Book {
         Some(key)
     }
 
+    /// What two people compare: the fingerprints of the keys with which their channel is sealed now, the counterpart's and one's
+    /// own. One's own is made of the private keys that are here, not of what the server shows others.
+    #[must_use]
+    pub fn fingerprints(&self, channel: ChannelId) -> Option<([u8; 32], [u8; 32])> {
+        let (private, public) = self.keys_of_two(*self.channels.get(&channel)?.updates.last()?)?;
+        let Content::PrivateKeys(own) = &private.opened.as_ref()?.content else { return None };
+        let own = Content::PublicKeys(keys::public(own).ok()?).encode(None).ok()?;
+        Some((keys::fingerprint(&public.delivery.body.content), keys::fingerprint(&own)))
+    }
+
+    /// Whether the keys of a channel were compared and are others now.
+    #[must_use]
+    pub fn is_unverified(&self, channel: ChannelId) -> bool {
+        let Some(verified) = self.channels.get(&channel).and_then(|it| it.verified) else { return false };
+        let update = self.channels.get(&channel).and_then(|it| it.updates.last().copied());
+        let theirs = update.and_then(|update| Some(self.keys_of_two(update)?.1));
+        theirs.is_none_or(|it| keys::fingerprint(&it.delivery.body.content) != verified)
+    }
+
+    /// Whether the server shows others keys as this account's that are not the public halves of its own.
+    #[must_use]
+    pub fn is_impersonated(&self) -> bool {
+        let shown = self.people.get(&self.me).and_then(|it| self.messages.get(&it.keys?));
+        let Some(Entry { delivery, opened: Some(Opened { content: Content::PublicKeys(shown), .. }) }) = shown else {
+            return false;
+        };
+        let mut named = delivery.body.dependencies.iter().filter_map(|on| self.messages.get(&on.message));
+        match named.find(|it| it.delivery.body.kind == Kind::PrivateKeys) {
+            Some(Entry { opened: Some(Opened { content: Content::PrivateKeys(own), .. }), .. }) => {
+                keys::public(own).as_ref() != Ok(shown)
+            }
+            // Sealed with a password that is not known here.
+            Some(Entry { delivery, opened: None }) => !self.sealed.contains(&delivery.id),
+            _ => true,
+        }
+    }
+
     /// What may be the keys that a list of members announces, the likeliest first.
+    ///
+    /// When nobody told this account, because it was not in the group yet, each change opens the keys before it, from one whose keys are
+    /// known on backwards. What is found on the way is remembered, also that there is nothing, until something comes that may have it.
+    /// A loop: how often a group changed is for others to say.
     fn group_keys(&mut self, update: MessageId) -> Vec<GroupKeys> {
         if let Some(keys) = self.group_keys.get(&update) {
             return keys.clone();
         }
-        let found = self.find_group_keys(update);
-        if !found.is_empty() {
-            self.group_keys.insert(update, found.clone());
+        let channel = self.messages.get(&update).and_then(|it| self.channels.get(&it.delivery.channel));
+        let Some(channel) = channel.filter(|it| it.is_group()) else { return Vec::new() };
+        let from = channel.updates.partition_point(|it| *it < update);
+        let later: Vec<MessageId> = channel.updates.iter().skip(from).copied().collect();
+        let (mut walked, mut keys) = (Vec::new(), Vec::new());
+        for at in later {
+            walked.push(at);
+            let known = self.group_keys.get(&at).cloned();
+            let is_known = known.is_some();
+            keys = known.unwrap_or_else(|| self.told_keys(at));
+            if is_known || !keys.is_empty() {
+                break;
+            }
         }
-        found
+        while let Some(at) = walked.pop() {
+            self.group_keys.insert(at, keys.clone());
+            if at == update {
+                break;
+            }
+            let history = self.key_history(at);
+            let opened = keys.iter().find_map(|keys| two_keys(&keys.history.as_ref()?.open(&history).ok()?));
+            keys = opened.into_iter().collect();
+        }
+        keys
     }
 
-    fn find_group_keys(&mut self, update: MessageId) -> Vec<GroupKeys> {
+    /// The same from what this account was told, or told others.
+    fn told_keys(&self, update: MessageId) -> Vec<GroupKeys> {
         let Some(Entry { delivery, .. }) = self.messages.get(&update) else { return Vec::new() };
         let (group, sender) = (delivery.channel, delivery.sender);
         let named = delivery.body.dependencies.iter().filter(|on| on.account == self.me);
@@ -551,38 +797,35 @@ impl Book {
         if let Some(keys) = named {
             return vec![keys];
         }
-        let Some(channel) = self.channels.get(&group) else { return Vec::new() };
-        let at = channel.updates.iter().position(|it| *it == update);
-        let (before, after) = match at {
-            Some(at) => (
-                at.checked_sub(1).and_then(|at| channel.updates.get(at)).copied().unwrap_or_default(),
-                channel.updates.get(at + 1).copied(),
-            ),
-            None => (MessageId::NONE, None),
-        };
-        if sender == self.me {
-            // Of another device of this account, or of this one: whoever it was for, it is the key.
-            let own = self.notified.range(before..update).rev().map(|(_, it)| it).filter(of);
-            let mut found: Vec<GroupKeys> = Vec::new();
-            for notified in own {
-                match found.iter_mut().find(|it| it.channel == notified.keys.channel) {
-                    Some(same) => same.history = same.history.take().or_else(|| notified.keys.history.clone()),
-                    None => found.push(notified.keys.clone()),
-                }
-            }
-            let history = self.key_history(update);
-            // The one that opens what was sealed with it comes first; of the others, the newest.
-            found.sort_by_key(|keys| keys.history.as_ref().is_none_or(|key| key.open(&history).is_err()));
-            if !found.is_empty() {
-                return found;
+        if sender != self.me {
+            return Vec::new();
+        }
+        // Of another device of this account, or of this one: whoever it was for, it is the key.
+        let updates = self.channels.get(&group).map(|it| it.updates.as_slice()).unwrap_or_default();
+        let before = updates.partition_point(|it| *it < update).checked_sub(1);
+        let before = before.and_then(|at| updates.get(at)).copied().unwrap_or_default();
+        let own = self.notified.range(before..update).rev().map(|(_, it)| it).filter(of);
+        let mut found: Vec<GroupKeys> = Vec::new();
+        for notified in own {
+            match found.iter_mut().find(|it| it.channel == notified.keys.channel) {
+                Some(same) => same.history = same.history.take().or_else(|| notified.keys.history.clone()),
+                None => found.push(notified.keys.clone()),
             }
         }
-        // Before this account was in it.
-        let Some(after) = after else { return Vec::new() };
-        let history = self.key_history(after);
-        let later = self.group_keys(after);
-        let opened = later.iter().find_map(|keys| two_keys(&keys.history.as_ref()?.open(&history).ok()?));
-        opened.into_iter().collect()
+        let history = self.key_history(update);
+        // The one that opens what was sealed with it comes first; of the others, the newest.
+        found.sort_by_key(|keys| keys.history.as_ref().is_none_or(|key| key.open(&history).is_err()));
+        found
+    }
+
+    /// Something may be known of a group's keys that was not.
+    fn look_again(&mut self, group: ChannelId) {
+        let updates = self.channels.get(&group).map(|it| it.updates.as_slice()).unwrap_or_default();
+        for update in updates {
+            if self.group_keys.get(update).is_some_and(Vec::is_empty) {
+                self.group_keys.remove(update);
+            }
+        }
     }
 
     fn key_history(&self, update: MessageId) -> Bytes {
@@ -658,35 +901,36 @@ impl Book {
                 let keys = GroupKeys { channel: ChannelKey(new_key), history };
                 let counterpart = found.announced.counterpart;
                 self.notified.insert(id, Notified { group, sender, counterpart, keys });
+                self.look_again(group);
             }
             Content::GroupChannelUpdate { revision, members, .. } => {
                 note(&mut found.updates, id);
                 if found.updates.last() == Some(&id) {
                     (found.revision, found.members) = (revision, members.into_iter().collect());
                 }
-                // Of what comes before it more may be known now.
-                let known: BTreeSet<MessageId> = found.updates.iter().copied().collect();
-                self.group_keys.retain(|update, _| !known.contains(update));
+                if found.updates.last() == Some(&id) {
+                    // Of what comes before it more may be known now, if this one is.
+                    if !self.told_keys(id).is_empty() {
+                        self.look_again(channel);
+                    }
+                } else {
+                    for update in &found.updates {
+                        self.group_keys.remove(update);
+                    }
+                }
             }
             Content::MessageOverride(text) => {
                 for on in dependencies {
-                    let target = self.messages.get(&on.message).map(|it| &it.delivery);
-                    let own = target.is_some_and(|it| {
-                        let said = matches!(it.body.kind, Kind::ChatMessage | Kind::DaystreamMessage);
-                        said && it.sender == sender && it.channel == channel
-                    });
-                    let by = self.edits.get(&on.message).map_or(MessageId::NONE, |(by, _)| *by);
-                    if own && by < id {
-                        self.edits.insert(on.message, (id, text.clone()));
+                    let by = self.edits.entry((on.message, sender, channel)).or_default();
+                    if by.0 < id {
+                        *by = (id, text.clone());
                     }
                 }
             }
             Content::MessageReceived | Content::MessageRead => {
                 let is_read = kind == Kind::MessageRead;
                 for on in dependencies {
-                    if self.messages.get(&on.message).is_some_and(|it| it.delivery.channel == channel) {
-                        *self.receipts.entry(on.message).or_default().entry(sender).or_default() |= is_read;
-                    }
+                    *self.receipts.entry((on.message, channel)).or_default().entry(sender).or_default() |= is_read;
                 }
             }
             Content::BlockList { accounts, channels } => {
@@ -705,18 +949,58 @@ impl Book {
         }
     }
 
-    /// Forgets what is older than what is kept, but for what opens or explains something.
-    fn prune(&mut self) {
-        if self.messages.len() <= MESSAGES_MAX {
-            return;
+    /// Forgets the oldest of whatever there is too much of, a tenth at a time, where there is most of it: whoever says a great deal pays
+    /// for it in their own channels. Not `just`, which was just taken, and nothing that something else is opened with.
+    fn prune(&mut self, just: MessageId) {
+        for said in [true, false] {
+            if self.kept.of(said).is_within(self.bounds.of(said)) {
+                continue;
+            }
+            let (most, goal) = (self.most, self.most.tenths(9));
+            let mut looked_at: BTreeSet<ChannelId> = BTreeSet::new();
+            while !self.kept.of(said).is_within(goal) {
+                let others = self.channels.values().filter(|it| !looked_at.contains(&it.id));
+                let heaviest = others.max_by_key(|it| it.kept.of(said).share(most)).map(|it| it.id);
+                let Some(heaviest) = heaviest else { break };
+                looked_at.insert(heaviest);
+                for id in self.forgettable(heaviest, said, just) {
+                    if self.kept.of(said).is_within(goal) {
+                        break;
+                    }
+                    if said {
+                        self.set_floor(heaviest, id);
+                    }
+                    self.remove(id);
+                }
+            }
+            // It is not looked through again for each message when there is nothing to be forgotten.
+            let mut bound = self.kept.of(said);
+            bound.add(most.tenths(1));
+            *self.bounds.part(said) = if self.kept.of(said).is_within(goal) { most } else { bound };
         }
-        // A tenth at a time.
-        let said = self.messages.iter().filter(|(_, it)| is_said(it.delivery.body.kind));
-        let gone: Vec<MessageId> = said.map(|(id, _)| *id).take(MESSAGES_MAX / 10).collect();
-        for id in gone {
-            self.floor = self.floor.max(id);
-            self.remove(id);
+    }
+
+    /// What can be forgotten of a channel, the oldest first.
+    fn forgettable(&self, channel: ChannelId, said: bool, just: MessageId) -> Vec<MessageId> {
+        let Some(channel) = self.channels.get(&channel) else { return Vec::new() };
+        if !said && channel.channel_type() == ChannelType::Loopback {
+            return Vec::new();
         }
+        let here = |it: &&Entry| it.delivery.channel == channel.id && is_for_people(it.delivery.body.kind) == said;
+        let mut found: Vec<MessageId> = self.messages.values().filter(here).map(|it| it.delivery.id).collect();
+        found.truncate(found.len().saturating_sub(NEWEST));
+        let mut needed: BTreeSet<MessageId> = BTreeSet::from([just]);
+        if !said {
+            needed.extend(
+                self.messages.values().flat_map(|it| it.delivery.body.dependencies.iter().map(|on| on.message)),
+            );
+            needed.extend(self.newest.values().copied());
+            needed.extend(channel.updates.last());
+            // Of what an administrator told others, nobody says which was used.
+            needed.extend(self.notified.iter().filter(|(_, it)| it.sender == self.me).map(|(id, _)| *id));
+        }
+        found.retain(|id| !needed.contains(id));
+        found
     }
 
     /// What announces the key that is used in a channel now.
@@ -728,15 +1012,20 @@ impl Book {
         }
     }
 
-    /// The key that is used in a channel now.
-    pub fn key(&mut self, channel: ChannelId, flags: MessageFlags) -> Option<(MessageId, ChannelKey)> {
-        let base = self.base(channel, flags)?;
-        let key = match self.channels.get(&channel)?.channel_type() {
+    /// The key that is used in a channel now, and what announced it.
+    ///
+    /// # Errors
+    /// [`CannotSeal`].
+    pub fn key(&mut self, channel: ChannelId, flags: MessageFlags) -> Result<(MessageId, ChannelKey), CannotSeal> {
+        let channel_type = self.channels.get(&channel).ok_or(CannotSeal::Channel)?.channel_type();
+        let base = self.base(channel, flags).ok_or(CannotSeal::Key)?;
+        let key = match channel_type {
             _ if flags.has(MessageFlags::LOOPBACK) => self.account_keys.get(&base).cloned(),
+            ChannelType::Direct if self.is_unverified(channel) => return Err(CannotSeal::Unverified),
             ChannelType::Direct => self.direct_key(base),
             _ => self.group_keys(base).into_iter().next().map(|keys| keys.channel),
         };
-        key.map(|key| (base, key))
+        Ok((base, key.ok_or(CannotSeal::Key)?))
     }
 
     /// The keys of a group now.
@@ -771,18 +1060,25 @@ impl Book {
         if flags.has(MessageFlags::UNENCRYPTED) {
             return within(Body::new(content.kind(), flags, plain));
         }
-        let (base, key) = self.key(channel, flags).ok_or(CannotSeal::Key)?;
+        let (base, key) = self.key(channel, flags)?;
         let on = Dependency { account: AccountId::NONE, message: base };
         within(Body::new(content.kind(), flags, key.seal(&plain)).on([on]))
     }
 }
 
-/// Whether it is for people alone: nothing else needs it.
-const fn is_said(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::ChatMessage | Kind::DaystreamMessage | Kind::MessageOverride | Kind::MessageReceived | Kind::MessageRead
-    )
+/// Addresses are found by their `@`; whatever else has one could be taken for one.
+pub(super) fn looks_like_an_address(name: &str) -> bool {
+    name.contains('@')
+}
+
+/// Whether people say something with it.
+pub(super) const fn is_chat(kind: Kind) -> bool {
+    matches!(kind, Kind::ChatMessage | Kind::DaystreamMessage)
+}
+
+/// Whether it is for people alone, what is said of what they say included: nothing else needs it.
+const fn is_for_people(kind: Kind) -> bool {
+    is_chat(kind) || matches!(kind, Kind::MessageOverride | Kind::MessageReceived | Kind::MessageRead)
 }
 
 fn within(body: Body) -> Result<Body, CannotSeal> {
@@ -806,3 +1102,6 @@ fn two_keys(plain: &[u8]) -> Option<GroupKeys> {
     let history = Some(history).filter(|key| key.0.expose() != &[0; 64]);
     Some(GroupKeys { channel: ChannelKey(Secret::new(*channel)), history })
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,7 @@ use crate::chat::skynet::wire::{
     AccountId, ChannelId, ChannelType, ConnectionState, Content, CreateAccountStatus, CreateSessionStatus, DateTime,
     Doing, FileBlock, FileId, FromClient, Kind, MessageId, RestoreSessionStatus, SessionId, ToClient,
 };
-use crate::crypto::Secret;
+use crate::crypto::{Secret, random};
 use crate::files;
 use crate::time::Clock;
 
@@ -37,6 +37,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 10;
 /// How long a server may take to answer a greeting or a login.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may leave unanswered what was said and asked later.
+const STALLED: Duration = Duration::from_secs(60);
 /// The protocol's version, as the fifth's second revision calls itself.
 const PROTOCOL: i32 = 3;
 /// A file that is not longer comes with its message, in bytes (spec 2.3).
@@ -51,11 +53,13 @@ pub struct Settings {
     pub version_code: i32,
     /// Where files beside the messages are kept; none when there is no such place.
     pub web: Option<Web>,
+    /// The server of a device that is kept is reached otherwise than before.
+    pub moved: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { application: "android/de.vectordata.skynet".to_owned(), version_code: 60, web: None }
+        Self { application: "android/de.vectordata.skynet".to_owned(), version_code: 60, web: None, moved: false }
     }
 }
 
@@ -185,6 +189,9 @@ pub struct Client {
     line: Option<Line>,
     connecting: Option<Pin<Box<dyn Future<Output = Connected> + Send>>>,
     transfer: Option<Pin<Box<dyn Future<Output = Transferred> + Send>>>,
+    clock: Clock,
+    /// When an answer is overdue, and what had been answered before.
+    overdue: Option<(u64, Pin<Box<tokio::time::Sleep>>)>,
     failures: u32,
     events: VecDeque<Event>,
     over: bool,
@@ -209,14 +216,13 @@ impl Client {
         password: Zeroizing<String>,
     ) -> Result<Self, Failure> {
         if Folder::exists(dir) {
-            return Self::kept(place, settings, dir, password);
+            return Self::kept(place, settings, dir, name, password);
         }
         let name = name.to_lowercase();
         let mut line = greeted(&place, &settings).await?;
         let lock = Lock { keys: AccountKeys::derive(&name, &password), name };
         let session = log_in(&mut line, &lock.name, lock.keys.key_hash.clone()).await?;
-        let mut folder = Folder::create(dir, &lock)?;
-        folder.append(&Record::Session(session.clone()))?;
+        let folder = Folder::create(dir, &place.name(), &lock, &Record::Session(session.clone()))?;
         let talk = Talk::new(session.account, session.session, lock, password);
         Ok(Self::with(place, settings, folder, session, talk, Some(line)))
     }
@@ -238,14 +244,30 @@ impl Client {
             line,
             connecting: None,
             transfer: None,
+            clock: Clock::system(),
+            overdue: None,
             failures: 0,
             events: VecDeque::new(),
             over: false,
         }
     }
 
-    fn kept(place: Place, settings: Settings, dir: &Path, password: Zeroizing<String>) -> Result<Self, Failure> {
+    fn kept(
+        place: Place,
+        settings: Settings,
+        dir: &Path,
+        name: &str,
+        password: Zeroizing<String>,
+    ) -> Result<Self, Failure> {
         let (mut folder, lock, records) = Folder::open(dir, &password)?;
+        let (kept, asked) = (folder.server().to_owned(), place.name());
+        if kept != asked {
+            if !settings.moved {
+                return Err(BadFolder::OtherServer { dir: dir.to_owned(), kept, asked }.into());
+            }
+            folder.move_to(&asked)?;
+        }
+        let of_lock = lock.name.clone();
         let mut records = records.into_iter();
         let Some(Record::Session(mut session)) = records.next() else {
             return Err(BadFolder::Damaged(dir.to_owned()).into());
@@ -259,16 +281,34 @@ impl Client {
                 }
                 Record::Heard(packet) => talk.replay_heard(packet),
                 Record::Said(packet) => talk.replay_said(packet),
+                Record::Connected => talk.replay_connected(),
+                Record::Dropped(temp) => talk.replay_dropped(temp),
+                Record::Floor(channel, floor) => talk.replay_floor(channel, floor),
             }
         }
         talk.replayed();
-        if folder.is_long() && talk.is_whole() {
-            let (heard, said) = talk.digest();
-            let first = Record::Session(session.clone());
-            let rest = heard.into_iter().map(Record::Heard).chain(said.into_iter().map(Record::Said));
-            folder.replace(&std::iter::once(first).chain(rest).collect::<Vec<_>>())?;
+        // Its address may have changed, and its keys not yet.
+        let asked = name.to_lowercase();
+        if asked != of_lock && asked != talk.address() {
+            let kept = talk.address().to_owned();
+            return Err(BadFolder::OtherAccount { dir: dir.to_owned(), kept, asked }.into());
         }
-        Ok(Self::with(place, settings, folder, session, talk, None))
+        let mut client = Self::with(place, settings, folder, session, talk, None);
+        client.tidy()?;
+        Ok(client)
+    }
+
+    /// Writes the journal anew when it has become long.
+    fn tidy(&mut self) -> Result<(), Failure> {
+        if self.folder.is_long() && self.talk.is_whole() {
+            let (heard, said) = self.talk.digest();
+            let first = std::iter::once(Record::Session(self.session.clone()));
+            let heard = heard.into_iter().map(Record::Heard);
+            let floors = self.talk.floors().map(|(channel, floor)| Record::Floor(channel, floor));
+            let said = said.into_iter().map(Record::Said);
+            self.folder.replace(&first.chain(heard).chain(floors).chain(said).collect::<Vec<_>>())?;
+        }
+        Ok(())
     }
 
     /// What this device knows.
@@ -360,37 +400,43 @@ impl Client {
         if self.line.is_none() && self.connecting.is_none() {
             self.connecting = Some(self.reconnect());
         }
+        let (waits, progress) = (self.line.is_some() && !self.talk.is_idle(), self.talk.progress());
+        if self.overdue.as_ref().is_none_or(|(before, _)| *before != progress) || !waits {
+            self.overdue = waits.then(|| (progress, Box::pin(tokio::time::sleep(STALLED))));
+        }
         tokio::select! {
             heard = next_of(&mut self.line) => match heard {
                 Ok(Turn::Heard(packet)) => self.heard(*packet),
                 Ok(Turn::Wrote) => Ok(()),
-                Ok(Turn::Ended) => {
-                    self.lost("the server closed it");
-                    Ok(())
-                }
-                Err(error) => {
-                    self.lost(&error.to_string());
-                    Ok(())
-                }
+                Ok(Turn::Ended) => self.lost("the server closed it", true),
+                Err(error) => self.lost(&error.to_string(), true),
             },
             connected = done(&mut self.connecting) => self.connected(connected),
             transferred = done(&mut self.transfer) => self.transferred(transferred),
+            () = until(&mut self.overdue) => self.lost("the server does not answer", true),
         }
     }
 
-    /// Drops the connection, as if the network had gone: another one is made. For tests of what survives that.
-    pub fn drop_connection(&mut self) {
-        self.lost("dropped");
+    /// Drops the connection: another one is made. For tests of what survives that.
+    ///
+    /// # Errors
+    /// [`Failure`], when there is no point in going on.
+    pub fn drop_connection(&mut self) -> Result<(), Failure> {
+        self.lost("dropped", false)
     }
 
-    fn lost(&mut self, why: &str) {
-        if self.line.take().is_some() {
-            let acts = self.talk.lost();
-            self.events.push_back(Event::Lost { why: why.to_owned() });
-            // It only tells.
-            self.events
-                .extend(acts.into_iter().filter_map(|act| if let Act::Tell(event) = act { Some(event) } else { None }));
+    fn lost(&mut self, why: &str, closed: bool) -> Result<(), Failure> {
+        if self.line.take().is_none() {
+            return Ok(());
         }
+        self.talk.at(self.clock.now().wall_ms);
+        let acts = self.talk.lost(closed);
+        self.events.push_back(Event::Lost { why: why.to_owned() });
+        self.perform(acts)?;
+        if closed && self.failures >= ATTEMPTS {
+            return Err(Failure::Server(format!("its connections come to nothing: {why}")));
+        }
+        Ok(())
     }
 
     fn reconnect(&self) -> Pin<Box<dyn Future<Output = Connected> + Send>> {
@@ -402,7 +448,9 @@ impl Client {
             n => FIRST_WAIT.saturating_mul(1 << n.saturating_sub(1).min(10)).min(LONGEST_WAIT),
         };
         Box::pin(async move {
-            tokio::time::sleep(wait).await;
+            // Not all at once after a server was away: up to half of it is for chance.
+            let chance = random::u64() % u64::try_from(wait.as_millis() / 2).unwrap_or(0).max(1);
+            tokio::time::sleep(wait.saturating_sub(Duration::from_millis(chance))).await;
             let mut line = greeted(&place, &settings).await?;
             let (id, token) = (session.session, session.token);
             let restore = FromClient::RestoreSession { session: id, token, last_message, channels };
@@ -426,9 +474,10 @@ impl Client {
                     self.talk.renewed(session.session);
                     self.session = session;
                 }
+                self.folder.append(&Record::Connected)?;
                 self.line = Some(line);
                 self.talk.connected();
-                // Until the sync is over, this attempt came to nothing.
+                // Until the sync is over and what was said is answered, this attempt came to nothing.
                 self.failures += 1;
                 Ok(())
             }
@@ -442,7 +491,7 @@ impl Client {
     fn heard(&mut self, packet: ToClient) -> Result<(), Failure> {
         // What is kept is what leads to the same again.
         let matters = match &packet {
-            ToClient::Message(delivery) => !delivery.channel.is_none() && !self.talk.book().knows(delivery),
+            ToClient::Message(delivery) => !delivery.channel.is_none() && !self.talk.knows(delivery),
             ToClient::CreateChannel { .. }
             | ToClient::DeleteChannel { .. }
             | ToClient::SyncStarted { .. }
@@ -454,17 +503,20 @@ impl Client {
         if matters {
             self.folder.append(&Record::Heard(packet.clone()))?;
         }
+        self.talk.at(self.clock.now().wall_ms);
         let acts = self.talk.heard(packet);
-        if self.talk.is_ready() {
+        if self.talk.is_heard() {
             self.failures = 0;
         }
-        self.perform(acts)
+        self.perform(acts)?;
+        self.tidy()
     }
 
     fn perform(&mut self, acts: Vec<Act>) -> Result<(), Failure> {
         for act in acts {
             match act {
                 Act::Keep(packet) => self.folder.append(&Record::Said(packet))?,
+                Act::Drop(temp) => self.folder.append(&Record::Dropped(temp))?,
                 Act::Say(packet) => {
                     if let Some(line) = &mut self.line
                         && let Err(error) = line.say(&packet)
@@ -488,6 +540,7 @@ impl Client {
     /// # Errors
     /// [`Failure`], when there is no point in going on.
     pub fn obey(&mut self, command: Command) -> Result<(), Failure> {
+        self.talk.at(self.clock.now().wall_ms);
         match self.decide(command) {
             Ok(acts) => self.perform(acts),
             Err(text) => {
@@ -586,50 +639,31 @@ impl Client {
 
     /// Says something with a file: a small one comes with it, a longer one lies beside.
     fn send_file(&mut self, path: &str, wish: Wish) -> Result<Vec<Act>, String> {
-        let path = Path::new(path);
-        let name = path.file_name().and_then(|it| it.to_str()).ok_or("that is no file")?.to_owned();
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-        let (written, created) = (
-            time_of(file.metadata().and_then(|it| it.modified())),
-            time_of(file.metadata().and_then(|it| it.created())),
-        );
-        let limit = u64::try_from(FILE_MAX).unwrap_or(u64::MAX) + 1;
-        file.take(limit)
-            .read_to_end(&mut bytes)
-            .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-        if bytes.len() > FILE_MAX {
-            return Err(format!("{} is longer than {FILE_MAX} bytes", path.display()));
-        }
-        let content_type = media_type(&name).to_owned();
-        let mut block = FileBlock {
-            name,
-            created,
-            written,
-            thumbnail_type: content_type.clone(),
-            thumbnail: Bytes::new(),
-            external: None,
-        };
-        if bytes.len() <= INLINE_MAX {
-            block.thumbnail = bytes.into();
-            return Ok(self.say_with_file(wish, block, FileId::NONE));
-        }
-        let web = self
-            .settings
-            .web
-            .clone()
-            .ok_or("that is too long to come with a message, and no place for files is known (--web)")?;
-        let session = self.session.clone();
+        self.one_at_a_time()?;
+        let (path, web, session) = (PathBuf::from(path), self.settings.web.clone(), self.session.clone());
         self.transfer = Some(Box::pin(async move {
-            let key = Secret::random();
+            let (mut block, bytes) = apart(move || read_file(&path)).await?;
+            if bytes.len() <= INLINE_MAX {
+                block.thumbnail = bytes.into();
+                return Ok(Moved::Up { wish, block: Box::new(block), file: FileId::NONE });
+            }
+            let web = web.ok_or("that is too long to come with a message, and no place for files is known (--web)")?;
+            let (key, content_type) = (Secret::random(), block.thumbnail_type.clone());
             let length = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-            let sealed = keys::seal_file(&key, &bytes).map_err(|error| error.to_string())?;
-            let uploaded = web.upload(&session, sealed.into()).await;
+            let seal = {
+                let key = key.clone();
+                move || keys::seal_file(&key, &bytes).map_err(|error| error.to_string())
+            };
+            let uploaded = web.upload(&session, apart(seal).await?.into()).await;
             let file = uploaded.map_err(|error| format!("the file was not uploaded: {error}"))?;
             block.external = Some(ExternalFile { content_type, length, key });
             Ok(Moved::Up { wish, block: Box::new(block), file })
         }));
         Ok(Vec::new())
+    }
+
+    fn one_at_a_time(&self) -> Result<(), String> {
+        if self.transfer.is_some() { Err("another file is under way".to_owned()) } else { Ok(()) }
     }
 
     fn say_with_file(&mut self, wish: Wish, block: FileBlock, file: FileId) -> Vec<Act> {
@@ -641,22 +675,35 @@ impl Client {
     }
 
     fn save(&mut self, id: MessageId, path: String) -> Result<Vec<Act>, String> {
+        self.one_at_a_time()?;
         let entry = self.book().message(id).ok_or_else(|| format!("[{}] is not here", id.0))?;
         let block = entry.opened.as_ref().and_then(|it| it.file.clone());
         let block = block.ok_or_else(|| format!("no file comes with [{}]", id.0))?;
-        let Some(external) = block.external else {
-            let length = write_file(&path, &block.thumbnail)?;
-            return Ok(vec![Act::Tell(Event::Saved { id, path, length })]);
-        };
         let file = entry.delivery.body.file;
-        let web = self.settings.web.clone().ok_or("no place for files is known (--web)")?;
-        let session = self.session.clone();
+        let (web, session) = (self.settings.web.clone(), self.session.clone());
         self.transfer = Some(Box::pin(async move {
-            let sealed =
-                web.download(&session, file).await.map_err(|error| format!("the file was not fetched: {error}"))?;
-            let plain =
-                keys::open_file(&external.key, &sealed).map_err(|_| "the file was changed on its way".to_owned())?;
-            let length = write_file(&path, &plain)?;
+            let (plain, sealed) = match block.external {
+                None => (block.thumbnail, None),
+                Some(external) => {
+                    let web = web.ok_or("no place for files is known (--web)")?;
+                    let sealed = web.download(&session, file).await;
+                    (
+                        Bytes::new(),
+                        Some((external.key, sealed.map_err(|error| format!("the file was not fetched: {error}"))?)),
+                    )
+                }
+            };
+            let (path, length) = apart(move || {
+                let length = match sealed {
+                    None => write_file(&path, &plain)?,
+                    Some((key, sealed)) => {
+                        let opened = keys::open_file(&key, sealed.into());
+                        write_file(&path, &opened.map_err(|_| "the file was changed on its way".to_owned())?)?
+                    }
+                };
+                Ok((path, length))
+            })
+            .await?;
             Ok(Moved::Down { id, path, length })
         }));
         Ok(Vec::new())
@@ -685,6 +732,13 @@ async fn next_of(line: &mut Option<Line>) -> std::io::Result<Turn> {
     }
 }
 
+async fn until(overdue: &mut Option<(u64, Pin<Box<tokio::time::Sleep>>)>) {
+    match overdue {
+        Some((_, sleep)) => sleep.await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Waits for something that may be under way, and is not any more then.
 async fn done<T>(under_way: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
     match under_way {
@@ -695,6 +749,28 @@ async fn done<T>(under_way: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>
         }
         None => std::future::pending().await,
     }
+}
+
+/// Does what takes long where it keeps nobody waiting: whatever is to be heard meanwhile is.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// A file, and what is said of it.
+fn read_file(path: &Path) -> Result<(FileBlock, Vec<u8>), String> {
+    let name = path.file_name().and_then(|it| it.to_str()).ok_or("that is no file")?.to_owned();
+    let unreadable = |error| format!("{} cannot be read: {error}", path.display());
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let (written, created) =
+        (time_of(file.metadata().and_then(|it| it.modified())), time_of(file.metadata().and_then(|it| it.created())));
+    let limit = u64::try_from(FILE_MAX).unwrap_or(u64::MAX) + 1;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > FILE_MAX {
+        return Err(format!("{} is longer than {FILE_MAX} bytes", path.display()));
+    }
+    let (thumbnail_type, thumbnail, external) = (media_type(&name).to_owned(), Bytes::new(), None);
+    Ok((FileBlock { name, created, written, thumbnail_type, thumbnail, external }, bytes))
 }
 
 /// The first line of a file.

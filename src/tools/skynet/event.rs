@@ -222,6 +222,14 @@ pub enum Event {
         /// What it is called.
         name: String,
     },
+    /// The keys of a channel were compared, and are others now: nothing is said there until they are compared again.
+    Unverified {
+        /// Where.
+        #[serde(serialize_with = "text")]
+        channel: ChannelId,
+        /// What it is called.
+        name: String,
+    },
     /// Who is in a group, or what may be said in a channel, changed.
     Changed(ChannelShown),
     /// Somebody shows themselves differently.
@@ -374,6 +382,9 @@ impl Event {
                 format!("!! [{}] cannot be read: it was changed, or is not for this device", id.0)
             }
             Self::Keys { name, .. } => format!("-- there are keys for {name}"),
+            Self::Unverified { name, .. } => format!(
+                "!! the keys for {name} are not those that were verified: nothing is sealed with them until `/verified` (`/verify` shows them)"
+            ),
             Self::Profile { account, address, nickname, bio, .. } => {
                 let parts = [nickname.as_str(), address, bio].into_iter().filter(|it| !it.is_empty());
                 format!("-- #{} is {}", account.0, parts.collect::<Vec<_>>().join(", "))

@@ -26,7 +26,9 @@ use zeroize::Zeroizing;
 
 use super::talk::Lock;
 use crate::chat::skynet::wire::blob::{AccountKeys, ChannelKey};
-use crate::chat::skynet::wire::{AccountId, FromClient, HEADER, SessionId, ToClient, read_header};
+use crate::chat::skynet::wire::{
+    AccountId, ChannelId, FromClient, HEADER, MessageId, SessionId, ToClient, WebToken, read_header,
+};
 use crate::crypto::Secret;
 use crate::files;
 
@@ -34,6 +36,9 @@ use crate::files;
 const LONG: u64 = 8 * 1024 * 1024;
 /// Longest record, in bytes: the longest packet, and what a blob adds.
 const RECORD_MAX: usize = 17 * 1024 * 1024;
+
+/// A journal that is longer than after it was last written anew by this factor is written anew.
+const GROWN: u64 = 2;
 
 /// Why what is kept cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +52,26 @@ pub enum BadFolder {
     /// Another process has it.
     #[error("another process uses {0}")]
     Busy(PathBuf),
+    /// It is kept of another server.
+    #[error("{dir} is kept of the server {kept}, not of {asked}; if that is the same one, say --moved")]
+    OtherServer {
+        /// Where.
+        dir: PathBuf,
+        /// Of which.
+        kept: String,
+        /// Which is asked for.
+        asked: String,
+    },
+    /// It is kept of another account.
+    #[error("{dir} is a device of {kept}, not of {asked}")]
+    OtherAccount {
+        /// Where.
+        dir: PathBuf,
+        /// Of which.
+        kept: String,
+        /// Which is asked for.
+        asked: String,
+    },
     /// It is not what was written.
     #[error("{0} is damaged: move it away to log in anew; the server has everything")]
     Damaged(PathBuf),
@@ -62,7 +87,7 @@ pub struct Session {
     /// Proves that it is this device's.
     pub token: Secret<32>,
     /// The same for files.
-    pub web_token: String,
+    pub web_token: WebToken,
 }
 
 /// Something that is kept.
@@ -71,12 +96,20 @@ pub(super) enum Record {
     Session(Session),
     Heard(ToClient),
     Said(FromClient),
+    /// What was heard from here on was heard on another connection.
+    Connected,
+    /// This will not be said any more.
+    Dropped(MessageId),
+    /// Up to there, messages of a channel were forgotten.
+    Floor(ChannelId, MessageId),
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Device {
     version: u32,
+    /// Where the account is.
+    server: String,
     locks: Vec<Sealed>,
 }
 
@@ -99,10 +132,15 @@ struct SessionJson {
 #[derive(Debug)]
 pub(super) struct Folder {
     dir: PathBuf,
+    server: String,
     key: ChannelKey,
     journal: File,
     next: u64,
-    _lock: File,
+    /// How long the journal is, in bytes, and how long it was when it was last written anew.
+    len: u64,
+    first_len: u64,
+    /// Of two processes, the one that has this.
+    _lock: files::Held,
 }
 
 impl Folder {
@@ -111,8 +149,8 @@ impl Folder {
         dir.join("device.json").exists()
     }
 
-    /// Makes one for a new device.
-    pub(super) fn create(dir: &Path, lock: &Lock) -> Result<Self, BadFolder> {
+    /// Makes one for a new device. It exists as soon as its session is kept, and not before.
+    pub(super) fn create(dir: &Path, server: &str, lock: &Lock, first: &Record) -> Result<Self, BadFolder> {
         let fail = |error| BadFolder::Io(error, dir.to_owned());
         files::make_private_dir(dir).map_err(fail)?;
         let held = hold(dir)?;
@@ -120,9 +158,25 @@ impl Folder {
         let _none = std::fs::remove_file(dir.join("journal"));
         let key = ChannelKey::random();
         let journal = files::private().append(true).create_new(true).open(dir.join("journal")).map_err(fail)?;
-        let folder = Self { dir: dir.to_owned(), key, journal, next: 0, _lock: held };
+        let (dir, server) = (dir.to_owned(), server.to_owned());
+        let mut folder = Self { dir, server, key, journal, next: 0, len: 0, first_len: 0, _lock: held };
+        folder.append(first)?;
+        folder.journal.sync_all().map_err(folder.fail())?;
         folder.seal(std::slice::from_ref(lock))?;
         Ok(folder)
+    }
+
+    /// The server it is kept of.
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// The same server is somewhere else now.
+    pub(super) fn move_to(&mut self, server: &str) -> Result<(), BadFolder> {
+        server.clone_into(&mut self.server);
+        let text = std::fs::read(self.dir.join("device.json")).map_err(self.fail())?;
+        let device: Device = serde_json::from_slice(&text).map_err(|_| BadFolder::Damaged(self.dir.clone()))?;
+        self.write(&Device { server: self.server.clone(), ..device })
     }
 
     /// Opens one. Also what opened it, and what is in it.
@@ -145,7 +199,8 @@ impl Folder {
         let journal = files::private().append(true).open(&path).map_err(fail)?;
         journal.set_len(whole).map_err(fail)?;
         let next = u64::try_from(records.len()).unwrap_or(u64::MAX);
-        Ok((Self { dir: dir.to_owned(), key, journal, next, _lock: held }, lock, records))
+        let (dir, server) = (dir.to_owned(), device.server);
+        Ok((Self { dir, server, key, journal, next, len: whole, first_len: 0, _lock: held }, lock, records))
     }
 
     fn fail(&self) -> impl Fn(io::Error) -> BadFolder + use<> {
@@ -159,22 +214,32 @@ impl Folder {
             name: lock.name.clone(),
             sealed: BASE64_STANDARD.encode(lock.keys.account_key.seal(self.key.0.expose())),
         };
-        let device = Device { version: 1, locks: locks.iter().map(sealed).collect() };
-        let text = serde_json::to_string_pretty(&device).map_err(|error| self.fail()(error.into()))?;
+        self.write(&Device { version: 1, server: self.server.clone(), locks: locks.iter().map(sealed).collect() })
+    }
+
+    fn write(&self, device: &Device) -> Result<(), BadFolder> {
+        let text = serde_json::to_string_pretty(device).map_err(|error| self.fail()(error.into()))?;
         files::write_whole(&self.dir.join("device.json"), &text, true).map_err(self.fail())
     }
 
-    /// Keeps something.
+    /// Keeps something. When that fails, nothing is kept of it: what is kept afterwards stands behind what was kept before.
+    ///
+    /// Not forced to the disk, which would cost more than it gives: of what a loss of power takes, the server has what was heard, and what
+    /// was said and answered.
     pub(super) fn append(&mut self, record: &Record) -> Result<(), BadFolder> {
         let bytes = encode(&self.key, self.next, record).map_err(self.fail())?;
-        self.journal.write_all(&bytes).map_err(self.fail())?;
+        if let Err(error) = self.journal.write_all(&bytes) {
+            self.journal.set_len(self.len).map_err(self.fail())?;
+            return Err(self.fail()(error));
+        }
+        self.len = self.len.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         self.next += 1;
         Ok(())
     }
 
-    /// Whether it has become long.
-    pub(super) fn is_long(&self) -> bool {
-        self.journal.metadata().is_ok_and(|it| it.len() > LONG)
+    /// Whether it has become long since it was last written anew.
+    pub(super) const fn is_long(&self) -> bool {
+        self.len > LONG && self.len > self.first_len.saturating_mul(GROWN)
     }
 
     /// Keeps these in place of everything that was kept.
@@ -182,14 +247,16 @@ impl Folder {
         let (path, beside) = (self.dir.join("journal"), self.dir.join("journal.new"));
         let _none = std::fs::remove_file(&beside);
         let mut file = files::private().append(true).create_new(true).open(&beside).map_err(self.fail())?;
-        let mut next = 0;
+        let (mut next, mut len) = (0, 0_u64);
         for record in records {
-            file.write_all(&encode(&self.key, next, record).map_err(self.fail())?).map_err(self.fail())?;
+            let bytes = encode(&self.key, next, record).map_err(self.fail())?;
+            file.write_all(&bytes).map_err(self.fail())?;
+            len = len.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
             next += 1;
         }
         file.sync_all().map_err(self.fail())?;
         std::fs::rename(&beside, &path).and_then(|()| files::sync_parent(&path)).map_err(self.fail())?;
-        (self.journal, self.next) = (file, next);
+        (self.journal, self.next, self.len, self.first_len) = (file, next, len, len);
         Ok(())
     }
 
@@ -202,14 +269,9 @@ impl Folder {
     }
 }
 
-fn hold(dir: &Path) -> Result<File, BadFolder> {
-    let fail = |error| BadFolder::Io(error, dir.to_owned());
-    let held = files::private().create(true).truncate(false).open(dir.join("lock")).map_err(fail)?;
-    match held.try_lock() {
-        Ok(()) => Ok(held),
-        Err(std::fs::TryLockError::WouldBlock) => Err(BadFolder::Busy(dir.to_owned())),
-        Err(std::fs::TryLockError::Error(error)) => Err(fail(error)),
-    }
+fn hold(dir: &Path) -> Result<files::Held, BadFolder> {
+    let held = files::hold(&dir.join("lock")).map_err(|error| BadFolder::Io(error, dir.to_owned()))?;
+    held.ok_or_else(|| BadFolder::Busy(dir.to_owned()))
 }
 
 fn encode(key: &ChannelKey, number: u64, record: &Record) -> io::Result<Vec<u8>> {
@@ -221,7 +283,7 @@ fn encode(key: &ChannelKey, number: u64, record: &Record) -> io::Result<Vec<u8>>
                 account: session.account.0,
                 session: session.session.0,
                 token: hex::encode(session.token.expose()),
-                web_token: session.web_token.clone(),
+                web_token: session.web_token.0.clone(),
             };
             serde_json::to_writer(&mut *plain, &json)?;
         }
@@ -233,6 +295,16 @@ fn encode(key: &ChannelKey, number: u64, record: &Record) -> io::Result<Vec<u8>>
             plain.push(2);
             plain.extend_from_slice(&packet.encode().map_err(io::Error::other)?);
         }
+        Record::Connected => plain.push(3),
+        Record::Dropped(temp) => {
+            plain.push(4);
+            plain.extend_from_slice(&temp.0.to_le_bytes());
+        }
+        Record::Floor(channel, floor) => {
+            plain.push(5);
+            plain.extend_from_slice(&channel.0.to_le_bytes());
+            plain.extend_from_slice(&floor.0.to_le_bytes());
+        }
     }
     let blob = key.seal(&plain);
     let len = u32::try_from(blob.len()).map_err(io::Error::other)?;
@@ -242,7 +314,8 @@ fn encode(key: &ChannelKey, number: u64, record: &Record) -> io::Result<Vec<u8>>
 /// The records, and how many bytes those that are whole take; nothing when one is not what was written.
 fn read_records(key: &ChannelKey, bytes: &[u8]) -> Option<(Vec<Record>, u64)> {
     let (mut records, mut rest) = (Vec::new(), bytes);
-    while let Some((len, behind)) = rest.split_first_chunk::<4>() {
+    // A file system that lost its power may have made room and not filled it.
+    while let Some((len, behind)) = rest.split_first_chunk::<4>().filter(|_| rest.iter().any(|byte| *byte != 0)) {
         let len = usize::try_from(u32::from_le_bytes(*len)).ok().filter(|len| *len <= RECORD_MAX)?;
         let Some((blob, behind)) = behind.split_at_checked(len) else { break };
         records.push(decode(key, u64::try_from(records.len()).ok()?, blob)?);
@@ -258,19 +331,29 @@ fn decode(key: &ChannelKey, number: u64, blob: &[u8]) -> Option<Record> {
     if u64::from_le_bytes(*found) != number {
         return None;
     }
-    if *tag == 0 {
-        let json: SessionJson = serde_json::from_slice(plain).ok()?;
-        let mut token = [0; 32];
-        hex::decode_to_slice(json.token, &mut token).ok()?;
-        let (account, session, web_token) = (AccountId(json.account), SessionId(json.session), json.web_token);
-        return Some(Record::Session(Session { account, session, token: Secret::new(token), web_token }));
-    }
-    let (header, payload) = plain.split_first_chunk::<HEADER>()?;
-    let (id, len) = read_header(*header);
-    let payload = Bytes::copy_from_slice(payload.get(..len)?);
+    let packet = || {
+        let (header, payload) = plain.split_first_chunk::<HEADER>()?;
+        let (id, len) = read_header(*header);
+        Some((id, Bytes::copy_from_slice(payload.get(..len)?)))
+    };
     match tag {
-        1 => ToClient::decode(id, &payload).ok().map(Record::Heard),
-        2 => FromClient::decode(id, &payload).ok().map(Record::Said),
+        0 => {
+            let json: SessionJson = serde_json::from_slice(plain).ok()?;
+            let mut token = [0; 32];
+            hex::decode_to_slice(json.token, &mut token).ok()?;
+            let (account, session, web_token) =
+                (AccountId(json.account), SessionId(json.session), WebToken(json.web_token));
+            Some(Record::Session(Session { account, session, token: Secret::new(token), web_token }))
+        }
+        1 => packet().and_then(|(id, payload)| ToClient::decode(id, &payload).ok()).map(Record::Heard),
+        2 => packet().and_then(|(id, payload)| FromClient::decode(id, &payload).ok()).map(Record::Said),
+        3 => Some(Record::Connected),
+        4 => plain.try_into().ok().map(|temp| Record::Dropped(MessageId(i64::from_le_bytes(temp)))),
+        5 => {
+            let (channel, floor) = plain.split_first_chunk::<8>()?;
+            let floor = MessageId(i64::from_le_bytes(floor.try_into().ok()?));
+            Some(Record::Floor(ChannelId(i64::from_le_bytes(*channel)), floor))
+        }
         _ => None,
     }
 }
@@ -290,12 +373,15 @@ mod tests {
             account: AccountId(-1),
             session: SessionId(i64::MIN),
             token: Secret::random(),
-            web_token: "web".into(),
+            web_token: WebToken("web".into()),
         };
         vec![
             Record::Session(session),
             Record::Heard(ToClient::SyncFinished {}),
             Record::Said(FromClient::DeviceListRequest {}),
+            Record::Connected,
+            Record::Dropped(MessageId(-7)),
+            Record::Floor(ChannelId(-8), MessageId(9)),
         ]
     }
 
@@ -305,8 +391,8 @@ mod tests {
         let dir = temporary.path().join("alice");
         let (first, second) = (lock("one"), lock("two"));
         let records = records();
-        let mut folder = Folder::create(&dir, &first).unwrap();
-        for record in &records {
+        let mut folder = Folder::create(&dir, "server", &first, &records[0]).unwrap();
+        for record in &records[1..] {
             folder.append(record).unwrap();
         }
         assert!(matches!(Folder::open(&dir, "one"), Err(BadFolder::Busy(_))), "one process at a time");
@@ -338,11 +424,12 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let dir = temporary.path();
         let records = records();
-        let mut folder = Folder::create(dir, &lock("one")).unwrap();
-        let mut ends = vec![0];
-        for record in &records {
+        let mut folder = Folder::create(dir, "server", &lock("one"), &records[0]).unwrap();
+        let end = || usize::try_from(std::fs::metadata(dir.join("journal")).unwrap().len()).unwrap();
+        let mut ends = vec![0, end()];
+        for record in &records[1..] {
             folder.append(record).unwrap();
-            ends.push(usize::try_from(std::fs::metadata(dir.join("journal")).unwrap().len()).unwrap());
+            ends.push(end());
         }
         let key = folder.key.clone();
         drop(folder);
@@ -352,6 +439,9 @@ mod tests {
             let (found, at) = read_records(&key, &bytes[..len]).unwrap();
             assert_eq!((&found[..], usize::try_from(at).unwrap()), (&records[..whole], ends[whole]), "{len}");
         }
+        // Or room was made for more, and power was lost.
+        let (found, at) = read_records(&key, &[&bytes[..], &[0; 100]].concat()).unwrap();
+        assert_eq!((found.len(), usize::try_from(at).unwrap()), (records.len(), bytes.len()));
         let mut changed = bytes.clone();
         changed[ends[1] + 10] ^= 1;
         assert!(read_records(&key, &changed).is_none());
@@ -360,8 +450,8 @@ mod tests {
         assert!(read_records(&key, &without).is_none());
         std::fs::write(dir.join("journal"), &bytes[..bytes.len() - 1]).unwrap();
         let (mut folder, _, found) = Folder::open(dir, "one").unwrap();
-        assert_eq!(found, records[..2]);
-        folder.append(&records[2]).unwrap();
+        assert_eq!(found, records[..5]);
+        folder.append(&records[5]).unwrap();
         drop(folder);
         assert_eq!(Folder::open(dir, "one").unwrap().2, records);
     }

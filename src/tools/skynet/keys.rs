@@ -92,17 +92,15 @@ pub fn seal_file(key: &Secret<32>, plain: &[u8]) -> Result<Vec<u8>, BadKey> {
     Ok(sealed)
 }
 
-/// Opens what [`seal_file`] sealed.
+/// Opens what [`seal_file`] sealed, where it is.
 ///
 /// # Errors
 /// [`BadKey`] when it is something else.
-pub fn open_file(key: &Secret<32>, sealed: &[u8]) -> Result<Vec<u8>, BadKey> {
-    let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(BadKey)?;
-    let mut plain = sealed.to_vec();
-    let nonce = Nonce::assume_unique_for_key(*nonce);
-    let len = cipher(key)?.open_in_place(nonce, Aad::empty(), &mut plain).map_err(|_| BadKey)?.len();
-    plain.truncate(len);
-    Ok(plain)
+pub fn open_file(key: &Secret<32>, mut sealed: Vec<u8>) -> Result<Vec<u8>, BadKey> {
+    let nonce = Nonce::assume_unique_for_key(*sealed.first_chunk::<NONCE_LEN>().ok_or(BadKey)?);
+    let len = cipher(key)?.open_within(nonce, Aad::empty(), &mut sealed, NONCE_LEN..).map_err(|_| BadKey)?.len();
+    sealed.truncate(len);
+    Ok(sealed)
 }
 
 fn cipher(key: &Secret<32>) -> Result<LessSafeKey, BadKey> {
@@ -150,13 +148,13 @@ mod tests {
         let key = Secret::random();
         let sealed = seal_file(&key, b"a file").unwrap();
         assert_eq!(sealed.len(), 6 + FILE_OVERHEAD);
-        assert_eq!(open_file(&key, &sealed).unwrap(), b"a file");
-        assert_eq!(open_file(&Secret::random(), &sealed), Err(BadKey));
+        assert_eq!(open_file(&key, sealed.clone()).unwrap(), b"a file");
+        assert_eq!(open_file(&Secret::random(), sealed.clone()), Err(BadKey));
         for at in 0..sealed.len() {
             let mut changed = sealed.clone();
             changed[at] ^= 1;
-            assert_eq!(open_file(&key, &changed), Err(BadKey), "byte {at}");
-            assert_eq!(open_file(&key, &sealed[..at]), Err(BadKey), "length {at}");
+            assert_eq!(open_file(&key, changed), Err(BadKey), "byte {at}");
+            assert_eq!(open_file(&key, sealed[..at].to_vec()), Err(BadKey), "length {at}");
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct Line {
     writing: WriteHalf<Box<dyn Duplex>>,
     received: BytesMut,
     waiting: VecDeque<Bytes>,
+    /// What was written may still be on its way through the stream: TLS keeps what a full socket does not take.
+    unflushed: bool,
     /// What ends with the connection.
     _held: Option<DropGuard>,
 }
@@ -41,7 +43,7 @@ impl Line {
     #[must_use]
     pub fn over(stream: impl Duplex + 'static) -> Self {
         let (reading, writing) = tokio::io::split(Box::new(stream) as Box<dyn Duplex>);
-        Self { reading, writing, received: BytesMut::new(), waiting: VecDeque::new(), _held: None }
+        Self { reading, writing, received: BytesMut::new(), waiting: VecDeque::new(), unflushed: false, _held: None }
     }
 
     /// The same; with the connection ends whatever waits for this.
@@ -63,10 +65,10 @@ impl Line {
         self.waiting.push_back(bytes.into());
     }
 
-    /// How many packets wait to be written.
+    /// How many packets wait to be written. The last one does until the stream says that all of it is gone.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + usize::from(self.unflushed)
     }
 
     /// Writes what waits until something is heard; nothing at the end. May be cancelled without losing anything.
@@ -91,9 +93,11 @@ impl Line {
             }
             tokio::select! {
                 read = self.reading.read_buf(&mut self.received) => if read? == 0 { return Ok(Turn::Ended) },
-                pushed = push(&mut self.writing, &mut self.waiting), if !self.waiting.is_empty() => {
+                pushed = push(&mut self.writing, &mut self.waiting, &mut self.unflushed),
+                    if !self.waiting.is_empty() || self.unflushed =>
+                {
                     pushed?;
-                    if self.waiting.is_empty() {
+                    if self.waiting() == 0 {
                         return Ok(Turn::Wrote);
                     }
                 }
@@ -106,23 +110,31 @@ impl Line {
     /// # Errors
     /// The stream's.
     pub async fn flush(&mut self) -> io::Result<()> {
-        while !self.waiting.is_empty() {
-            push(&mut self.writing, &mut self.waiting).await?;
+        while self.waiting() > 0 {
+            push(&mut self.writing, &mut self.waiting, &mut self.unflushed).await?;
         }
-        self.writing.flush().await
+        Ok(())
     }
 }
 
-/// Writes a part of what waits. May be cancelled without losing anything.
-async fn push(writing: &mut WriteHalf<Box<dyn Duplex>>, waiting: &mut VecDeque<Bytes>) -> io::Result<()> {
-    let Some(packet) = waiting.front_mut() else { return Ok(()) };
+/// Writes a part of what waits, or what the stream keeps of it. May be cancelled without losing anything.
+async fn push(
+    writing: &mut WriteHalf<Box<dyn Duplex>>,
+    waiting: &mut VecDeque<Bytes>,
+    unflushed: &mut bool,
+) -> io::Result<()> {
+    let Some(packet) = waiting.front_mut() else {
+        writing.flush().await?;
+        *unflushed = false;
+        return Ok(());
+    };
     match writing.write(packet).await? {
         0 => return Err(io::ErrorKind::WriteZero.into()),
         n => packet.advance(n),
     }
+    *unflushed = true;
     if packet.is_empty() {
         waiting.pop_front();
-        writing.flush().await?;
     }
     Ok(())
 }
@@ -163,6 +175,30 @@ mod tests {
         assert_eq!(line.next().await.unwrap(), Some(found));
         assert_eq!(line.next().await.unwrap(), None);
         assert_eq!(other.await.unwrap(), [0x32, 0, 0, 0]);
+    }
+
+    /// A stream may take what is written and keep it, and something may be heard while it is told to let go of it.
+    #[tokio::test]
+    async fn what_a_stream_keeps_back_is_written_though_something_is_heard_meanwhile() {
+        for _ in 0..20 {
+            let (here, mut there) = tokio::io::duplex(HEADER);
+            let mut line = Line::over(tokio::io::BufStream::new(here));
+            let query = FromClient::SearchAccount { query: "a question that is longer than what fits".to_owned() };
+            line.say(&query).unwrap();
+            for _ in 0..3 {
+                there.write_all(&ToClient::SyncFinished {}.encode().unwrap()).await.unwrap();
+                assert_eq!(line.next().await.unwrap(), Some(ToClient::SyncFinished {}));
+                assert!(line.waiting() > 0, "nobody has read it");
+            }
+            let len = query.encode().unwrap().len();
+            let read = tokio::spawn(async move {
+                let mut heard = vec![0; len];
+                there.read_exact(&mut heard).await.unwrap();
+                (heard, there)
+            });
+            assert!(matches!(line.turn().await.unwrap(), Turn::Wrote));
+            assert_eq!((read.await.unwrap().0, line.waiting()), (query.encode().unwrap().to_vec(), 0));
+        }
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`client`] | the connection's life, commands, files |
 //! | `talk` | what is decided (pure) |
+//! | `outbox` | what waits for the server's answer (pure) |
 //! | [`book`] | what a device knows, and which key opens what (pure) |
 //! | [`keys`] | pairs of keys, what two agree on, files |
 //! | `folder` | what is kept on disk |
@@ -24,6 +25,7 @@ pub mod event;
 mod folder;
 pub mod keys;
 pub mod line;
+mod outbox;
 pub mod place;
 mod talk;
 pub mod web;
@@ -138,6 +140,9 @@ pub struct TalkArgs {
     /// Where files beside the messages are kept
     #[arg(long, value_name = "URL", default_value = "https://localhost:8444")]
     web: String,
+    /// What is kept is of this server, though it was reached otherwise before
+    #[arg(long)]
+    moved: bool,
     /// Print what happens as JSON, one object in a line
     #[arg(long)]
     json: bool,
@@ -182,7 +187,8 @@ pub async fn run(tool: Tool) -> Result<ExitCode> {
         }
         Tool::Confirm(args) => {
             let web = Web::new(&args.web, &trust_of(&args.trust, &args.data)?).into_diagnostic()?;
-            let confirmed = web.confirm(&args.token).await.into_diagnostic()?;
+            let confirmed = web.confirm(&args.token).await;
+            let confirmed = confirmed.map_err(|error| miette!("{}", super::harmless(&error.to_string())))?;
             println!("{}", super::harmless(&format!("{}: {}", confirmed.header, confirmed.content)));
             Ok(ExitCode::SUCCESS)
         }
@@ -192,7 +198,7 @@ pub async fn run(tool: Tool) -> Result<ExitCode> {
 
 impl ServerArgs {
     fn settings(&self) -> Settings {
-        Settings { application: self.application.clone(), version_code: self.version_code, web: None }
+        Settings { application: self.application.clone(), version_code: self.version_code, web: None, moved: false }
     }
 
     fn place(&self, server: &str) -> Result<Place> {
@@ -248,15 +254,18 @@ impl From<Failure> for miette::Report {
                 "`heliostat skynet confirm LINK` does that; without a mail server the link is in the server's log"
             }
             Failure::Credentials => "`heliostat skynet register` makes an account",
-            Failure::Folder(_) | Failure::Outdated(_) | Failure::Refused(_) => return miette!("{failure}"),
+            Failure::Folder(_) | Failure::Outdated(_) | Failure::Refused(_) => {
+                return miette!("{}", super::harmless(&failure.to_string()));
+            }
         };
-        miette!(help = help, "{failure}")
+        // Servers choose what they call a version, and why they close.
+        miette!(help = help, "{}", super::harmless(&failure.to_string()))
     }
 }
 
 async fn talk_with(args: &TalkArgs) -> Result<ExitCode> {
     let web = Web::new(&args.web, &trust_of(&args.how.trust, &args.how.data)?).into_diagnostic()?;
-    let settings = Settings { web: Some(web), ..args.how.settings() };
+    let settings = Settings { web: Some(web), moved: args.moved, ..args.how.settings() };
     // A name becomes a part of a path.
     let own = || PathBuf::from("heliostat-skynet").join(args.name.to_lowercase().replace(['/', '\\'], "_"));
     let dir = args.state.clone().unwrap_or_else(own);

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::line::Line;
 use crate::chat::skynet::PORT;
 use crate::client::{BadMediator, ConnectError, Device, DeviceConfig, Mediator, Sender, Trust};
+use crate::net::listen::keep_alive;
 use crate::tools::keyfile::{self, Remembered};
 use crate::wire::d2m::{CloseCode, DeviceId, Reconnect, ServerGroup, ToDevice};
 
@@ -129,6 +130,17 @@ impl Place {
         Self(Way::Mediator(Box::new(Through { mediator, address, key_file, server_group, device })))
     }
 
+    /// What the server is known by: a device that is kept belongs to it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.0 {
+            Way::Direct { authority, .. } => authority.to_lowercase(),
+            Way::Mediator(through) => {
+                format!("{} behind {}", through.server_group.as_str(), through.address.trim_end_matches('/'))
+            }
+        }
+    }
+
     /// Connects.
     ///
     /// # Errors
@@ -139,6 +151,8 @@ impl Place {
                 let connect = async {
                     let tcp = TcpStream::connect(authority).await?;
                     tcp.set_nodelay(true)?;
+                    // The protocol has no ping (spec 1.1).
+                    keep_alive(&tcp);
                     Ok::<_, io::Error>(match tls {
                         None => Line::over(tcp),
                         Some((config, name)) => {

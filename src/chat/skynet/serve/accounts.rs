@@ -12,7 +12,7 @@ use crate::chat::skynet::store::{Channel, Named, Role, StoreError, StoredSession
 use crate::chat::skynet::wire::content::{ArchiveMode, MemberFlags};
 use crate::chat::skynet::wire::{
     AccountId, ChannelAction, ChannelId, ChannelType, Content, CreateAccountStatus, CreateSessionStatus, DateTime,
-    DeleteAccountStatus, Device, Doing, MessageId, OnlineState, RestoreSessionStatus, SessionId, ToClient,
+    DeleteAccountStatus, Device, Doing, MessageId, OnlineState, RestoreSessionStatus, SessionId, ToClient, WebToken,
 };
 use crate::crypto::{Secret, equal, random};
 use crate::metrics::{self, Login, Room};
@@ -165,7 +165,7 @@ impl Scene<'_> {
                 account: AccountId::NONE,
                 session: SessionId::NONE,
                 token: Secret::new([0; 32]),
-                web_token: String::new(),
+                web_token: WebToken::default(),
             };
             self.say(conn, &refused);
             return Ok(Answer::Stay);
@@ -190,9 +190,10 @@ impl Scene<'_> {
         self.tell_devices(account).await?;
         self.presence.join(conn, account, session.id);
         let (status, session) = (CreateSessionStatus::SUCCESS, session.id);
+        let web_token = WebToken(web_token);
         self.say(conn, &ToClient::CreateSessionResponse { status, account, session, token, web_token });
         self.catch_up(conn, account, MessageId::NONE, &[]).await?;
-        Ok(Answer::Authenticated)
+        Ok(Answer::Authenticated(account))
     }
 
     /// Lets go of the session that was away the longest, where an account has as many as it can.
@@ -275,7 +276,7 @@ impl Scene<'_> {
         self.presence.join(conn, account, session);
         self.say(conn, &ToClient::RestoreSessionResponse { status: RestoreSessionStatus::SUCCESS });
         self.catch_up(conn, account, last_message, &channels).await?;
-        Ok(Answer::Authenticated)
+        Ok(Answer::Authenticated(account))
     }
 
     /// A session is none any more: its device cannot be reached, and will not come.
@@ -307,20 +308,20 @@ impl Scene<'_> {
     ) -> Result<(), StoreError> {
         let known: HashSet<ChannelId> = known.iter().copied().collect();
         let mine = self.work.channels_of(account).await?;
-        let mut ids = self.work.pushed(account, last).await?;
+        let mut listed = self.work.pushed(account, last).await?;
         let mut first = Vec::new();
         for channel in mine.iter().filter(|channel| !known.contains(&channel.id)) {
             first.push(ToClient::CreateChannel { channel: channel.id, announced: channel.announced(account) });
             if !last.is_none() {
-                ids.extend(self.work.pushed_of(account, channel.id, last).await?);
+                listed.extend(self.work.pushed_of(account, channel.id, last).await?);
             }
         }
-        ids.sort_unstable();
+        listed.ids.sort_unstable();
         let mine: HashSet<ChannelId> = mine.iter().map(|channel| channel.id).collect();
         let mut gone: Vec<_> = known.difference(&mine).copied().collect();
         gone.sort_unstable();
         first.extend(gone.into_iter().map(|channel| ToClient::DeleteChannel { channel }));
-        self.sync(conn, account, &first, ids, false);
+        self.sync(conn, account, &first, listed);
         Ok(())
     }
 

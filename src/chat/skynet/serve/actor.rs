@@ -6,7 +6,8 @@
 //! being synced, packets pile up for the next: the more there is to do, the less a sync costs each.
 //!
 //! When the store fails, nothing of the batch was said, and every connection ends: clients come back and are told what is
-//! kept. Use cases look before they write, so one that finds its packet out of the protocol has changed nothing for the others.
+//! kept. Use cases look before they write, so one that finds its packet out of the protocol has changed nothing for the others. One that
+//! finds a damaged row may have: what it wrote is taken back, and who asked is disconnected alone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::presence::Presence;
 use crate::chat::skynet::state::wakes::Wakes;
 use crate::chat::skynet::store::{Store, StoreError};
-use crate::chat::skynet::wire::{FromClient, SessionId};
+use crate::chat::skynet::wire::{AccountId, FromClient, SessionId};
 use crate::time::Clock;
 
 /// What may wait for the actor. Whoever finds it full waits, and stops reading from its socket.
@@ -54,6 +55,8 @@ pub(super) enum Mail {
     },
     Unreachable(SessionId),
     File(FileAsk),
+    /// Answered when everything is said that was decided before.
+    AllSaid(oneshot::Sender<()>),
 }
 
 /// What became of a packet, for the connection it came from.
@@ -61,7 +64,7 @@ pub(super) enum Mail {
 pub(super) enum Answer {
     Stay,
     /// A session is bound to the connection now.
-    Authenticated,
+    Authenticated(AccountId),
     /// Nothing more is to be said.
     Over,
     Violation(&'static str),
@@ -148,6 +151,7 @@ impl Actor {
             presence: &mut self.presence,
             wakes: &mut self.wakes,
             settings: &self.settings,
+            gate: &self.gate,
             now_ms: now.wall_ms,
             monotonic: now.monotonic,
             out: Vec::new(),
@@ -156,36 +160,25 @@ impl Actor {
         };
         let mut tells: Vec<Told> = Vec::new();
         if self.unsaid {
-            scene.tell_absent().await?;
+            let mark = scene.mark().await?;
+            let done = scene.tell_absent().await;
+            scene.unless_damaged(mark, done).await?;
         }
         if sweep {
-            scene.sweep().await?;
+            let mark = scene.mark().await?;
+            let done = scene.sweep().await;
+            scene.unless_damaged(mark, done).await?;
         }
         for mail in batch.drain(..) {
-            match mail {
-                Mail::Said { conn, hello, packet, outbox, answer } => {
-                    self.outboxes.entry(conn).or_insert(outbox);
-                    let said = match scene.said(conn, &hello, packet).await {
-                        Ok(said) => said,
-                        Err(Halt::Violation(why)) => Answer::Violation(why),
-                        Err(Halt::Store(error)) => return Err(error),
-                    };
-                    tells.push(told(answer, said));
-                }
-                Mail::Left(conn) => {
-                    scene.left(conn).await?;
-                    self.outboxes.remove(&conn);
-                }
-                Mail::Unreachable(session) => scene.drop_session(session).await?,
-                Mail::Confirm { token, confirm, answer } => {
-                    tells.push(told(answer, scene.confirm(&token, confirm).await?));
-                }
-                Mail::File(ask) => tells.push(scene.file(ask).await?),
-            }
+            let mark = scene.mark().await?;
+            let done = deal_with(&mut scene, &mut self.outboxes, mail).await;
+            tells.extend(scene.unless_damaged(mark, done).await?.flatten());
         }
         // Behind the batch: what acknowledges may be in it.
         for account in scene.wakes.due(now.monotonic) {
-            scene.wake(account).await?;
+            let mark = scene.mark().await?;
+            let done = scene.wake(account).await;
+            scene.unless_damaged(mark, done).await?;
         }
         let Scene { work, out, letters, woken, .. } = scene;
         let let_go = work.commit().await?;
@@ -232,4 +225,35 @@ impl Actor {
             }),
         }
     }
+}
+
+/// Returns what is to be said to who waits for it. Dropped with an error, it is the end of that connection or request.
+async fn deal_with(
+    scene: &mut Scene<'_>,
+    outboxes: &mut HashMap<ConnId, Arc<Outbox>>,
+    mail: Mail,
+) -> Result<Option<Told>, StoreError> {
+    Ok(match mail {
+        Mail::Said { conn, hello, packet, outbox, answer } => {
+            outboxes.entry(conn).or_insert(outbox);
+            let said = match scene.said(conn, &hello, packet).await {
+                Ok(said) => said,
+                Err(Halt::Violation(why)) => Answer::Violation(why),
+                Err(Halt::Store(error)) => return Err(error),
+            };
+            Some(told(answer, said))
+        }
+        Mail::Left(conn) => {
+            outboxes.remove(&conn);
+            scene.left(conn).await?;
+            None
+        }
+        Mail::Unreachable(session) => {
+            scene.drop_session(session).await?;
+            None
+        }
+        Mail::Confirm { token, confirm, answer } => Some(told(answer, scene.confirm(&token, confirm).await?)),
+        Mail::File(ask) => Some(scene.file(ask).await?),
+        Mail::AllSaid(answer) => Some(told(answer, ())),
+    })
 }

@@ -1,4 +1,4 @@
-//! Creating channels, asking for messages, searching, listing devices (spec 4.5, 4.6, 4.10, 4.12).
+//! Creating channels, listing devices (spec 4.5, 4.6).
 
 use super::scene::{Halt, Scene};
 use crate::chat::skynet::state::ConnId;
@@ -6,12 +6,8 @@ use crate::chat::skynet::state::presence::Seat;
 use crate::chat::skynet::store::{Channel, StoreError};
 use crate::chat::skynet::wire::content::MemberFlags;
 use crate::chat::skynet::wire::{
-    AccountId, ChannelId, ChannelType, CreateChannelStatus, DateTime, Found, ListedSession, MessageId, ToClient,
-    WantedChannel,
+    AccountId, ChannelId, ChannelType, CreateChannelStatus, DateTime, ListedSession, MessageId, ToClient, WantedChannel,
 };
-
-/// Accounts that a search finds, at most.
-const FOUND_MAX: usize = 100;
 
 impl Scene<'_> {
     pub(super) async fn create_channel(
@@ -76,9 +72,9 @@ impl Scene<'_> {
             self.say(conn, &refused(CreateChannelStatus::BLOCKED));
             return Ok(());
         }
-        let own = |account| (account, ChannelType::AccountData);
-        let ((a, of_data), (b, _)) = (own(alice), own(bob));
-        let (Some(data_a), Some(data_b)) = (self.work.own(a, of_data).await?, self.work.own(b, of_data).await?) else {
+        let data_a = self.work.own(alice, ChannelType::AccountData).await?;
+        let data_b = self.work.own(bob, ChannelType::AccountData).await?;
+        let (Some(data_a), Some(data_b)) = (data_a, data_b) else {
             return Err(StoreError::Damaged("a confirmed account without account data"));
         };
         let direct = self.new_channel(ChannelType::Direct, alice, bob);
@@ -96,51 +92,12 @@ impl Scene<'_> {
         }
         // What the other one had said to its contacts before.
         for (account, data) in [(alice, &data_b), (bob, &data_a)] {
-            let ids = self.work.pushed_of(account, data.id, MessageId(last)).await?;
+            let listed = self.work.pushed_of(account, data.id, MessageId(last)).await?;
             for conn in self.conns(account, None) {
-                self.sync(conn, account, &[], ids.clone(), false);
+                self.sync(conn, account, &[], listed.clone());
             }
         }
         self.update_direct(&direct).await
-    }
-
-    pub(super) async fn request_messages(
-        &mut self,
-        conn: ConnId,
-        seat: Seat,
-        channel: ChannelId,
-        (after, before): (MessageId, MessageId),
-        max_count: u16,
-    ) -> Result<(), Halt> {
-        // From a bound on the oldest are wanted; without one, somebody scrolls back, and wants the newest.
-        let newest = after.is_none() && max_count != 0;
-        let bounds = (
-            if after.is_none() { MessageId(i64::MIN) } else { after },
-            if before.is_none() { MessageId(i64::MAX) } else { before },
-        );
-        let max = if max_count == 0 { i64::from(i32::MAX) } else { i64::from(max_count) };
-        let ids = self.work.between(seat.account, channel, bounds, max, newest).await?;
-        self.sync(conn, seat.account, &[], ids, false);
-        Ok(())
-    }
-
-    pub(super) async fn search(&mut self, conn: ConnId, seat: Seat, query: &str) -> Result<(), Halt> {
-        let query = query.to_lowercase();
-        let found = match query.is_empty() {
-            true => Vec::new(),
-            false => self.work.search(&query, seat.account, FOUND_MAX).await?,
-        };
-        let mut ids = Vec::new();
-        for (account, _) in &found {
-            ids.extend(self.work.public_profile(*account).await?);
-        }
-        ids.sort_unstable();
-        let found = found.into_iter().map(|(account, name)| Found { account, name }).collect();
-        self.say(conn, &ToClient::SearchAccountResponse { found });
-        if self.settings.forward_profiles {
-            self.sync(conn, seat.account, &[], ids, true);
-        }
-        Ok(())
     }
 
     pub(super) async fn list_devices(&mut self, conn: ConnId, seat: Seat) -> Result<(), Halt> {

@@ -15,12 +15,13 @@ use tracing::{debug, error};
 use super::actor::{Answer, Mail};
 use super::gate::Gate;
 use super::outbox::{Item, Outbox};
+use super::reads::Reads;
 use super::scene::{Settings, render};
 use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::line::Line;
 use crate::chat::skynet::store::{Store, StoreError};
 use crate::chat::skynet::wire::{
-    BadPacket, FromClient, HEADER, MEMBERS_PAYLOAD_MAX, STRANGERS_PAYLOAD_MAX, ToClient, read_header,
+    AccountId, BadPacket, FromClient, HEADER, MEMBERS_PAYLOAD_MAX, STRANGERS_PAYLOAD_MAX, ToClient, read_header,
 };
 use crate::metrics::{self, Presence, Room};
 
@@ -30,6 +31,10 @@ pub const STRANGER_SILENT_MAX: Duration = Duration::from_secs(300);
 const STRANGERS_PACKET_MAX: Duration = Duration::from_secs(30);
 /// Longest first packet, in bytes: a handshake is shorter. Only who has said which client it is may say more.
 const HELLO_PAYLOAD_MAX: usize = 512;
+/// Longest packet of somebody who registers or logs in, in bytes: a push token makes up most of it. Only coming back takes more, for the
+/// channels that a client knows.
+const LOGIN_PAYLOAD_MAX: usize = 68 * 1024;
+const RESTORE_SESSION: u8 = 0x08;
 /// How long nothing of what is written may get out before the client counts as not reading.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Messages of a sync that are read at once, unless they are long ([`PAGE_BYTES_MAX`]).
@@ -42,6 +47,7 @@ const PAGE_BYTES_MAX: u64 = 512 * 1024;
 pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) store: Store,
+    pub(super) reads: Reads,
     pub(super) gate: Arc<Gate>,
     pub(super) stop: CancellationToken,
 }
@@ -111,14 +117,13 @@ async fn read<Io: AsyncRead + Unpin>(
     io: Io,
 ) -> Ending {
     let mut io = tokio::io::BufReader::with_capacity(8 * 1024, io);
-    let (mut line, mut hello) = (Line::New, Hello::default());
+    let (mut line, mut hello, mut account, mut forward) = (Line::New, Hello::default(), AccountId::NONE, false);
     loop {
         outbox.room().await;
         let packet = if line == Line::Authenticated {
-            next_packet(&mut io, MEMBERS_PAYLOAD_MAX).await
+            next_packet(&mut io, line).await
         } else {
-            let max = if line == Line::Initialised { STRANGERS_PAYLOAD_MAX } else { HELLO_PAYLOAD_MAX };
-            strangers_packet(&mut io, max).await
+            strangers_packet(&mut io, line).await
         };
         let packet = match packet {
             Ok(packet) if line.accepts(&packet) => packet,
@@ -130,7 +135,7 @@ async fn read<Io: AsyncRead + Unpin>(
                 return Ending::Violation("unknown platform");
             };
             let state = platform.judge(protocol_version == shared.settings.protocol_version, version_code);
-            line = Line::greeted(&state);
+            (line, forward) = (Line::greeted(&state), platform.forward_profiles);
             hello = Hello { application, version_code };
             match (ToClient::ConnectionResponse { state }).encode() {
                 Ok(frame) => drop(outbox.put(Item::Frame(frame))),
@@ -138,35 +143,66 @@ async fn read<Io: AsyncRead + Unpin>(
             }
             continue;
         }
-        if line != Line::Authenticated {
-            shared.gate.pass(conn, from, &packet).await;
+        match line {
+            Line::Authenticated => shared.gate.hear(account, &packet).await,
+            Line::New | Line::Initialised | Line::Outdated => shared.gate.pass(conn, from, &packet).await,
         }
-        let (answer, answered) = oneshot::channel();
-        let mail = Mail::Said { conn, hello: hello.clone(), packet, outbox: Arc::clone(outbox), answer };
-        if mailbox.send(mail).await.is_err() {
-            return Ending::ShuttingDown;
-        }
-        match answered.await {
-            Ok(Answer::Stay) => {}
-            Ok(Answer::Authenticated) => line = Line::Authenticated,
-            // The writer ends it, when it has said everything.
-            Ok(Answer::Over) => std::future::pending().await,
-            Ok(Answer::Violation(why)) => return Ending::Violation(why),
-            Err(_) => return Ending::Cut,
+        let read = match packet {
+            FromClient::SearchAccount { query } => shared.reads.search(account, &query, forward).await,
+            FromClient::RequestMessages { channel, after, before, max_count } => {
+                shared.reads.messages(account, channel, (after, before), max_count).await
+            }
+            packet => {
+                let mail = |answer| {
+                    let (hello, outbox) = (hello.clone(), Arc::clone(outbox));
+                    Mail::Said { conn, hello, packet, outbox, answer }
+                };
+                match ask(mailbox, mail).await {
+                    Ok(Answer::Stay) => {}
+                    Ok(Answer::Authenticated(who)) => (line, account) = (Line::Authenticated, who),
+                    // The writer ends it, when it has said everything.
+                    Ok(Answer::Over) => std::future::pending().await,
+                    Ok(Answer::Violation(why)) => return Ending::Violation(why),
+                    Err(ending) => return ending,
+                }
+                continue;
+            }
+        };
+        match (read, ask(mailbox, Mail::AllSaid).await) {
+            (Ok(answer), Ok(())) => drop(outbox.put_all(answer)),
+            (Err(error), _) => return error.into(),
+            (_, Err(ending)) => return ending,
         }
     }
 }
 
+/// What the task that decides answers.
+async fn ask<T>(mailbox: &mpsc::Sender<Mail>, mail: impl FnOnce(oneshot::Sender<T>) -> Mail) -> Result<T, Ending> {
+    let (answer, answered) = oneshot::channel();
+    mailbox.send(mail(answer)).await.map_err(|_| Ending::ShuttingDown)?;
+    answered.await.map_err(|_| Ending::Cut)
+}
+
 /// The next packet of somebody who has not logged in, and has less time for it.
-async fn strangers_packet<Io: AsyncBufRead + Unpin>(io: &mut Io, max: usize) -> Result<FromClient, Ending> {
+async fn strangers_packet<Io: AsyncBufRead + Unpin>(io: &mut Io, line: Line) -> Result<FromClient, Ending> {
     let begins = async { io.fill_buf().await.map(drop) };
     tokio::time::timeout(STRANGER_SILENT_MAX, begins).await.map_err(|_| Ending::Silent)??;
-    let packet = tokio::time::timeout(STRANGERS_PACKET_MAX, next_packet(io, max)).await;
+    let packet = tokio::time::timeout(STRANGERS_PACKET_MAX, next_packet(io, line)).await;
     packet.map_err(|_| Ending::Silent)?
 }
 
+/// How long a packet may be, in bytes.
+const fn payload_max(line: Line, id: u8) -> usize {
+    match line {
+        Line::New | Line::Outdated => HELLO_PAYLOAD_MAX,
+        Line::Initialised if id == RESTORE_SESSION => STRANGERS_PAYLOAD_MAX,
+        Line::Initialised => LOGIN_PAYLOAD_MAX,
+        Line::Authenticated => MEMBERS_PAYLOAD_MAX,
+    }
+}
+
 /// The next packet. Its payload is read as it comes: what is only announced takes no memory.
-async fn next_packet<Io: AsyncRead + Unpin>(io: &mut Io, max: usize) -> Result<FromClient, Ending> {
+async fn next_packet<Io: AsyncRead + Unpin>(io: &mut Io, line: Line) -> Result<FromClient, Ending> {
     let mut header = [0; HEADER];
     match io.read_exact(&mut header).await {
         Ok(_) => {}
@@ -174,7 +210,7 @@ async fn next_packet<Io: AsyncRead + Unpin>(io: &mut Io, max: usize) -> Result<F
         Err(error) => return Err(error.into()),
     }
     let (id, len) = read_header(header);
-    if len > max {
+    if len > payload_max(line, id) {
         return Err(Ending::Violation("a packet that is too long"));
     }
     let mut payload = BytesMut::with_capacity(len.min(8 * 1024));
@@ -220,7 +256,7 @@ async fn write<Io: AsyncWrite + Unpin>(store: &Store, outbox: &Outbox, mut io: I
 /// The first of these messages as frames, and how many they are.
 async fn page_of(
     store: &Store,
-    account: crate::chat::skynet::wire::AccountId,
+    account: AccountId,
     ids: &[i64],
     found: bool,
 ) -> Result<(Vec<Bytes>, usize), StoreError> {
@@ -255,15 +291,24 @@ mod tests {
     async fn strangers_held_memory_for_five_minutes() {
         let (mut client, io) = tokio::io::duplex(1024);
         let mut io = tokio::io::BufReader::new(io);
-        assert!(matches!(strangers_packet(&mut io, 512).await, Err(Ending::Silent)));
+        assert!(matches!(strangers_packet(&mut io, Line::New).await, Err(Ending::Silent)));
         // A byte of a packet, and then nothing.
         client.write_all(&[0]).await.unwrap();
-        let soon = tokio::time::timeout(STRANGERS_PACKET_MAX * 2, strangers_packet(&mut io, 512));
+        let soon = tokio::time::timeout(STRANGERS_PACKET_MAX * 2, strangers_packet(&mut io, Line::New));
         assert!(matches!(soon.await, Ok(Err(Ending::Silent))));
+        for (line, header) in
+            [(Line::New, [0, 1, 2, 0]), (Line::Initialised, [6, 0, 0, 2]), (Line::Initialised, [8, 0, 0, 10])]
+        {
+            let (mut client, io) = tokio::io::duplex(1024);
+            client.write_all(&header).await.unwrap();
+            let long = strangers_packet(&mut tokio::io::BufReader::new(io), line).await;
+            assert!(matches!(long, Err(Ending::Violation(_))), "{header:?} is not so long");
+        }
         let (mut client, io) = tokio::io::duplex(1024);
-        client.write_all(&[0, 1, 2, 0]).await.unwrap();
-        let long = strangers_packet(&mut tokio::io::BufReader::new(io), HELLO_PAYLOAD_MAX).await;
-        assert!(matches!(long, Err(Ending::Violation(_))), "a handshake is not so long");
+        client.write_all(&[8, 0, 0, 8]).await.unwrap();
+        drop(client);
+        let restore = strangers_packet(&mut tokio::io::BufReader::new(io), Line::Initialised).await;
+        assert!(matches!(restore, Err(Ending::Left)), "who comes back may know many channels");
     }
 
     #[tokio::test(start_paused = true)]

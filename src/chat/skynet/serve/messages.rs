@@ -166,7 +166,10 @@ impl Scene<'_> {
         Ok(Ok(match content {
             Content::QueueMailAddressChange(wanted) => match normalised(&wanted) {
                 // Only what somebody has confirmed is taken.
-                Some(address) if self.named(&address).await?.is_none_or(|it| it.confirmed_ms == 0) => {
+                Some(address)
+                    if self.work.name(&address).await?.is_none_or(|it| it.confirmed_ms == 0)
+                        && self.gate.may_wish(sender) =>
+                {
                     Effect::ChangeName(address)
                 }
                 _ => return denied,
@@ -260,9 +263,9 @@ impl Scene<'_> {
             if is_new {
                 let conns = self.conns(*account, Some(conn));
                 self.announce(&conns, *account, channel);
-                let ids = self.work.introduction(*account, channel.id, MessageId(last)).await?;
+                let listed = self.work.introduction(*account, channel.id, MessageId(last)).await?;
                 for conn in conns {
-                    self.sync(conn, *account, &[], ids.clone(), false);
+                    self.sync(conn, *account, &[], listed.clone());
                 }
             }
         }
@@ -304,7 +307,7 @@ impl Scene<'_> {
 
     /// An account wants another name: the new address has to confirm it, the old one hears of it.
     async fn queue_name(&mut self, account: AccountId, address: String) -> Result<(), StoreError> {
-        match self.work.name(&address).await? {
+        match self.named(&address).await? {
             // The mail was lost: it is the same wish.
             Some(wish) if wish.account == account => {
                 self.letters.push(Letter { to: address, reason: Reason::Confirm { token: wish.token } });

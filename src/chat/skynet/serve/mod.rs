@@ -8,6 +8,7 @@
 //! | `fcm` | waking phones, with the feature of this name |
 //! | `files` | files beside the messages, over HTTP |
 //! | `mail` | how mails are sent |
+//! | `reads` | what is answered without deciding |
 //! | `gate` | who may try how often |
 //! | `connection` | one client's socket |
 //! | `outbox` | what waits to be written to it |
@@ -24,6 +25,7 @@ mod gate;
 mod mail;
 mod messages;
 mod outbox;
+mod reads;
 mod scene;
 mod web;
 
@@ -52,6 +54,7 @@ use actor::{Actor, Mail};
 use connection::Shared;
 use files::Files;
 use gate::Gate;
+use reads::Reads;
 
 pub use actor::Confirmed;
 pub use connection::{STRANGER_SILENT_MAX, WRITE_STALL_MAX};
@@ -271,7 +274,8 @@ pub async fn start_on(
     let actor = tokio::spawn(telling(over.clone(), actor));
     let removing = files::remove_all(Arc::clone(&files), let_go, shutdown.clone());
     let removing = tokio::spawn(telling(over.clone(), removing));
-    let shared = Arc::new(Shared { settings, store, gate, stop: shutdown });
+    let reads = Reads::new(store.clone());
+    let shared = Arc::new(Shared { settings, store, reads, gate, stop: shutdown });
     let next_conn = Arc::new(AtomicU64::new(1));
     let listen = |(listener, door)| {
         let (shared, next_conn) = (Arc::clone(&shared), Arc::clone(&next_conn));

@@ -70,21 +70,28 @@ pub(super) struct Outbox {
 impl Outbox {
     /// Puts something into the line. `false`: there is no room, and the connection is over.
     pub(super) fn put(&self, item: Item) -> bool {
+        self.put_all([item])
+    }
+
+    /// The same for several, between which nothing else comes.
+    pub(super) fn put_all(&self, items: impl IntoIterator<Item = Item>) -> bool {
         let mut queue = self.queue();
         if queue.closed {
             return true;
         }
-        let (bytes, sync_bytes) = item.cost();
-        queue.bytes += bytes;
-        queue.sync_bytes += sync_bytes;
-        // A sync costs what an account has seen: it stands in the line however long it is, and so does what ends it.
-        let full = queue.bytes > OUTBOX_BYTES_MAX && matches!(item, Item::Frame(_));
-        if full {
-            drop(queue);
-            self.cut();
-            return false;
+        for item in items {
+            let (bytes, sync_bytes) = item.cost();
+            queue.bytes += bytes;
+            queue.sync_bytes += sync_bytes;
+            // A sync costs what an account has seen: it stands in the line however long it is, and so does what ends it.
+            let full = queue.bytes > OUTBOX_BYTES_MAX && matches!(item, Item::Frame(_));
+            if full {
+                drop(queue);
+                self.cut();
+                return false;
+            }
+            queue.items.push_back(item);
         }
-        queue.items.push_back(item);
         drop(queue);
         self.changed.notify_one();
         true

@@ -11,17 +11,20 @@ use tracing::{error, info};
 use super::actor::Answer;
 use super::connection::Hello;
 use super::files::{COMING_MAX, COMPLETE_WITHIN, FileAsk, FileLimits, Refused};
+use super::gate::Gate;
 use super::outbox::Item;
 use crate::chat::skynet::state::ConnId;
 use crate::chat::skynet::state::line::Platform;
 use crate::chat::skynet::state::presence::Presence;
-use crate::chat::skynet::state::rules::{self, Refusal};
+use crate::chat::skynet::state::rules;
 use crate::chat::skynet::state::wakes::Wakes;
-use crate::chat::skynet::store::{Audience, Channel, Draft, FileState, StoreError, Stored, StoredFile, Work};
+use crate::chat::skynet::store::{
+    Audience, Channel, Draft, Fact, FileState, Listed, StoreError, Stored, StoredFile, Work,
+};
 use crate::chat::skynet::wire::content::MemberFlags;
 use crate::chat::skynet::wire::{
-    AccountId, Body, ChannelId, Content, Dependency, FileId, FromClient, Kind, MessageFlags, MessageId, Release,
-    SessionId, ToClient, TooLong,
+    AccountId, Body, ChannelAction, ChannelId, Content, Dependency, FileId, FromClient, Kind, MessageFlags, MessageId,
+    Release, SessionId, ToClient, TooLong,
 };
 use crate::metrics::{self, Room};
 
@@ -39,9 +42,6 @@ pub struct Settings {
     pub sessions_max: usize,
     /// Whether sealed messages have to say with which keys. The only known client does not.
     pub strict_dependencies: bool,
-    /// Whether a search is followed by the public profiles of those it found. Not for clients that cannot stand messages outside
-    /// of channels.
-    pub forward_profiles: bool,
     /// How much files may take.
     pub files: FileLimits,
     /// How long daystream messages are kept.
@@ -60,6 +60,7 @@ impl Default for Settings {
             latest: release,
             recommended_from: 60,
             required_from: 0,
+            forward_profiles: false,
         };
         Self {
             protocol_version: 3,
@@ -67,7 +68,6 @@ impl Default for Settings {
             session_age_max: Duration::from_secs(183 * 86_400),
             sessions_max: 64,
             strict_dependencies: false,
-            forward_profiles: false,
             files: FileLimits::default(),
             daystream_age_max: Duration::from_secs(86_400),
             push_after: Some(Duration::from_secs(60)),
@@ -139,6 +139,14 @@ pub(super) enum Out {
     Cut(ConnId),
 }
 
+/// How much was to be said when [`Scene::mark`] was.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mark {
+    out: usize,
+    letters: usize,
+    woken: usize,
+}
+
 /// What is to be said to somebody who waits for it, when everything is kept.
 pub(super) type Told = Box<dyn FnOnce() + Send>;
 
@@ -156,6 +164,7 @@ pub(super) struct Scene<'a> {
     pub(super) presence: &'a mut Presence,
     pub(super) wakes: &'a mut Wakes,
     pub(super) settings: &'a Settings,
+    pub(super) gate: &'a Gate,
     pub(super) now_ms: u64,
     pub(super) monotonic: Duration,
     pub(super) out: Vec<Out>,
@@ -181,16 +190,12 @@ impl Scene<'_> {
             (FromClient::CreateChannel { temp, wanted }, Some(seat)) => {
                 self.create_channel(conn, seat, temp, wanted).await?;
             }
-            (FromClient::RequestMessages { channel, after, before, max_count }, Some(seat)) => {
-                self.request_messages(conn, seat, channel, (after, before), max_count).await?;
-            }
-            (FromClient::SearchAccount { query }, Some(seat)) => self.search(conn, seat, &query).await?,
             (FromClient::DeviceListRequest {}, Some(seat)) => self.list_devices(conn, seat).await?,
             (FromClient::SetClientState { online, doing }, Some(seat)) => {
                 self.set_client_state(conn, seat, online, doing).await?;
             }
             (FromClient::Message(upload), Some(seat)) => self.message(conn, seat, upload).await?,
-            // Its session was taken over while the packet was on its way here.
+            // Its session was taken over while the packet was on its way here; or it is answered where it came in (`reads`).
             _ => return Ok(Answer::Over),
         }
         Ok(Answer::Stay)
@@ -216,17 +221,36 @@ impl Scene<'_> {
         self.say_all(conns, &ToClient::CreateChannel { channel: channel.id, announced: channel.announced(to) });
     }
 
-    /// A sync: begins, says `first`, then the messages of these numbers, and ends.
-    pub(super) fn sync(&mut self, conn: ConnId, account: AccountId, first: &[ToClient], ids: Vec<i64>, found: bool) {
-        let min_count = i32::try_from(ids.len()).unwrap_or(-1);
-        self.say(conn, &ToClient::SyncStarted { min_count });
-        for packet in first {
-            self.say(conn, packet);
-        }
-        if !ids.is_empty() {
-            self.out.push(Out::Say(conn, Item::Messages { account, ids, found }));
-        }
-        self.say(conn, &ToClient::SyncFinished {});
+    /// A sync: begins, says `first`, then these messages, and ends.
+    pub(super) fn sync(&mut self, conn: ConnId, account: AccountId, first: &[ToClient], listed: Listed) {
+        self.out.extend(sync(account, first, listed, false).into_iter().map(|item| Out::Say(conn, item)));
+    }
+
+    /// From here on, everything can be taken back that is written and is to be said.
+    pub(super) async fn mark(&mut self) -> Result<Mark, StoreError> {
+        self.work.mark().await?;
+        Ok(Mark { out: self.out.len(), letters: self.letters.len(), woken: self.woken.len() })
+    }
+
+    /// What came of something. Where a row was damaged, `None`: then nothing did, and only who asked for it hears no answer. Who was to
+    /// be cut still is, being known to nobody any more.
+    pub(super) async fn unless_damaged<T>(
+        &mut self,
+        mark: Mark,
+        done: Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let what = match done {
+            Ok(done) => return Ok(Some(done)),
+            Err(StoreError::Damaged(what)) => what,
+            Err(error) => return Err(error),
+        };
+        error!(what, "a damaged row: who asks for it is disconnected");
+        self.work.take_back().await?;
+        let cut: Vec<_> = self.out.drain(mark.out..).filter(|it| matches!(it, Out::Cut(_))).collect();
+        self.out.extend(cut);
+        self.letters.truncate(mark.letters);
+        self.woken.truncate(mark.woken);
+        Ok(None)
     }
 
     /// Says something in the name of the server, or of an account that did not say it itself, to all who hear it.
@@ -279,7 +303,7 @@ impl Scene<'_> {
         &mut self,
         conn: ConnId,
         account: AccountId,
-        actions: Vec<(ChannelId, crate::chat::skynet::wire::ChannelAction)>,
+        actions: Vec<(ChannelId, ChannelAction)>,
     ) -> Result<(), StoreError> {
         for (channel, action) in actions {
             let members = self.work.members(channel).await?;
@@ -356,7 +380,7 @@ impl Scene<'_> {
         let Some(owner) = self.work.web_session(session, web_token, fresh).await? else {
             return Ok(Err(Refused::Unauthorized));
         };
-        let used = self.work.files_of(owner).await?;
+        let used = self.work.files_of(owner, self.ago(self.settings.files.counted_for)).await?;
         if used.coming >= COMING_MAX {
             return Ok(Err(Refused::TooMany));
         }
@@ -373,7 +397,8 @@ impl Scene<'_> {
         let stored = self.work.file(file).await?.filter(|stored| stored.state == FileState::Coming);
         let Some(stored) = stored else { return Ok(Err(Refused::Unknown)) };
         let FileLimits { length_max, per_account_max, .. } = self.settings.files;
-        let others = self.work.files_of(stored.owner).await?.bytes.saturating_sub(stored.length);
+        let counted = self.ago(self.settings.files.counted_for);
+        let others = self.work.files_of(stored.owner, counted).await?.bytes.saturating_sub(stored.length);
         let left = per_account_max.saturating_sub(others);
         let length = wanted.unwrap_or_else(|| left.min(length_max));
         if length > left {
@@ -382,6 +407,18 @@ impl Scene<'_> {
         self.work.set_aside(file, length).await?;
         Ok(Ok(length))
     }
+}
+
+/// A sync as it stands in a line. See [`Scene::sync`].
+pub(super) fn sync(account: AccountId, first: &[ToClient], listed: Listed, found: bool) -> Vec<Item> {
+    let Listed { ids, lasting } = listed;
+    let start = ToClient::SyncStarted { min_count: i32::try_from(lasting).unwrap_or(-1) };
+    let mut items: Vec<_> = [&start].into_iter().chain(first).filter_map(framed).map(Item::Frame).collect();
+    if !ids.is_empty() {
+        items.push(Item::Messages { account, ids, found });
+    }
+    items.extend(framed(&ToClient::SyncFinished {}).map(Item::Frame));
+    items
 }
 
 /// A message as a frame for `to`. What a search found is told outside of its channel.
@@ -415,7 +452,7 @@ pub(super) async fn render(
 
 /// Everything that the server says fits its layout, because everything that came from clients did. If it does not, that is a
 /// fault of ours, and leaving out one packet is the smaller harm.
-fn framed(packet: &ToClient) -> Option<Bytes> {
+pub(super) fn framed(packet: &ToClient) -> Option<Bytes> {
     packet.encode().inspect_err(|error| error!(%error, id = packet.id(), "a packet cannot be said")).ok()
 }
 
@@ -425,17 +462,6 @@ pub(super) fn hash(secret: &[u8]) -> Vec<u8> {
 }
 
 /// Facts by their message.
-pub(super) fn by_id(
-    facts: Vec<crate::chat::skynet::store::Fact>,
-) -> HashMap<MessageId, crate::chat::skynet::store::Fact> {
+pub(super) fn by_id(facts: Vec<Fact>) -> HashMap<MessageId, Fact> {
     facts.into_iter().map(|fact| (fact.id, fact)).collect()
-}
-
-impl From<Refusal> for Result<crate::chat::skynet::wire::MessageSendStatus, Halt> {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Status(status) => Ok(status),
-            Refusal::Violation(why) => Err(Halt::Violation(why)),
-        }
-    }
 }

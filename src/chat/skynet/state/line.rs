@@ -13,6 +13,9 @@ pub struct Platform {
     pub recommended_from: i32,
     /// Older ones are not served.
     pub required_from: i32,
+    /// Whether a search is followed by the public profiles of those it found. Not for clients that cannot stand messages outside
+    /// of channels.
+    pub forward_profiles: bool,
 }
 
 impl Platform {
@@ -120,8 +123,13 @@ mod tests {
     #[test]
     fn versions_are_judged_by_their_platform() {
         let latest = Release { code: 60, name: "1.0".into() };
-        let platform =
-            Platform { application: "x".into(), latest: latest.clone(), recommended_from: 60, required_from: 50 };
+        let platform = Platform {
+            application: "x".into(),
+            latest: latest.clone(),
+            recommended_from: 60,
+            required_from: 50,
+            forward_profiles: false,
+        };
         assert_eq!(platform.judge(true, 60), ConnectionState::Valid);
         assert_eq!(platform.judge(true, 59), ConnectionState::CanUpgrade(latest.clone()));
         assert_eq!(platform.judge(true, 49), ConnectionState::MustUpgrade(latest.clone()));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use sqlx::any::AnyRow;
 
-use super::{StoreError, Work, get, narrow, values};
+use super::{Store, StoreError, Work, get, narrow, values};
 use crate::chat::skynet::wire::{AccountId, ChannelId, SessionId};
 use crate::crypto::{Secret, boxes, equal};
 
@@ -105,6 +105,53 @@ macro_rules! session_where {
             $condition
         )
     };
+}
+
+/// Accounts that are looked at before others get their turn to read. Of a nickname as much is read: it cannot be longer.
+const SEARCH_PAGE: usize = 256;
+
+impl Store {
+    /// Confirmed accounts whose name or newest public nickname contains `query`, which is in lower case, but not `except`: the
+    /// first `max`.
+    ///
+    /// Looks at all of them, a page at a time: nicknames are compared here and not by the engines, which disagree about what a
+    /// lower case letter is.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store fails.
+    pub(in crate::chat::skynet) async fn search(
+        &self,
+        query: &str,
+        except: AccountId,
+        max: usize,
+    ) -> Result<Vec<(AccountId, String)>, StoreError> {
+        let sql = "SELECT m.account_id, m.address, COALESCE((SELECT SUBSTR(n.content, 1, 256) FROM channel c \
+                   JOIN message n ON n.channel_id = c.id WHERE c.owner_id = m.account_id AND c.type = 1 \
+                   AND n.kind = 37 AND (n.flags & 2) <> 0 ORDER BY n.id DESC LIMIT 1), $2) \
+                   FROM mail_address m WHERE m.confirmed_ms <> 0 AND m.role <> 'alias' AND m.account_id <> $1 \
+                   AND m.address > $3 ORDER BY m.address LIMIT 256";
+        let (mut found, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = self.read().await?.rows(sql, values![except.0, &[][..], after.as_str()]).await?;
+            let is_last = page.len() < SEARCH_PAGE;
+            for row in &page {
+                let (address, nickname): (String, Vec<u8>) = (get(row, 1)?, get(row, 2)?);
+                // A ShortString: its length, then the text.
+                let text = nickname.split_first().and_then(|(len, text)| text.get(..usize::from(*len)));
+                let nickname = String::from_utf8_lossy(text.unwrap_or_default()).to_lowercase();
+                if address.contains(query) || nickname.contains(query) {
+                    found.push((AccountId(get(row, 0)?), address.clone()));
+                    if found.len() == max {
+                        return Ok(found);
+                    }
+                }
+                after = address;
+            }
+            if is_last {
+                return Ok(found);
+            }
+        }
+    }
 }
 
 impl Work {
@@ -335,35 +382,6 @@ impl Work {
         self.forget_unnamed_of(account).await
     }
 
-    /// Confirmed accounts whose name or newest public nickname contains `query`, which is in lower case, but not `except`.
-    ///
-    /// Nicknames are compared here and not by the engines, which disagree about what a lower case letter is.
-    pub(in crate::chat::skynet) async fn search(
-        &mut self,
-        query: &str,
-        except: AccountId,
-        max: usize,
-    ) -> Result<Vec<(AccountId, String)>, StoreError> {
-        let sql = "SELECT m.account_id, m.address, COALESCE((SELECT n.content FROM channel c JOIN message n \
-                   ON n.channel_id = c.id WHERE c.owner_id = m.account_id AND c.type = 1 AND n.kind = 37 \
-                   AND (n.flags & 2) <> 0 ORDER BY n.id DESC LIMIT 1), $2) \
-                   FROM mail_address m WHERE m.confirmed_ms <> 0 AND m.role <> 'alias' AND m.account_id <> $1 \
-                   ORDER BY m.address";
-        let mut found = Vec::new();
-        for row in self.rows(sql, values![except.0, &[][..]]).await? {
-            let (address, nickname): (String, Vec<u8>) = (get(&row, 1)?, get(&row, 2)?);
-            // A ShortString: its length, then the text.
-            let nickname = nickname.get(1..).unwrap_or_default();
-            if address.contains(query) || String::from_utf8_lossy(nickname).to_lowercase().contains(query) {
-                found.push((AccountId(get(&row, 0)?), address));
-                if found.len() == max {
-                    break;
-                }
-            }
-        }
-        Ok(found)
-    }
-
     /// What an account does not want to hear of. Each at most once.
     pub(in crate::chat::skynet) async fn set_blocked(
         &mut self,
@@ -425,4 +443,41 @@ fn stored_session(row: &AnyRow) -> Result<StoredSession, StoreError> {
         push_token: get(row, 8)?,
         last_push_ms: narrow(row, 9)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Place;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_search_looked_at_everybody_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Place::Sqlite, dir.path()).await.unwrap();
+        let mut work = store.begin().await.unwrap();
+        let many = i64::try_from(SEARCH_PAGE).unwrap() + 10;
+        for n in 0..many {
+            let named = Named {
+                address: format!("{n:04}@example.com"),
+                account: AccountId(n + 1),
+                token: n.to_string(),
+                role: Role::Initial,
+                created_ms: 1,
+                confirmed_ms: u64::from(n != 3),
+                password_hash: Vec::new(),
+            };
+            work.add_account(&named, &Secret::new([0; 32])).await.unwrap();
+        }
+        work.commit().await.unwrap();
+        let search = async |query: &str, max| {
+            let found = store.search(query, AccountId(1), max).await.unwrap();
+            found.into_iter().map(|(account, _)| account.0).collect::<Vec<_>>()
+        };
+        assert_eq!(search("@example", 3).await, [2, 3, 5], "neither who asks nor who is not confirmed");
+        let all: Vec<_> = (2..=many).filter(|id| *id != 4).collect();
+        assert_eq!(search("@example", 10_000).await, all, "on every page");
+        assert_eq!(search(&format!("{:04}@", many - 1), 1).await, [many]);
+        assert!(search("nobody", 1).await.is_empty());
+        store.close().await;
+    }
 }

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use sqlx::any::AnyRow;
 
 use super::uploads::doomed;
-use super::{StoreError, Work, get, narrow, values};
+use super::{StoreError, Work, bind, get, narrow, values};
 use crate::chat::skynet::wire::{
     AccountId, Body, ChannelId, DateTime, Delivery, Dependency, FileId, Kind, MessageFlags, MessageId,
 };
@@ -57,6 +58,24 @@ impl Stored {
     }
 }
 
+/// Messages, by their numbers, that somebody is to be told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listed {
+    /// The numbers.
+    pub ids: Vec<i64>,
+    /// How many of them will still be there when their turn comes, because nothing takes their place and they do not go by
+    /// themselves.
+    pub lasting: usize,
+}
+
+impl Listed {
+    /// These as well. Their order is lost.
+    pub(in crate::chat::skynet) fn extend(&mut self, others: Self) {
+        self.ids.extend(others.ids);
+        self.lasting += others.lasting;
+    }
+}
+
 /// What has to be known of a message that another one depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fact {
@@ -80,7 +99,9 @@ const DEPENDENCY_WEIGHT: u64 = 512;
 macro_rules! visible {
     ($($rest:literal),+) => {
         concat!(
-            "SELECT m.id FROM channel_member cm JOIN channel c ON c.id = cm.channel_id ",
+            // A daystream goes with what was said about it, and of KeepLast only the newest is there.
+            "SELECT m.id, CASE WHEN m.kind IN (36, 37, 38, 39, 40, 41, 43) OR (c.type = 4 AND m.kind IN (33, 34, 35)) ",
+            "THEN 0 ELSE 1 END FROM channel_member cm JOIN channel c ON c.id = cm.channel_id ",
             "JOIN message m ON m.channel_id = c.id WHERE cm.account_id = $1 ",
             "AND ((m.flags & 1) = 0 OR m.sender_id = $1) AND ((m.flags & 4) = 0 OR m.sender_id <> $1) ",
             "AND (m.audience = 0 OR m.sender_id = $1 OR (cm.flags & 1) <> 0) ",
@@ -246,8 +267,8 @@ impl Work {
         &mut self,
         account: AccountId,
         after: MessageId,
-    ) -> Result<Vec<i64>, StoreError> {
-        self.ids(pushed!("AND m.id > $2 ORDER BY m.id"), values![account.0, after.0]).await
+    ) -> Result<Listed, StoreError> {
+        self.listed(pushed!("AND m.id > $2 ORDER BY m.id"), values![account.0, after.0]).await
     }
 
     /// The same of one channel, up to `upto`.
@@ -256,9 +277,9 @@ impl Work {
         account: AccountId,
         channel: ChannelId,
         upto: MessageId,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Listed, StoreError> {
         let sql = pushed!("AND cm.channel_id = $2 AND m.id <= $3 ORDER BY m.id");
-        self.ids(sql, values![account.0, channel.0, upto.0]).await
+        self.listed(sql, values![account.0, channel.0, upto.0]).await
     }
 
     /// What an account sees of one channel, or of all, between two numbers: at most `max`, the newest or the oldest.
@@ -269,16 +290,16 @@ impl Work {
         (after, before): (MessageId, MessageId),
         max: i64,
         newest: bool,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Listed, StoreError> {
         let values = values![account.0, channel.0, after.0, before.0, max];
         let sql = if newest {
             visible!("AND ($2 = 0 OR cm.channel_id = $2) AND m.id > $3 AND m.id < $4 ORDER BY m.id DESC LIMIT $5")
         } else {
             visible!("AND ($2 = 0 OR cm.channel_id = $2) AND m.id > $3 AND m.id < $4 ORDER BY m.id LIMIT $5")
         };
-        let mut ids = self.ids(sql, values).await?;
-        ids.sort_unstable();
-        Ok(ids)
+        let mut listed = self.listed(sql, values).await?;
+        listed.ids.sort_unstable();
+        Ok(listed)
     }
 
     /// Who is in a group, and what it looks like: what those hear first who are new there.
@@ -287,9 +308,9 @@ impl Work {
         account: AccountId,
         channel: ChannelId,
         upto: MessageId,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Listed, StoreError> {
         let sql = visible!("AND cm.channel_id = $2 AND m.id <= $3 AND m.kind IN (30, 37, 38, 39) ORDER BY m.id");
-        self.ids(sql, values![account.0, channel.0, upto.0]).await
+        self.listed(sql, values![account.0, channel.0, upto.0]).await
     }
 
     /// What everybody may know of an account: nickname, bio, image, each in clear and the newest.
@@ -313,9 +334,28 @@ impl Work {
         Ok(!self.ids(sql, values![account.0, file.0]).await?.is_empty())
     }
 
-    /// Daystream messages are there for a while. Says how many went.
+    /// Daystream messages are there for a while, and with them what was said about them alone. Says how many of them went.
     pub(in crate::chat::skynet) async fn remove_daystream(&mut self, before_ms: u64) -> Result<u64, StoreError> {
+        let about = "SELECT DISTINCT d.message_id FROM message t JOIN dependency d ON d.target_id = t.id \
+                     JOIN message m ON m.id = d.message_id WHERE t.kind = 36 AND t.dispatched_ms <= $1 \
+                     AND m.kind IN (33, 34, 35) AND NOT EXISTS (SELECT 1 FROM dependency o JOIN message n \
+                     ON n.id = o.target_id WHERE o.message_id = m.id AND n.dispatched_ms > $1)";
+        let about = self.ids(about, values![before_ms]).await?;
+        for sql in ["DELETE FROM dependency WHERE message_id IN ({})", "DELETE FROM message WHERE id IN ({})"] {
+            self.rows_of(sql, &[], &about).await?;
+        }
         self.remove_messages(doomed!("kind = 36 AND dispatched_ms <= $1"), || values![before_ms]).await
+    }
+
+    async fn listed(&mut self, sql: &'static str, values: Vec<super::Value>) -> Result<Listed, StoreError> {
+        let mut listed = Listed::default();
+        // Somebody may have seen a million: rows take hundreds of bytes each.
+        let mut rows = bind(sql, values).fetch(&mut *self.tx);
+        while let Some(row) = rows.try_next().await? {
+            listed.ids.push(get(&row, 0)?);
+            listed.lasting += usize::from(get::<i64>(&row, 1)? != 0);
+        }
+        Ok(listed)
     }
 
     async fn ids(&mut self, sql: &'static str, values: Vec<super::Value>) -> Result<Vec<i64>, StoreError> {
@@ -325,6 +365,8 @@ impl Work {
 
 const _: () = {
     // The numbers in the queries above.
+    assert!(Kind::MessageOverride.id() == 33 && Kind::MessageReceived.id() == 34 && Kind::MessageRead.id() == 35);
+    assert!(Kind::BlockList.id() == 40 && Kind::DeviceList.id() == 41);
     assert!(Kind::GroupChannelUpdate.id() == 30 && Kind::Nickname.id() == 37 && Kind::Bio.id() == 38);
     assert!(Kind::OnlineState.id() == 43);
     assert!(Kind::ProfileImage.id() == 39 && Kind::PublicKeys.id() == 24 && Kind::DaystreamMessage.id() == 36);

@@ -8,8 +8,13 @@
 //! function and which would keep two texts of each query all the same. The price is that both engines may be used only in
 //! what they share: numbers are BIGINT, placeholders `$1`.
 //!
+//! Who decides has a connection of its own, so it never stands in line with those who catch up, however many they are; these share
+//! a few. One process at a time serves a database: two would give numbers to messages that the other does not know of. A lock on the
+//! data directory sees to it, and with PostgreSQL an advisory lock that the connection which writes has from its beginning to its end.
+//!
 //! A password update carries what opens the account, and the owner's devices need it, so it is kept, but sealed with a key that
-//! lies beside the database and not in it (spec 7.16).
+//! lies beside the database and not in it (spec 7.16). The database knows what that key says of itself, so that another one is found out
+//! when the server starts, and not by whoever asks for something that is sealed.
 
 mod accounts;
 mod channels;
@@ -18,16 +23,21 @@ mod messages;
 mod uploads;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::any::{Any, AnyPoolOptions, AnyRow};
-use sqlx::{AnyPool, AssertSqlSafe, Decode, Executor as _, Row as _, SqlSafeStr as _, Transaction, Type};
+use sqlx::{
+    AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Decode, Executor as _, Row as _, SqlSafeStr as _,
+    Transaction, Type,
+};
 
 use crate::crypto::{Secret, kdf};
 use crate::files;
 
 pub use accounts::{Named, Role, StoredSession};
 pub use channels::{Channel, Member};
-pub use messages::{Audience, Draft, Fact, Stored};
+pub use messages::{Audience, Draft, Fact, Listed, Stored};
 pub use uploads::{FileState, StoredFile, Used};
 
 /// The file in the data directory, for SQLite.
@@ -36,8 +46,18 @@ pub const FILE: &str = "skynet.sqlite";
 pub const KEY_FILE: &str = "skynet-rest.key";
 /// Parameters of one statement, at most: well below what either engine takes.
 const PARAMETERS_MAX: usize = 400;
-/// Connections to the database. One decides; the others read for those who catch up.
-const CONNECTIONS_MAX: u32 = 6;
+/// The file in the data directory that is locked while a process serves what is there.
+const LOCK_FILE: &str = "skynet.lock";
+/// Connections to the database for those who catch up.
+const READERS_MAX: u32 = 5;
+/// How long one of these may wait for its turn, when thousands come back at once.
+const TURN_WITHIN: Duration = Duration::from_secs(600);
+/// How long another process may take to be gone: it was killed, and PostgreSQL has not noticed yet.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is looked for meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The number is only ours in a database of ours.
+const ADVISORY_LOCK: &str = "SELECT pg_try_advisory_lock(5327610327617)";
 
 /// Why the store could not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +71,12 @@ pub enum StoreError {
     /// The key beside the database cannot be read or made.
     #[error("cannot use {KEY_FILE}: {0}")]
     Key(std::io::Error),
+    /// The key beside the database is another one.
+    #[error("{KEY_FILE} is not the key that the database was sealed with")]
+    OtherKey,
+    /// Another process serves the same.
+    #[error("another process serves this Skynet database, or this data directory")]
+    Taken,
     /// The directory of the files beside the messages cannot be read or changed.
     #[error("the files beside the messages: {0}")]
     Files(std::io::Error),
@@ -71,7 +97,11 @@ pub enum Place {
 /// Everything that is kept.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: AnyPool,
+    /// Of one connection.
+    writer: AnyPool,
+    readers: AnyPool,
+    /// Locked until it is closed.
+    lock: Arc<files::Held>,
     begin: &'static str,
     read: &'static str,
     key: Secret<32>,
@@ -85,30 +115,52 @@ impl Store {
     pub async fn open(place: &Place, data_dir: &Path) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
         files::make_private_dir(data_dir).map_err(StoreError::Key)?;
-        let key = rest_key(&data_dir.join(KEY_FILE)).map_err(StoreError::Key)?;
-        let options = AnyPoolOptions::new().max_connections(CONNECTIONS_MAX);
-        let (pool, begin, read, migrator) = match place {
+        let held = files::hold(&data_dir.join(LOCK_FILE)).map_err(StoreError::Key)?;
+        let lock = Arc::new(held.ok_or(StoreError::Taken)?);
+        // Readers do not wait for who writes, and whoever writes does so from the start: no deadlock half way.
+        let (mut begin, mut read) = ("BEGIN IMMEDIATE", "BEGIN");
+        let options = || AnyPoolOptions::new().after_connect(|connection, _| Box::pin(prepare(connection)));
+        let (url, writer, readers, migrator) = match place {
             Place::Sqlite => {
                 let file = data_dir.join(FILE);
                 files::make_private(&file).map_err(sqlx::Error::from)?;
-                let pool = options.after_connect(|connection, _| {
-                    let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000";
-                    Box::pin(async move { connection.execute(pragmas).await.map(drop) })
-                });
-                let pool = pool.connect(&format!("sqlite://{}", file.display())).await?;
-                // Readers do not wait for it, and whoever writes does so from the start: no deadlock half way.
-                (pool, "BEGIN IMMEDIATE", "BEGIN", sqlx::migrate!("src/chat/skynet/store/migrations/sqlite"))
+                let url = format!("sqlite://{}", file.display());
+                (url, options(), options(), sqlx::migrate!("src/chat/skynet/store/migrations/sqlite"))
             }
             Place::Postgres(url) => {
-                let pool = options.connect(url).await?;
                 // What is read by several queries is of one moment, as it is with the other engine: no message without
                 // the dependencies that it had.
-                let read = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                (pool, "BEGIN", read, sqlx::migrate!("src/chat/skynet/store/migrations/postgres"))
+                (begin, read) = ("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+                // A pool would say that it timed out.
+                let mut first = AnyConnection::connect(url).await?;
+                if !is_alone(&mut first).await? {
+                    return Err(StoreError::Taken);
+                }
+                first.close().await?;
+                let writer = AnyPoolOptions::new().after_connect(|connection, _| Box::pin(alone(connection)));
+                let migrator = sqlx::migrate!("src/chat/skynet/store/migrations/postgres");
+                (url.clone(), writer, AnyPoolOptions::new(), migrator)
             }
         };
-        migrator.run(&pool).await?;
-        Ok(Self { pool, begin, read, key })
+        let writer = writer.max_connections(1).idle_timeout(None).max_lifetime(None).connect(&url).await?;
+        migrator.run(&writer).await?;
+        let readers = readers.max_connections(READERS_MAX).acquire_timeout(TURN_WITHIN).connect(&url).await?;
+        let known = "SELECT value FROM counter WHERE name = 'key'";
+        let known: Option<i64> = sqlx::query_scalar(known).fetch_optional(&writer).await?;
+        let key = rest_key(&data_dir.join(KEY_FILE), known.is_none()).map_err(StoreError::Key)?;
+        let store = Self { writer, readers, lock, begin, read, key };
+        let [a, b, c, d, e, f, g, h, ..] = *store.vouch(b"key").expose();
+        let said = i64::from_le_bytes([a, b, c, d, e, f, g, h]);
+        match known {
+            Some(known) if known == said => {}
+            Some(_) => return Err(StoreError::OtherKey),
+            None => {
+                let mut work = store.begin().await?;
+                work.run("INSERT INTO counter (name, value) VALUES ('key', $1)", values![said]).await?;
+                work.commit().await?;
+            }
+        }
+        Ok(store)
     }
 
     /// Begins a piece of work: reads and writes that count all together or not at all.
@@ -116,7 +168,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn begin(&self) -> Result<Work, StoreError> {
-        Ok(Work { tx: self.pool.begin_with(self.begin).await?, key: self.key.clone(), let_go: false })
+        Ok(self.work(self.writer.begin_with(self.begin).await?))
     }
 
     /// Begins to read, without keeping those who write waiting: everything as it was when the first thing was read.
@@ -124,7 +176,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the store fails.
     pub async fn read(&self) -> Result<Work, StoreError> {
-        Ok(Work { tx: self.pool.begin_with(self.read).await?, key: self.key.clone(), let_go: false })
+        Ok(self.work(self.readers.begin_with(self.read).await?))
+    }
+
+    fn work(&self, tx: Transaction<'static, Any>) -> Work {
+        Work { tx, key: self.key.clone(), let_go: false, marked: false }
     }
 
     /// Vouches for something, so that it can be given away and recognised when it comes back, also after a restart.
@@ -135,7 +191,11 @@ impl Store {
 
     /// Closes it. Whatever else uses it fails from now on.
     pub async fn close(&self) {
-        self.pool.close().await;
+        tokio::join!(self.writer.close(), self.readers.close());
+        // Somebody may still have a handle. What cannot be given up is when the process ends.
+        if let Err(error) = self.lock.give_up() {
+            tracing::warn!(%error, "{LOCK_FILE} stays locked");
+        }
     }
 }
 
@@ -146,9 +206,30 @@ pub struct Work {
     key: Secret<32>,
     /// Whether there are files whose bytes can be removed.
     let_go: bool,
+    /// Whether there is a point to go back to.
+    marked: bool,
 }
 
 impl Work {
+    /// From here on everything can be taken back ([`Self::take_back`]), until it is said again.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store fails.
+    pub async fn mark(&mut self) -> Result<(), StoreError> {
+        let sql = if self.marked { "RELEASE SAVEPOINT mark; SAVEPOINT mark" } else { "SAVEPOINT mark" };
+        self.tx.execute(sql).await?;
+        self.marked = true;
+        Ok(())
+    }
+
+    /// What was written since [`Self::mark`] was not.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store fails.
+    pub async fn take_back(&mut self) -> Result<(), StoreError> {
+        self.tx.execute("ROLLBACK TO SAVEPOINT mark").await.map(drop).map_err(StoreError::from)
+    }
+
     /// Makes everything count. Says whether that let go of files, whose bytes can be removed now.
     ///
     /// # Errors
@@ -262,8 +343,30 @@ fn narrow<T: TryFrom<i64>>(row: &AnyRow, at: usize) -> Result<T, StoreError> {
     T::try_from(get::<i64>(row, at)?).map_err(|_| StoreError::Damaged("number out of range"))
 }
 
-/// Reads the key, or makes one that nobody but the owner of the process may read.
-fn rest_key(path: &Path) -> std::io::Result<Secret<32>> {
+/// A connection to SQLite keeps what it was told to.
+async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000";
+    connection.execute(pragmas).await.map(drop)
+}
+
+/// A connection to PostgreSQL is the only one that writes, for as long as it lives.
+async fn alone(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    let taken = || sqlx::Error::Protocol(StoreError::Taken.to_string());
+    if is_alone(connection).await? { Ok(()) } else { Err(taken()) }
+}
+
+async fn is_alone(connection: &mut AnyConnection) -> Result<bool, sqlx::Error> {
+    let gets = async {
+        while !sqlx::query_scalar::<_, bool>(ADVISORY_LOCK).fetch_one(&mut *connection).await? {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(GONE_WITHIN, gets).await.map_or(Ok(false), |got: Result<(), sqlx::Error>| got.map(|()| true))
+}
+
+/// Reads the key, or makes one, if it may, that nobody but the owner of the process may read.
+fn rest_key(path: &Path, may_make: bool) -> std::io::Result<Secret<32>> {
     match std::fs::read_to_string(path) {
         Ok(text) => {
             let mut key = [0; 32];
@@ -271,11 +374,75 @@ fn rest_key(path: &Path) -> std::io::Result<Secret<32>> {
                 .map_err(|_| std::io::Error::other("it does not hold 64 hexadecimal digits"))?;
             Ok(Secret::new(key))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && may_make => {
             let key = Secret::random();
             files::write_whole(path, &(hex::encode(key.expose()) + "\n"), true)?;
             Ok(key)
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn another_key_was_found_out_by_whoever_confirmed_an_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join(KEY_FILE);
+        let open = async || Store::open(&Place::Sqlite, dir.path()).await;
+        let store = open().await.unwrap();
+        assert!(matches!(open().await, Err(StoreError::Taken)), "one process at a time");
+        store.close().await;
+        let first = std::fs::read(&key).unwrap();
+        std::fs::write(&key, "00".repeat(32)).unwrap();
+        assert!(matches!(open().await, Err(StoreError::OtherKey)));
+        std::fs::remove_file(&key).unwrap();
+        assert!(matches!(open().await, Err(StoreError::Key(_))));
+        assert!(!key.exists(), "no key is made for what another one sealed");
+        std::fs::write(&key, first).unwrap();
+        open().await.unwrap().close().await;
+    }
+
+    #[tokio::test]
+    async fn who_decides_does_not_stand_in_line_with_those_who_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Place::Sqlite, dir.path()).await.unwrap();
+        let mut readers = Vec::new();
+        for _ in 0..READERS_MAX {
+            readers.push(store.read().await.unwrap());
+        }
+        let another = store.read();
+        tokio::pin!(another);
+        assert!(futures_util::poll!(&mut another).is_pending());
+        store.begin().await.unwrap().commit().await.unwrap();
+        readers.pop();
+        another.await.unwrap();
+        drop(readers);
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_back_was_never_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Place::Sqlite, dir.path()).await.unwrap();
+        let mut work = store.begin().await.unwrap();
+        for owner in 1..=3 {
+            work.mark().await.unwrap();
+            work.set_blocked(crate::chat::skynet::wire::AccountId(owner), &[7], &[]).await.unwrap();
+            if owner == 2 {
+                work.take_back().await.unwrap();
+            }
+        }
+        work.commit().await.unwrap();
+        let mut work = store.read().await.unwrap();
+        let mut kept = Vec::new();
+        for row in work.rows("SELECT owner_id FROM blocked_account ORDER BY owner_id", values![]).await.unwrap() {
+            kept.push(get::<i64>(&row, 0).unwrap());
+        }
+        assert_eq!(kept, [1, 3]);
+        drop(work);
+        store.close().await;
     }
 }

@@ -102,10 +102,16 @@ impl Work {
         self.rows_of(COLUMNS, &[], files).await?.iter().map(stored_file).collect()
     }
 
-    pub(in crate::chat::skynet) async fn files_of(&mut self, owner: AccountId) -> Result<Used, StoreError> {
+    /// What an account's files take: of those that a message names, the ones that came after that.
+    pub(in crate::chat::skynet) async fn files_of(
+        &mut self,
+        owner: AccountId,
+        named_after_ms: u64,
+    ) -> Result<Used, StoreError> {
         let sql = "SELECT COALESCE(CAST(SUM(length) AS BIGINT), 0), COALESCE(CAST(SUM(1 - state) AS BIGINT), 0) \
-                   FROM file WHERE owner_id = $1 AND state < 2";
-        let row = self.row(sql, values![owner.0]).await?.ok_or(StoreError::Damaged("no sum of files"))?;
+                   FROM file WHERE owner_id = $1 AND state < 2 AND (referenced_ms = 0 OR created_ms > $2)";
+        let row =
+            self.row(sql, values![owner.0, named_after_ms]).await?.ok_or(StoreError::Damaged("no sum of files"))?;
         Ok(Used { bytes: narrow(&row, 0)?, coming: narrow(&row, 1)? })
     }
 
@@ -165,9 +171,14 @@ impl Work {
         Ok(())
     }
 
-    /// Some files whose bytes are to be removed.
-    pub(in crate::chat::skynet) async fn gone_files(&mut self, max: i64) -> Result<Vec<FileId>, StoreError> {
-        let rows = self.rows("SELECT id FROM file WHERE state = 2 LIMIT $1", values![max]).await?;
+    /// Some files whose bytes are to be removed: the next ones behind `after`, by their ids.
+    pub(in crate::chat::skynet) async fn gone_files(
+        &mut self,
+        after: FileId,
+        max: i64,
+    ) -> Result<Vec<FileId>, StoreError> {
+        let sql = "SELECT id FROM file WHERE state = 2 AND id > $1 ORDER BY id LIMIT $2";
+        let rows = self.rows(sql, values![after.0, max]).await?;
         rows.iter().map(|row| Ok(FileId(get(row, 0)?))).collect()
     }
 
@@ -210,4 +221,47 @@ fn stored_file(row: &AnyRow) -> Result<StoredFile, StoreError> {
         created_ms: narrow(row, 5)?,
         referenced_ms: narrow(row, 6)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Place, Store};
+    use super::*;
+
+    #[tokio::test]
+    async fn the_files_of_a_lifetime_counted_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Place::Sqlite, dir.path()).await.unwrap();
+        let mut work = store.begin().await.unwrap();
+        let owner = AccountId(1);
+        let files = [
+            (FileState::Whole, 1, 1, 1),
+            (FileState::Whole, 10, 0, 1),
+            (FileState::Whole, 100, 1, 5),
+            (FileState::Coming, 1_000, 0, 1),
+            (FileState::Gone, 10_000, 0, 5),
+        ];
+        for (id, (state, length, referenced_ms, created_ms)) in (1..).zip(files) {
+            let id = FileId(id);
+            let file = StoredFile { id, owner, state, length, checksum: Vec::new(), created_ms, referenced_ms };
+            work.add_file(&file).await.unwrap();
+        }
+        let mut used = Vec::new();
+        for after in [0, 4, 5] {
+            used.push(work.files_of(owner, after).await.unwrap());
+        }
+        let coming = 1;
+        assert_eq!(
+            used,
+            [1_111, 1_110, 1_010].map(|bytes| Used { bytes, coming }),
+            "old ones only until one names them"
+        );
+        let mut gone = Vec::new();
+        for after in [i64::MIN, 4, 5] {
+            gone.extend(work.gone_files(FileId(after), 1).await.unwrap());
+        }
+        assert_eq!(gone, [FileId(5), FileId(5)], "who asks for the next ones gets those behind");
+        drop(work);
+        store.close().await;
+    }
 }

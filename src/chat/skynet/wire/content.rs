@@ -3,6 +3,8 @@
 //!
 //! The server reads whatever is in clear, and takes nothing that is malformed; it relays what is sealed as it came.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 
 use super::primitive::{Read, Write, byte_array, newtypes, put_byte_array, put_short_string, put_string};
@@ -83,8 +85,8 @@ impl MemberFlags {
     }
 }
 
-/// Two keys, private or public.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Two keys, private or public. Prints their lengths: nobody can see whether they are secret.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Keys {
     /// How the one for signatures is written.
     pub signature_format: KeyFormat,
@@ -94,6 +96,12 @@ pub struct Keys {
     pub derivation_format: KeyFormat,
     /// The one for agreement.
     pub derivation: Bytes,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({} and {} bytes)", self.signature.len(), self.derivation.len())
+    }
 }
 
 impl Read for Keys {

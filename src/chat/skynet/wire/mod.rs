@@ -29,7 +29,7 @@ use crate::wire::numbers::named_numbers;
 pub use content::{Content, Device, FileBlock, Keys};
 pub use id::{AccountId, ChannelId, FileId, MessageId, SessionId};
 pub use message::{Body, Delivery, Dependency, Kind, MessageFlags, Rule, Upload};
-pub use primitive::{DateTime, DateTimeKind, TooLong};
+pub use primitive::{DateTime, DateTimeKind, TooLong, WebToken};
 
 pub use crate::wire::skynet::{HEADER, read_header};
 
@@ -585,7 +585,7 @@ packets! {
         /// What it comes back with.
         token: Secret<32> as plain,
         /// What it shows to the file API; printable.
-        web_token: String as long,
+        web_token: WebToken as plain,
     }
     /// Answers a return.
     0x09 RestoreSessionResponse {

@@ -78,6 +78,28 @@ impl DateTime {
     }
 }
 
+/// What a session shows to the file API; printable. Prints as its length.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct WebToken(pub String);
+
+impl std::fmt::Debug for WebToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WebToken({} bytes)", self.0.len())
+    }
+}
+
+impl Read for WebToken {
+    fn read(r: &mut Reader<'_>) -> Result<Self, BadPacket> {
+        string(r).map(Self)
+    }
+}
+
+impl Write for WebToken {
+    fn write(&self, out: &mut BytesMut) -> Result<(), TooLong> {
+        put_string(out, &self.0)
+    }
+}
+
 /// Reads what can be read in one way only.
 pub(super) trait Read: Sized {
     fn read(r: &mut Reader<'_>) -> Result<Self, BadPacket>;

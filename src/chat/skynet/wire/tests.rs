@@ -111,7 +111,7 @@ fn to_client() -> Vec<(ToClient, String)> {
                 account: AccountId(1),
                 session: SessionId(2),
                 token: secret(0xcd),
-                web_token: "w".into(),
+                web_token: WebToken("w".into()),
             },
             format!("07 340000 00 0100000000000000 0200000000000000 {cd} 0100 77"),
         ),
@@ -416,7 +416,7 @@ fn failures_have_their_whole_layout() {
         account: AccountId::NONE,
         session: SessionId::NONE,
         token: secret(0),
-        web_token: String::new(),
+        web_token: WebToken::default(),
     };
     assert_eq!(refused.encode().unwrap().len(), HEADER + 51);
 }
@@ -515,4 +515,23 @@ proptest! {
         });
         prop_assert_eq!(ToClient::decode(kind.id(), &down.encode().unwrap()[HEADER..]), Ok(down));
     }
+}
+
+/// Whatever is printed of a login, or of a message that brings keys, opens nothing.
+#[test]
+fn secrets_print_as_their_lengths() {
+    let text = "0123456789abcdef";
+    let bytes = Bytes::from_static(text.as_bytes());
+    let (signature_format, derivation_format) = (KeyFormat::BOUNCY_CASTLE, KeyFormat::BOUNCY_CASTLE);
+    let keys = Keys { signature_format, signature: bytes.clone(), derivation_format, derivation: bytes };
+    let login = ToClient::CreateSessionResponse {
+        status: CreateSessionStatus::SUCCESS,
+        account: AccountId(1),
+        session: SessionId(2),
+        token: Secret::new([7; 32]),
+        web_token: WebToken(text.into()),
+    };
+    let printed = format!("{login:?} {:?}", Content::PrivateKeys(keys));
+    assert!(printed.contains("WebToken(16 bytes)") && printed.contains("Keys(16 and 16 bytes)"), "{printed}");
+    assert!(!printed.contains(text) && !printed.contains("7, 7"), "{printed}");
 }
