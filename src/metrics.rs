@@ -377,6 +377,30 @@ label! {
     }
 }
 
+label! {
+    /// Why a hub of Tox groups threw a packet away.
+    ToxDropped("why") {
+        /// No packet, or none that means something.
+        Malformed = "malformed",
+        /// For or from nobody who is known.
+        Stranger = "stranger",
+        /// A box that does not open, a signature that does not hold.
+        Forged = "forged",
+        /// Heard already, or too far from what is expected.
+        Stale = "stale",
+        /// Its origin may not.
+        NotAllowed = "not_allowed",
+        /// More than a limit allows.
+        TooMuch = "too_much",
+        /// The hub's own, come back.
+        Echo = "echo",
+        /// More came, or was to be sent, at once than the hub or the kernel took.
+        Full = "full",
+        /// For a connection that does not read.
+        SlowReader = "slow_reader",
+    }
+}
+
 /// The code a connection was closed with; `none` when the device was not listening any more.
 impl Bounded for Option<CloseCode> {
     const NAME: &'static str = "code";
@@ -826,6 +850,17 @@ metrics! {
             "Devices that were to be woken.", "";
         skynet_held_up: Counter = "heliostat_skynet_held_up_total", COUNT, NONE,
             "Packets that were heard later because their account asked for too much, or had too much kept.", "";
+    }
+    "The Tox group hub" {
+        toxgroup_groups: Gauge = "heliostat_toxgroup_groups", COUNT, NONE, "Groups.", "";
+        toxgroup_members: Gauge = "heliostat_toxgroup_members", COUNT, NONE,
+            "Members of all groups, the hub and those of thin users included.", "";
+        toxgroup_neighbours: Gauge = "heliostat_toxgroup_neighbours", COUNT, NONE,
+            "Members that proved to be where packets go.", "at most heliostat_toxgroup_members";
+        toxgroup_packets: Counter = "heliostat_toxgroup_packets_total", COUNT, NONE,
+            "Packets that came, on all carriers.", "";
+        toxgroup_dropped: By<ToxDropped, Counter> = "heliostat_toxgroup_dropped_total", COUNT, NONE,
+            "Packets that were thrown away, and why: in a flood most are heard already.", "";
     }
     "Logs and limits" {
         log_suppressed: Counter = "heliostat_log_suppressed_total", COUNT, NONE,

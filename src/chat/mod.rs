@@ -3,3 +3,4 @@
 pub mod chatos;
 pub mod csp;
 pub mod skynet;
+pub mod toxgroup;

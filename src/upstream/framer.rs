@@ -7,6 +7,7 @@ use crate::wire::csp;
 use crate::wire::d2m::{self, PAYLOAD_MAX};
 use crate::wire::delimit::{BadUnit, Cut, Cutter, Delimiter};
 use crate::wire::skynet;
+use crate::wire::toxgroup;
 
 /// Longest body of a CSP frame that can be proxied, in bytes: with its prefix it has to fit a container.
 pub const CSP_FRAME_MAX: usize = PAYLOAD_MAX - csp::FRAME_PREFIX;
@@ -15,6 +16,7 @@ const _: () = assert!(
     1 + 2 * (chatos::INT + chatos::CLIENT_CAPS.name) + chatos::INT + chatos::CLIENT_CAPS.text <= PAYLOAD_MAX,
     "the longest packet, a private message, fits a container"
 );
+const _: () = assert!(toxgroup::PREFIX + toxgroup::THIN_MAX <= PAYLOAD_MAX, "the longest frame fits a container");
 const _: () = assert!(CSP_FRAME_MAX == 65_530, "the number D2M spec 9.2 names");
 
 /// How a chat server's byte stream is cut.
@@ -28,6 +30,8 @@ pub enum Framing {
     ChatOs,
     /// Skynet: packets; one that fits no container comes in pieces, of which all but the last fill one.
     Skynet,
+    /// Tox group chat: frames behind their length, whether packets are in them or what thin users say.
+    ToxGroup,
     /// As it comes, in pieces that fit a container: for devices that find the seams themselves.
     Raw,
 }
@@ -43,6 +47,7 @@ enum Seams {
     Csp(csp::ServerStream),
     ChatOs(chatos::ServerStream),
     Skynet(skynet::ServerStream),
+    ToxGroup(toxgroup::Frames),
     Raw,
 }
 
@@ -52,6 +57,7 @@ impl Delimiter for Seams {
             Self::Csp(stream) => stream.cut(pending),
             Self::ChatOs(stream) => stream.cut(pending),
             Self::Skynet(stream) => stream.cut(pending),
+            Self::ToxGroup(frames) => frames.cut(pending),
             Self::Raw if pending.is_empty() => Ok(Cut::More),
             Self::Raw => Ok(Cut::Unit(pending.len().min(PAYLOAD_MAX))),
         }
@@ -67,6 +73,7 @@ impl Framer {
             // As much as clients have to accept, so that the packet of a server with wider limits than ours is for the device to judge.
             Framing::ChatOs => Seams::ChatOs(chatos::ServerStream::new(chatos::CLIENT_CAPS, PAYLOAD_MAX)),
             Framing::Skynet => Seams::Skynet(skynet::ServerStream::new(PAYLOAD_MAX)),
+            Framing::ToxGroup => Seams::ToxGroup(toxgroup::Frames::new(toxgroup::THIN_MAX)),
             Framing::Raw => Seams::Raw,
         };
         Self { cutter: Cutter::new(seams) }
@@ -170,6 +177,19 @@ mod tests {
         let packet = |len: usize| [&[0x20], &len.to_le_bytes()[..3], &vec![7; len]].concat();
         framer.push(&[packet(0), packet(PAYLOAD_MAX - 4), packet(2 * PAYLOAD_MAX), packet(1)].concat());
         assert_eq!(lengths(&mut framer), [4, PAYLOAD_MAX, PAYLOAD_MAX, PAYLOAD_MAX, 4, 5]);
+    }
+
+    #[test]
+    fn tox_groups_are_one_frame_per_payload() {
+        let mut framer = Framer::new(Framing::ToxGroup);
+        let frame = |body: &[u8]| toxgroup::frame(body).unwrap();
+        framer.push(&[frame(b""), frame(&[0x30; 107]), frame(b"{}"), vec![0]].concat());
+        assert_eq!(lengths(&mut framer), [2, 109, 4]);
+        framer.push(&[1]);
+        assert_eq!(lengths(&mut framer), [0_usize; 0], "a frame of one byte has begun");
+        let mut framer = Framer::new(Framing::ToxGroup);
+        framer.push(&16_385_u16.to_be_bytes());
+        assert_eq!(framer.next_unit(), Err(BadUnit { len: 16_385 }));
     }
 
     #[test]
