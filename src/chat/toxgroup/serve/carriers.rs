@@ -183,11 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer for WebWriter<S> {
 
 /// Bounds what the kernel holds for a connection.
 fn bound(socket: &Stream<TcpStream>) {
-    let tcp = match socket {
-        Stream::Plain(tcp) => tcp,
-        Stream::Tls(tls) => tls.get_ref().0,
-    };
-    if let Err(error) = SockRef::from(tcp).set_send_buffer_size(SEND_BUFFER) {
+    if let Err(error) = SockRef::from(socket.get_ref()).set_send_buffer_size(SEND_BUFFER) {
         debug!(%error, "a connection with the kernel's own bound");
     }
 }
