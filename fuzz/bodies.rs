@@ -25,8 +25,8 @@ use heliostat::upstream::framer::{CSP_FRAME_MAX, Framer, Framing};
 use heliostat::wire::csp::ServerStream;
 use heliostat::wire::d2m::url::SEGMENT_MAX;
 use heliostat::wire::d2m::{
-    BeginTransaction, CONTAINER_MAX, ClientUrlInfo, DeviceGroupId, DeviceId, ENVELOPE_MAX, Envelope, FromDevice,
-    Reflect, ReflectFlags, ReflectId, ReflectedId, SlotExpiration, SlotState, SlotsExhausted, ToDevice,
+    BeginTransaction, CONTAINER_HEADER, CONTAINER_MAX, ClientUrlInfo, DeviceGroupId, DeviceId, ENVELOPE_MAX, Envelope,
+    FromDevice, Reflect, ReflectFlags, ReflectId, ReflectedId, SlotExpiration, SlotState, SlotsExhausted, ToDevice,
 };
 use heliostat::wire::delimit::{BadUnit, Cutter, Delimiter};
 use heliostat::wire::haproxy::{self, Said};
@@ -253,10 +253,9 @@ pub fn cutters(data: &[u8]) {
             framer.push(piece);
             while let Ok(Some(payload)) = framer.next_payload() {
                 assert!(payload.len() <= CONTAINER_MAX, "a unit fits a container");
-                let Ok(ToDevice::Proxy(unit)) = ToDevice::decode(&payload) else {
-                    panic!("no proxy payload: {payload:?}")
-                };
-                proxied.extend_from_slice(&unit);
+                let said = ToDevice::decode(&payload);
+                assert!(matches!(said, Ok(ToDevice::Proxy(_))), "no proxy payload: {payload:?}");
+                proxied.extend_from_slice(payload.get(CONTAINER_HEADER..).unwrap_or_default());
             }
         });
         assert!(stream.starts_with(&proxied));

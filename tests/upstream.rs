@@ -47,8 +47,10 @@ async fn soon<F: Future>(future: F) -> F::Output {
 
 /// What is in a proxy payload.
 fn unit(payload: &Bytes) -> Bytes {
-    let ToDevice::Proxy(unit) = ToDevice::decode(payload).unwrap() else { panic!("{payload:?}") };
-    unit
+    match ToDevice::decode(payload) {
+        Ok(ToDevice::Proxy(unit)) => unit,
+        other => unreachable!("{other:?}"),
+    }
 }
 
 /// Everything until the end.
@@ -56,7 +58,7 @@ async fn all(upstream: &mut Upstream) -> (Vec<Bytes>, UpstreamEnd) {
     let mut units = Vec::new();
     loop {
         match soon(upstream.from.recv()).await.expect("an end comes before nothing") {
-            Event::Payloads(payloads) => units.extend(payloads.iter().map(|payload| unit(payload))),
+            Event::Payloads(payloads) => units.extend(payloads.iter().map(unit)),
             Event::Ended(end) => {
                 assert_eq!(soon(upstream.from.recv()).await, None, "the end is the last event");
                 return (units, end);

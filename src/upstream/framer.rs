@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(lengths(&mut framer), [0_usize; 0], "a frame of one byte has begun");
         let mut framer = Framer::new(Framing::ToxGroup);
         framer.push(&16_385_u16.to_be_bytes());
-        assert_eq!(framer.next_unit(), Err(BadUnit { len: 16_385 }));
+        assert_eq!(framer.next_payload(), Err(BadUnit { len: 16_385 }));
     }
 
     #[test]
