@@ -50,7 +50,7 @@ fn cutting(c: &mut Criterion) {
             let mut units = 0;
             for piece in stream.chunks(16 * 1_024) {
                 framer.push(piece);
-                while framer.next_unit().unwrap().is_some() {
+                while framer.next_payload().unwrap().is_some() {
                     units += 1;
                 }
             }

@@ -25,8 +25,8 @@ use heliostat::upstream::framer::{CSP_FRAME_MAX, Framer, Framing};
 use heliostat::wire::csp::ServerStream;
 use heliostat::wire::d2m::url::SEGMENT_MAX;
 use heliostat::wire::d2m::{
-    BeginTransaction, CONTAINER_MAX, ClientUrlInfo, DeviceGroupId, DeviceId, ENVELOPE_MAX, Envelope, FromDevice,
-    Reflect, ReflectFlags, ReflectId, ReflectedId, SlotExpiration, SlotState, SlotsExhausted, ToDevice,
+    BeginTransaction, CONTAINER_HEADER, CONTAINER_MAX, ClientUrlInfo, DeviceGroupId, DeviceId, ENVELOPE_MAX, Envelope,
+    FromDevice, Reflect, ReflectFlags, ReflectId, ReflectedId, SlotExpiration, SlotState, SlotsExhausted, ToDevice,
 };
 use heliostat::wire::delimit::{BadUnit, Cutter, Delimiter};
 use heliostat::wire::haproxy::{self, Said};
@@ -246,14 +246,16 @@ pub fn cutters(data: &[u8]) {
     cut(Frames::default, pieces, stream);
     cut(|| heliostat::wire::chatos::ServerStream::new(chatos::CLIENT_CAPS, 1), pieces, stream);
     cut(|| heliostat::wire::skynet::ServerStream::new(8), pieces, stream);
-    for framing in [Framing::Csp, Framing::ChatOs, Framing::Skynet, Framing::Raw] {
+    for framing in [Framing::Csp, Framing::ChatOs, Framing::Skynet, Framing::ToxGroup, Framing::Raw] {
         let mut framer = Framer::new(framing);
         let mut proxied = Vec::new();
         for_each_piece(pieces, stream, |piece| {
             framer.push(piece);
-            while let Ok(Some(unit)) = framer.next_unit() {
-                assert!(FromDevice::Proxy(unit.clone()).encode().len() <= CONTAINER_MAX, "a unit fits a container");
-                proxied.extend_from_slice(&unit);
+            while let Ok(Some(payload)) = framer.next_payload() {
+                assert!(payload.len() <= CONTAINER_MAX, "a unit fits a container");
+                let said = ToDevice::decode(&payload);
+                assert!(matches!(said, Ok(ToDevice::Proxy(_))), "no proxy payload: {payload:?}");
+                proxied.extend_from_slice(payload.get(CONTAINER_HEADER..).unwrap_or_default());
             }
         });
         assert!(stream.starts_with(&proxied));
@@ -755,4 +757,96 @@ pub fn chatos_room(mut data: &[u8]) {
     }
     now.monotonic = Duration::MAX;
     assert!(step(chatos_state::Input::Tick, now, &mut here, &mut pipes), "somebody is left");
+}
+
+/// A hub of Tox groups, classic or signed as the first byte says, and two members of it that say what the data say: each piece is
+/// a decrypted text behind its length and a byte that says whose it is and how long they waited. Whatever is understood is
+/// encoded to what means the same, and whatever the hub sends is a packet.
+pub fn tox_group(data: &[u8]) {
+    use heliostat::chat::toxgroup::state::{Command, Endpoint, Group, Input, Mode, Own, Rules};
+    use heliostat::chat::toxgroup::wire::message::{Signed, read_record, record_payload};
+    use heliostat::chat::toxgroup::wire::{
+        ClientId, GroupId, JoinRequest, Message, MessageId, Request, Sealed, SigPk, Token, seal,
+    };
+    use heliostat::crypto::sign;
+
+    if let Ok(token) = Token::decode(data) {
+        assert_eq!(token.encode(), data);
+    }
+    let Some((&mode, mut rest)) = data.split_first() else { return };
+    let secret = |byte| Secret::new([byte; 32]);
+    let pair = sign::Pair::new(&secret(9));
+    let id = GroupId(pair.public());
+    let signed = mode % 2 == 1;
+    let mode = if signed { Mode::Signed } else { Mode::Classic { owner: None, topic_lock: mode & 2 != 0 } };
+    let mut now = Now { monotonic: Duration::from_secs(1_000), wall_ms: 1_700_000_000_000 };
+    let mut dice = 0;
+    let dice = Box::new(move || {
+        dice += 1;
+        dice
+    });
+    let own = |byte, pair| Own::new(secret(byte), pair, 0, "x");
+    let rules = Rules { hub: true, ..Rules::default() };
+    let hub = own(1, signed.then(|| pair.clone()));
+    let to = hub.id();
+    let mut group = Group::new(id, mode, rules, hub, now, dice);
+    let members: [ClientId; 2] = [2, 3].map(|byte| ClientId(boxes::public(&secret(byte))));
+    if signed {
+        let open = heliostat::chat::toxgroup::state::Shape { open: Some(true), ..Default::default() };
+        drop(group.command(now, Command::Found(open)).unwrap());
+        for (byte, member) in [2, 3].into_iter().zip(members) {
+            let pair = sign::Pair::new(&secret(byte + 100));
+            let mut join = JoinRequest {
+                token_id: [0; 16],
+                token_secret: [0; 32],
+                sig_pk: SigPk(pair.public()),
+                time_s: now.wall_ms / 1_000,
+                name: vec![byte],
+                signature: [0; 64],
+            };
+            join.signature = pair.sign(&join.to_sign(&id, &to, &member));
+            let key = boxes::beforenm(&secret(byte), &to.0).unwrap();
+            let packet = seal(&key, &to, &member, &[byte; 24], &Request::JoinRequest(join).encode());
+            drop(group.handle(now, Input::Packet(Endpoint::Stream(byte.into(), [192, 0, 2, byte].into()), &packet)));
+        }
+    } else {
+        for member in members {
+            drop(group.command(now, Command::AddPeer(member, None)).unwrap());
+        }
+    }
+    assert_eq!(group.size(), 3, "the hub and two");
+    while let Some(([who, high, low], tail)) = rest.split_first_chunk::<3>() {
+        let len = usize::from(u16::from_be_bytes([*high, *low])).min(tail.len());
+        let (plain, tail) = tail.split_at(len);
+        rest = tail;
+        now = now.plus(Duration::from_millis(u64::from(*who) * 40));
+        if let Ok(request) = Request::decode(plain) {
+            // A list of which nothing was understood tells how it was laid out, and is not said again.
+            let nothing = matches!(&request, Request::SendNodes(_, nodes) if nodes.nodes.is_empty());
+            assert!(nothing || Request::decode(&request.encode()) == Ok(request.clone()), "{request:?}");
+            if let Request::Broadcast(broadcast) = &request {
+                if let Ok(Some(message)) = Message::decode(broadcast.id, &broadcast.payload) {
+                    let (id, payload) = message.encode(MessageId::ACTION);
+                    assert_eq!(Message::decode(id, &payload), Ok(Some(message)));
+                }
+                if let Ok(signed) = Signed::decode(&broadcast.payload) {
+                    assert_eq!(signed.encode(), broadcast.payload);
+                }
+                if let Ok(record) = read_record(&broadcast.payload) {
+                    assert_eq!(record_payload(&record), broadcast.payload);
+                }
+            }
+        }
+        let at = usize::from(who % 2);
+        let key = boxes::beforenm(&secret([2, 3][at]), &to.0).unwrap();
+        let packet = seal(&key, &to, &members[at], &[*who; 24], plain);
+        let from = Endpoint::Stream(u64::from(who % 4), [192, 0, 2, who % 4].into());
+        for step in [group.handle(now, Input::Packet(from, &packet)), group.handle(now, Input::Tick)] {
+            for (_, packet) in step.sends {
+                let sealed = Sealed::read(&packet).unwrap();
+                assert_ne!(sealed.receiver, to);
+            }
+        }
+        assert!(group.size() <= 513);
+    }
 }

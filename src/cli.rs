@@ -57,6 +57,8 @@ pub enum Command {
     /// Register and talk on a server of end-to-end encrypted direct messages
     #[command(subcommand)]
     Dm(tools::dm::Tool),
+    /// Talk in Tox groups, as a member or as a thin user of a hub
+    Tox(Box<tools::tox::Args>),
     /// Let many groups of devices reflect over real sockets, and judge what reached whom
     Simulate(tools::simulate::Args),
     /// Measure how fast a running server is, and what it costs
@@ -127,6 +129,9 @@ pub struct ServeArgs {
     /// Run the embedded DM server there [default: none]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub dm_listen: Option<SocketAddr>,
+    /// Run the embedded Tox group hub there, for UDP and TCP [default: none]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub toxgroup_listen: Option<SocketAddr>,
     /// Where the operator connects: a loopback address, unless `admin.token` is set [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub admin_listen: Option<SocketAddr>,
@@ -185,10 +190,14 @@ impl ServeArgs {
         // Whoever asks for any port runs several at a time; what else is said is stronger.
         let any_port = local.filter(|address| address.port() == 0);
         let any_skynet = self.skynet_listen.filter(|address| address.port() == 0);
+        let any_toxgroup = self.toxgroup_listen.filter(|address| address.port() == 0);
+        let any_thin = any_toxgroup.map(|_| SocketAddr::from(([127, 0, 0, 1], 0)));
         let meant = [
             ("--port", "chat.csp.listen", address(any_port)),
             ("--port", "admin.listen", address(any_port)),
             ("--skynet-listen", "chat.skynet.web_listen", address(any_skynet)),
+            ("--toxgroup-listen", "chat.toxgroup.web_listen", address(any_toxgroup)),
+            ("--toxgroup-listen", "chat.toxgroup.thin_listen", address(any_thin)),
         ];
         let meant = meant.map(|(name, key, value)| (name.to_owned(), key, value));
         let own = [
@@ -204,6 +213,8 @@ impl ServeArgs {
             ("--skynet-listen", "chat.skynet.listen", address(self.skynet_listen)),
             ("--dm-listen", "chat.dm.enabled", word(self.dm_listen.is_some(), "true")),
             ("--dm-listen", "chat.dm.listen", address(self.dm_listen)),
+            ("--toxgroup-listen", "chat.toxgroup.enabled", word(self.toxgroup_listen.is_some(), "true")),
+            ("--toxgroup-listen", "chat.toxgroup.listen", address(self.toxgroup_listen)),
             ("--admin-listen", "admin.listen", address(self.admin_listen)),
             ("--memory", "durability", word(self.memory, "memory")),
         ];
@@ -351,6 +362,7 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Chatos(args) => tools::chatos::run(args).await,
         Command::Skynet(tool) => tools::skynet::run(tool).await,
         Command::Dm(tool) => tools::dm::run(tool).await,
+        Command::Tox(args) => tools::tox::run(*args).await,
         Command::Simulate(args) => tools::simulate::run(args).await,
         Command::Bench(args) => tools::bench::run(*args).await,
         Command::Conform(command) => tools::conform::run(command).await,
@@ -459,10 +471,12 @@ mod tests {
 
     #[test]
     fn every_flag_sets_a_key_that_exists() {
-        let addresses =
-            ["--listen", "--csp-listen", "--chatos-listen", "--skynet-listen", "--dm-listen", "--admin-listen"]
-                .map(|flag| [flag, "127.0.0.1:7"])
-                .concat();
+        let rooms = ["--csp-listen", "--chatos-listen", "--skynet-listen", "--dm-listen", "--toxgroup-listen"];
+        let addresses = ["--listen", "--admin-listen"]
+            .into_iter()
+            .chain(rooms)
+            .flat_map(|flag| [flag, "127.0.0.1:7"])
+            .collect::<Vec<_>>();
         let args = [&["--data", "d", "--plain", "--memory"], &addresses[..]].concat();
         let effective = configured(&args, &[]).unwrap();
         for flag in serve(&args).unwrap().flags() {

@@ -405,6 +405,30 @@ label! {
     }
 }
 
+label! {
+    /// Why a hub of Tox groups threw a packet away.
+    ToxDropped("why") {
+        /// No packet, or none that means something.
+        Malformed = "malformed",
+        /// For or from nobody who is known.
+        Stranger = "stranger",
+        /// A box that does not open, a signature that does not hold.
+        Forged = "forged",
+        /// Heard already, or too far from what is expected.
+        Stale = "stale",
+        /// Its origin may not.
+        NotAllowed = "not_allowed",
+        /// More than a limit allows.
+        TooMuch = "too_much",
+        /// The hub's own, come back.
+        Echo = "echo",
+        /// More came, or was to be sent, at once than the hub or the kernel took.
+        Full = "full",
+        /// For a connection that does not read.
+        SlowReader = "slow_reader",
+    }
+}
+
 /// The code a connection was closed with; `none` when the device was not listening any more.
 impl Bounded for Option<CloseCode> {
     const NAME: &'static str = "code";
@@ -863,6 +887,17 @@ metrics! {
         dm_cut: Counter = "heliostat_dm_cut_total", COUNT, NONE,
             "Clients that were cut off because they did not read, or did not wait for answers.",
             "at most heliostat_chat_connections_closed_total with room dm";
+    }
+    "The Tox group hub" {
+        toxgroup_groups: Gauge = "heliostat_toxgroup_groups", COUNT, NONE, "Groups.", "";
+        toxgroup_members: Gauge = "heliostat_toxgroup_members", COUNT, NONE,
+            "Members of all groups, the hub and those of thin users included.", "";
+        toxgroup_neighbours: Gauge = "heliostat_toxgroup_neighbours", COUNT, NONE,
+            "Members that proved to be where packets go.", "at most heliostat_toxgroup_members";
+        toxgroup_packets: Counter = "heliostat_toxgroup_packets_total", COUNT, NONE,
+            "Packets that came, on all carriers.", "";
+        toxgroup_dropped: By<ToxDropped, Counter> = "heliostat_toxgroup_dropped_total", COUNT, NONE,
+            "Packets that were thrown away, and why: in a flood most are heard already.", "";
     }
     "Logs and limits" {
         log_suppressed: Counter = "heliostat_log_suppressed_total", COUNT, NONE,

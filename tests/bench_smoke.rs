@@ -161,8 +161,10 @@ async fn the_proxy_is_measured_in_both_directions() {
 
 #[tokio::test]
 async fn a_start_with_a_full_store_and_reflects_beside_one_are_measured() {
-    let start = measures(&["start", "--stored-groups", "50", "--stored-messages", "200"]).await;
-    assert!(median(&start, "from start to ready") > 0.0);
+    let start = measures(&["start", "--stored-messages", "20,200", "--messages-each", "4"]).await;
+    for stored in [20, 200] {
+        assert!(median(&start, &format!("from start to ready, {stored} messages stored")) > 0.0);
+    }
     let size = measures(
         &[&["size", "--stored", "10,20", "--queued", "0,100", "--among", "2,15", "--bytes", "64"], &SMALL[..]].concat(),
     )

@@ -35,5 +35,5 @@ macro_rules! targets {
 
 targets! {
     capture d2m_container d2m_url proxy_header await_client_hello csp_login csp_container skynet_packet cutters ranges
-    group chatos_room
+    group chatos_room tox_group
 }

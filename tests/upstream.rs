@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use heliostat::upstream::{Event, Framing, Target, TcpDial, Upstream, UpstreamEnd, UpstreamLimits};
+use heliostat::wire::d2m::{self, ToDevice};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -44,12 +45,20 @@ async fn soon<F: Future>(future: F) -> F::Output {
     timeout(SOON, future).await.expect("within a few seconds")
 }
 
+/// What is in a proxy payload.
+fn unit(payload: &Bytes) -> Bytes {
+    match ToDevice::decode(payload) {
+        Ok(ToDevice::Proxy(unit)) => unit,
+        other => unreachable!("{other:?}"),
+    }
+}
+
 /// Everything until the end.
 async fn all(upstream: &mut Upstream) -> (Vec<Bytes>, UpstreamEnd) {
     let mut units = Vec::new();
     loop {
         match soon(upstream.from.recv()).await.expect("an end comes before nothing") {
-            Event::Unit(unit) => units.push(unit),
+            Event::Payloads(payloads) => units.extend(payloads.iter().map(unit)),
             Event::Ended(end) => {
                 assert_eq!(soon(upstream.from.recv()).await, None, "the end is the last event");
                 return (units, end);
@@ -104,10 +113,10 @@ async fn d2m_9_3_the_last_frame_comes_before_the_end_also_to_a_device_that_is_st
     let (stream, units) = conversation();
     w.chat_server.write_all(&stream).await.unwrap();
     // Closing with unread bytes resets the connection, so the device's later writes fail.
-    w.upstream.to.send(Bytes::from_static(b"never read")).await.unwrap();
+    w.upstream.to.send(vec![Bytes::from_static(b"never read")]).await.unwrap();
     w.chat_server.readable().await.unwrap();
     drop(w.chat_server);
-    while w.upstream.to.send(Bytes::from_static(&[0; 1_024])).await.is_ok() {}
+    while w.upstream.to.send(vec![Bytes::from_static(&[0; 1_024])]).await.is_ok() {}
     let (got, end) = all(&mut w.upstream).await;
     assert_eq!(got.len(), units.len());
     assert!(matches!(end, UpstreamEnd::Failed(_)), "{end:?}");
@@ -131,7 +140,7 @@ async fn d2m_9_3_the_next_address_is_tried() {
     let mut upstream = Upstream::open(target, UpstreamLimits::default(), Arc::new(TcpDial), &tracker, &cut);
     let (mut chat_server, _) = soon(listener.accept()).await.unwrap();
     chat_server.write_all(b"welcome").await.unwrap();
-    assert_eq!(soon(upstream.from.recv()).await, Some(Event::Unit(Bytes::from_static(b"welcome"))));
+    assert_eq!(soon(upstream.from.recv()).await, Some(Event::Payloads(vec![d2m::proxied(b"welcome")])));
 }
 
 #[tokio::test]
@@ -149,7 +158,7 @@ async fn d2m_9_2_a_frame_that_fits_no_payload_ends_the_connection_behind_the_goo
 async fn d2m_9_1_what_the_device_says_arrives_as_one_stream() {
     let mut w = world(Framing::Csp).await;
     for part in [&b"iOS sends its login "[..], b"", b"in two payloads"] {
-        w.upstream.to.send(Bytes::copy_from_slice(part)).await.unwrap();
+        w.upstream.to.send(vec![Bytes::copy_from_slice(part)]).await.unwrap();
     }
     let mut got = [0; 35];
     soon(w.chat_server.read_exact(&mut got)).await.unwrap();
@@ -172,12 +181,12 @@ async fn d2m_9_1_a_chat_server_that_does_not_read_stops_the_device_but_not_what_
     let chunk = Bytes::from_static(&[7; 32 * 1_024]);
     let to = &w.upstream.to;
     fill(async || {
-        to.send(chunk.clone()).await.unwrap();
+        to.send(vec![chunk.clone()]).await.unwrap();
         chunk.len()
     })
     .await;
     w.chat_server.write_all(b"still here").await.unwrap();
-    assert_eq!(soon(w.upstream.from.recv()).await, Some(Event::Unit(Bytes::from_static(b"still here"))));
+    assert_eq!(soon(w.upstream.from.recv()).await, Some(Event::Payloads(vec![d2m::proxied(b"still here")])));
 }
 
 #[tokio::test]
@@ -186,7 +195,7 @@ async fn a_chat_server_that_floods_is_braked_by_a_device_that_does_not_read_but_
     let chunk = vec![7; 32 * 1_024];
     let (mut reading, mut writing) = w.chat_server.into_split();
     let flooded = fill(async || writing.write(&chunk).await.unwrap()).await;
-    w.upstream.to.send(Bytes::from_static(b"ouch")).await.unwrap();
+    w.upstream.to.send(vec![Bytes::from_static(b"ouch")]).await.unwrap();
     let mut got = [0; 4];
     soon(reading.read_exact(&mut got)).await.unwrap();
     assert_eq!(&got, b"ouch");
@@ -202,7 +211,7 @@ async fn cutting_drops_the_connection_at_once_also_when_both_directions_are_full
     let chunk = Bytes::from_static(&[7; 32 * 1_024]);
     let to = &w.upstream.to;
     fill(async || {
-        to.send(chunk.clone()).await.unwrap();
+        to.send(vec![chunk.clone()]).await.unwrap();
         chunk.len()
     })
     .await;
@@ -210,9 +219,9 @@ async fn cutting_drops_the_connection_at_once_also_when_both_directions_are_full
     w.cut.cancel();
     soon(w.tracker.wait()).await;
     assert_closed(&mut w.chat_server).await;
-    assert_eq!(w.upstream.to.send(Bytes::new()).await, Err(heliostat::upstream::Gone));
+    assert_eq!(w.upstream.to.send(vec![Bytes::new()]).await, Err(heliostat::upstream::Gone));
     while let Some(event) = soon(w.upstream.from.recv()).await {
-        assert!(matches!(event, Event::Unit(_)), "who cuts is not told of the end: {event:?}");
+        assert!(matches!(event, Event::Payloads(_)), "who cuts is not told of the end: {event:?}");
     }
 }
 

@@ -1,20 +1,41 @@
-//! What `heliostat bench size` measured, as one curve for each size that was varied.
+//! What `heliostat bench all` (or `size`, or `start`) measured, as one curve for each size that was varied.
 
 use std::path::Path;
 
 use plotters::prelude::*;
 use serde_json::Value;
 
-/// Where a row's name ends, and what the axis below is called.
-const AXES: [(&str, &str); 4] = [
+/// One curve.
+struct Panel {
+    /// What the name of a measured row begins with, and how the axis on the left is called.
+    row: &'static str,
+    left: &'static str,
+    /// What it ends with behind the size, and how the axis below is called.
+    suffix: &'static str,
+    below: &'static str,
+    /// What is measured in other units than are shown.
+    times: f64,
+}
+
+const BELOW: [(&str, &str); 4] = [
     (" groups stored", "groups stored beside those under load"),
     (" messages queued", "messages queued before"),
     (" devices in a group", "devices in each group"),
     (" bytes in a message", "bytes in a message"),
 ];
-/// The rows drawn: their names, and the two axes on the left.
-const ROWS: [(&str, &str); 2] =
+const LEFT: [(&str, &str); 2] =
     [("reflects", "reflects per second"), ("server CPU per reflect", "server CPU, us per reflect")];
+const START: [(&str, &str, f64); 2] =
+    [("from start to ready", "from start to ready, ms", 1e3), ("memory then", "memory when ready, MiB", 1.0)];
+
+/// Two rows of five.
+fn panels() -> impl Iterator<Item = Panel> {
+    LEFT.into_iter().zip(START).flat_map(|((row, left), (start, start_left, times))| {
+        let reflects = BELOW.into_iter().map(move |(suffix, below)| Panel { row, left, suffix, below, times: 1.0 });
+        let (suffix, below) = (" messages stored", "messages stored");
+        reflects.chain([Panel { row: start, left: start_left, suffix, below, times }])
+    })
+}
 
 /// One measured size: least, median, most.
 struct Point {
@@ -33,33 +54,32 @@ pub fn draw(measured: &Path, out: &Path) {
         .collect();
     std::fs::create_dir_all(out).unwrap();
     let file = out.join("curves.svg");
-    let root = SVGBackend::new(&file, (1_200, 560)).into_drawing_area();
+    let root = SVGBackend::new(&file, (1_500, 560)).into_drawing_area();
     root.fill(&WHITE).unwrap();
-    for (panel, ((row, left), (suffix, below))) in
-        root.split_evenly((2, 4)).iter().zip(ROWS.iter().flat_map(|row| AXES.iter().map(move |axis| (row, axis))))
-    {
-        let points: Vec<Point> = rows.iter().filter_map(|result| point(result, row, suffix)).collect();
+    for (area, panel) in root.split_evenly((2, 5)).iter().zip(panels()) {
+        let points: Vec<Point> = rows.iter().filter_map(|result| point(result, &panel)).collect();
         if !points.is_empty() {
-            curve(panel, &points, left, below);
+            curve(area, &points, &panel);
         }
     }
     root.present().unwrap();
     println!("written: {}", file.display());
 }
 
-fn point(result: &Value, row: &str, suffix: &str) -> Option<Point> {
-    let size = result["name"].as_str()?.strip_prefix(row)?.strip_prefix(", ")?.strip_suffix(suffix)?.parse().ok()?;
-    let [least, median, most] = ["least", "median", "most"].map(|key| result[key].as_f64());
+fn point(result: &Value, panel: &Panel) -> Option<Point> {
+    let name = result["name"].as_str()?;
+    let size = name.strip_prefix(panel.row)?.strip_prefix(", ")?.strip_suffix(panel.suffix)?.parse().ok()?;
+    let [least, median, most] = ["least", "median", "most"].map(|key| Some(result[key].as_f64()? * panel.times));
     Some(Point { size, spread: [least?, median?, most?] })
 }
 
 /// Sizes by powers of two, so that a curve that is flat is seen to be; the left axis begins at zero for the same reason.
-fn curve(panel: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, points: &[Point], left: &str, below: &str) {
+fn curve(area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, points: &[Point], panel: &Panel) {
     // Nothing at all has its place left of one.
     let at = |size: f64| size.max(0.5).log2();
     let (from, to) = (at(points[0].size), at(points[points.len() - 1].size));
     let most = points.iter().map(|point| point.spread[2]).fold(0.0, f64::max);
-    let mut chart = ChartBuilder::on(panel)
+    let mut chart = ChartBuilder::on(area)
         .margin(8)
         .x_label_area_size(40)
         .y_label_area_size(72)
@@ -69,8 +89,8 @@ fn curve(panel: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, points: &[
         .configure_mesh()
         .disable_x_mesh()
         .light_line_style(WHITE)
-        .x_desc(below)
-        .y_desc(left)
+        .x_desc(panel.below)
+        .y_desc(panel.left)
         .x_labels(4)
         .y_labels(5)
         .y_label_formatter(&|value| format!("{value:.0}"))

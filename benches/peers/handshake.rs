@@ -37,12 +37,11 @@ pub async fn compare(plan: Plan) -> Comparison {
     let heliostat = Program::heliostat_with(dir.path(), "listen.address = '127.0.0.1:0'\n", "wss://");
     let made = development::development(&dir.path().join("data/tls"), Clock::system().now().wall_ms).unwrap();
     let bare = Program::own("tls", &dir.path().join("data/tls"));
-    let mediator =
-        Mediator::new(&format!("wss://localhost:{}", heliostat.address.port()), &Trust::CaFile(made.ca.clone()));
-    let (mediator, connector) = (Arc::new(mediator.unwrap()), connector(&made));
+    let url = format!("wss://localhost:{}", heliostat.address.port());
+    let (trust, connector) = (Trust::CaPem(std::fs::read(&made.ca).unwrap()), connector(&made));
     for _ in 0..plan.rounds {
-        let mediator = Arc::clone(&mediator);
-        let whole = run(&heliostat, plan.lasts, move || device(Arc::clone(&mediator))).await;
+        let (url, trust) = (url.clone(), trust.clone());
+        let whole = run(&heliostat, plan.lasts, move || device(url.clone(), trust.clone())).await;
         let (address, connector) = (bare.address, connector.clone());
         let tls = run(&bare, plan.lasts, move || shake_hands(address, connector.clone())).await;
         for (name, (rate, cpu_us)) in [("heliostat", whole), ("tokio-rustls", tls)] {
@@ -101,7 +100,9 @@ async fn run<F: Future<Output = ()> + Send>(
     (handshakes / lasts.as_secs_f64(), cpu.as_secs_f64() * 1e6 / handshakes)
 }
 
-async fn device(mediator: Arc<Mediator>) {
+async fn device(url: String, trust: Trust) {
+    // One of its own, or what the last handshake left would be resumed.
+    let mediator = Mediator::new(&url, &trust).unwrap();
     let config = DeviceConfig::new(GroupKey::generate(), ServerGroup::new("a0").unwrap(), DeviceId(1));
     let device = Device::connect(&mediator, &config).await.unwrap();
     device.close(CloseCode::Normal).await;

@@ -1,7 +1,9 @@
 //! A chat server that sends frames back, behind Heliostat's proxy and behind HAProxy in TCP mode.
 //!
 //! The same frames go the same way twice, to the chat server and back. Before HAProxy the client speaks TCP, before Heliostat
-//! WebSocket, as there is no other way to either: unmasking is a part of the job there.
+//! WebSocket, as there is no other way to either: unmasking is a part of the job there. What the load costs must not decide
+//! the comparison, since it runs on the same cores: both clients write bytes that were made before and count those that
+//! come back. A device's are frames with their mask on.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,14 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use heliostat::client::GroupKey;
 use heliostat::time::Clock;
-use heliostat::wire::d2m::FromDevice;
+use heliostat::wire::d2m::{CONTAINER_HEADER, FromDevice, ToDevice};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio_tungstenite::tungstenite::Message;
 
 use super::process::{Program, free};
 use super::report::{Aim, Comparison, Target};
@@ -125,28 +125,44 @@ fn frame() -> Bytes {
 
 async fn device(address: SocketAddr, back: &AtomicU64) {
     let mut socket = fanout::device(address, &GroupKey::generate(), 1).await;
-    let payload = FromDevice::Proxy(frame()).encode();
-    for _ in 0..WINDOW {
-        socket.feed(Message::Binary(payload.clone())).await.unwrap();
-    }
-    socket.flush().await.unwrap();
-    // The chat server's first two units are no frames.
-    let mut units = 0;
+    // The only device of its group leads it, and hears nothing of the group after that.
+    while !matches!(ToDevice::decode(&fanout::binary(&mut socket).await).unwrap(), ToDevice::RolePromotedToLeader) {}
+    let mut tcp = socket.into_inner();
+    let frame = masked(&FromDevice::Proxy(frame()).encode());
+    tcp.write_all(&frame.repeat(usize::try_from(WINDOW).unwrap())).await.unwrap();
+    let (mut buffer, mut pending) = (vec![0; 16 * 1_024], Vec::new());
     loop {
-        let mut next = Some(socket.next().await.unwrap().unwrap());
-        while let Some(message) = next {
-            if let Message::Binary(bytes) = message
-                && bytes[0] == 0
-            {
-                units += 1;
-                if units > 2 {
-                    back.fetch_add(1, Ordering::Relaxed);
-                    socket.feed(Message::Binary(payload.clone())).await.unwrap();
-                }
-            }
-            next = socket.next().now_or_never().flatten().map(Result::unwrap);
-        }
-        socket.flush().await.unwrap();
+        let read = tcp.read(&mut buffer).await.unwrap();
+        pending.extend_from_slice(&buffer[..read]);
+        let (whole, used) = frames(&pending);
+        pending.drain(..used);
+        back.fetch_add(whole as u64, Ordering::Relaxed);
+        tcp.write_all(&frame.repeat(whole)).await.unwrap();
+    }
+}
+
+/// A binary WebSocket frame as a client sends it. Any mask is allowed, so it is always the same.
+fn masked(message: &[u8]) -> Vec<u8> {
+    let mask = [0x3c, 0xa5, 0x5a, 0xc3];
+    let len = u16::try_from(message.len()).unwrap().to_be_bytes();
+    let message = message.iter().zip(mask.into_iter().cycle()).map(|(byte, mask)| byte ^ mask);
+    [0x82, 0x80 | 126, len[0], len[1]].into_iter().chain(mask).chain(message).collect()
+}
+
+/// How many whole frames of the chat server there are, and how many bytes of WebSocket frames they and others take. What a
+/// chat server says first, and pings, are shorter.
+fn frames(mut pending: &[u8]) -> (usize, usize) {
+    let (mut whole, mut used) = (0, 0);
+    loop {
+        let (header, len) = match *pending {
+            [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
+            [_, len, ..] if len < 126 => (2, usize::from(len)),
+            _ => return (whole, used),
+        };
+        let Some(rest) = pending.get(header + len..) else { return (whole, used) };
+        whole += usize::from(len == CONTAINER_HEADER + SIZE);
+        used += header + len;
+        pending = rest;
     }
 }
 

@@ -5,3 +5,4 @@ pub mod csp;
 pub mod dm;
 pub mod skynet;
 pub mod sql;
+pub mod toxgroup;

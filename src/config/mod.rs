@@ -44,7 +44,7 @@ use crate::chat::dm;
 use crate::chat::skynet::{self, Platform, Release};
 use crate::net::acme;
 use crate::net::proxies::{Proxies, SaidBy};
-use crate::net::rate::Rate;
+use crate::net::rate::{Per, Rate};
 use crate::net::tls::CertFiles;
 use crate::upstream::directory::{Directory, DirectoryConfig, Target};
 use crate::upstream::framer::Framing;
@@ -93,6 +93,20 @@ words! {
     }
 }
 
+words! {
+    /// How Tox groups tell where a peer is.
+    pub enum NodeFormat {
+        /// 40 bytes, IPv4 alone, as the protocol's document has it
+        Seed = "40",
+        /// 51 bytes, as the programs of April 2014
+        April2014 = "51",
+        /// 56 bytes, as those before
+        Winter2013 = "56",
+        /// as whoever asks does
+        Auto = "auto",
+    }
+}
+
 settings! {
     /// Everything that can be configured.
     pub struct Config {
@@ -103,9 +117,10 @@ settings! {
             durability: Durability = Durability::Fsync, OneOf, Restart;
             /// The chat servers behind the mediator, by the server group in a device's URL: `exact.NAME`, else `template`,
             /// whose addresses contain `{serverGroup}`, else `default`. Each has `addresses`, a list of `"host:port"` that
-            /// are tried in this order, and `framing`, `"csp"` (the default), `"chatos"`, `"skynet"`, or `"raw"` for anything
-            /// else. When not set, `chatos`, `skynet` and `dm` lead to the embedded servers of these names and all others to
-            /// the embedded CSP chat server, as far as they are enabled.
+            /// are tried in this order, and `framing`, `"csp"` (the default), `"chatos"`, `"skynet"`, `"toxgroup"`, or `"raw"` for
+            /// anything else. When not set, `chatos`, `skynet`, `dm` and `toxgroup` lead to the embedded servers of these names,
+            /// `toxthin` to where the latter's thin users are, and all others to the embedded CSP chat server, as far as they are
+            /// enabled.
             server_groups: Option<ServerGroups> = None, Or(None, ServerGroupsTable), Reload;
         }
         sections {
@@ -219,6 +234,7 @@ settings! {
             chatos: ChatOsConfig,
             skynet: SkynetConfig,
             dm: DmConfig,
+            toxgroup: ToxGroupConfig,
         }
     }
 
@@ -461,6 +477,53 @@ settings! {
         }
     }
 
+    /// The Tox group hub: a member of each of its groups that never leaves, for peers that send datagrams, for clients on TCP and
+    /// WebSocket, and for thin users. It reads everything that is said: see `docs/toxgroup.md`.
+    pub struct ToxGroupConfig {
+        keys {
+            /// Whether it runs.
+            enabled: bool = false, Switch, Restart;
+            /// Where it listens, for datagrams (UDP) and for frames (TCP).
+            listen: SocketAddr = local(33_445), ADDRESS, Restart;
+            /// Where it listens for WebSockets of the subprotocol `toxgroup.1`.
+            web_listen: SocketAddr = local(33_446), ADDRESS, Restart;
+            /// Where thin users connect, JSON in frames: the mediator's devices above all. Not encrypted, so a loopback address.
+            thin_listen: SocketAddr = local(33_447), ADDRESS, Restart;
+            /// The certificate chain for WebSockets, PEM. What the file holds may change while the server runs. Packets are boxed
+            /// already; TLS hides who talks with whom in a group.
+            cert: Option<PathBuf> = None, Or(None, File), Restart;
+            /// The private key of that certificate, PEM.
+            key: Option<PathBuf> = None, Or(None, File), Restart;
+            /// The name or address by which those who are invited reach this machine. Datagrams need an address. When not set,
+            /// where it listens.
+            public_host: Option<String> = None, Or(None, Parsed("a name or an address", "192.0.2.7")), Restart;
+            /// In which of its three layouts others are told where peers are.
+            node_format: NodeFormat = NodeFormat::Seed, OneOf, Restart;
+            /// Whether programs of 2014 are members of classic groups: in these, their layout, their number for actions, a ping
+            /// every 30 s, and what somebody said goes back to them, too.
+            toxcore2014: bool = false, Switch, Restart;
+            /// Connections at once, of all kinds; further ones are dropped without a word.
+            max_connections: usize = 4_096, Number(1..=1_000_000), Restart;
+            /// Connections of one address on which nobody proved a key or said who they are yet.
+            max_unproved_per_address: usize = 64, Number(1..=1_000_000), Restart;
+            /// Groups.
+            max_groups: usize = 64, Number(1..=100_000), Restart;
+            /// Members of one group.
+            max_members: usize = 512, Number(2..=65_535), Restart;
+            /// Thin users.
+            max_users: u64 = 10_000, Number(1..=100_000_000), Restart;
+            /// Texts of one member; five may come at once. What is more is neither shown nor passed on.
+            texts_per_member: Rate = Rate { amount: 1, per: Per::Second }, Times(1..=10_000), Restart;
+            /// Packets of one neighbour; 200 may come at once. What is more is not even opened.
+            packets_per_neighbour: Rate = Rate { amount: 60, per: Per::Second }, Times(1..=1_000_000), Restart;
+            /// Strangers of one address that want in; five may come at once.
+            joins_per_address: Rate = Rate { amount: 5, per: Per::Second }, Times(1..=1_000_000), Restart;
+            /// Addresses behind which many clients stand, so that `max_unproved_per_address` does not hold for them: the mediator's
+            /// above all. When not set, this machine's own.
+            exempt: Option<BTreeSet<IpAddr>> = None, Or(None, List(Parsed("an IP address", "10.0.0.2"))), Restart;
+        }
+    }
+
     /// How much of everything a device group may take.
     pub struct LimitsConfig {
         keys {
@@ -624,6 +687,16 @@ const RULES: &[Rule<Config>] = &[
         reason: "what is not encrypted does not leave this machine: a loopback address",
     },
     Rule {
+        keys: &["chat.toxgroup.cert", "chat.toxgroup.key"],
+        broken: |config| config.chat.toxgroup.cert.is_some() != config.chat.toxgroup.key.is_some(),
+        reason: "`cert` and `key` need each other",
+    },
+    Rule {
+        keys: &["chat.toxgroup.thin_listen"],
+        broken: |config| !config.chat.toxgroup.thin_listen.ip().is_loopback(),
+        reason: "what is not encrypted does not leave this machine: a loopback address",
+    },
+    Rule {
         keys: &["listen.acme.domains", "listen.plain", "listen.cert", "listen.key"],
         broken: |config| {
             let ListenConfig { plain, cert, key, acme, .. } = &config.listen;
@@ -704,6 +777,12 @@ pub const SKYNET_GROUP: &str = "skynet";
 /// The server group that leads to the embedded DM server when no others are configured.
 pub const DM_GROUP: &str = "dm";
 
+/// The server group that leads to the embedded Tox group hub when no others are configured, for devices that box packets.
+pub const TOXGROUP_GROUP: &str = "toxgroup";
+
+/// The same for devices that are thin users.
+pub const TOXTHIN_GROUP: &str = "toxthin";
+
 /// Where the mediator reaches the chat servers in this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rooms {
@@ -715,6 +794,10 @@ pub struct Rooms {
     pub skynet: Option<SocketAddr>,
     /// The DM server, without TLS.
     pub dm: Option<SocketAddr>,
+    /// The Tox group hub, for packets.
+    pub toxgroup: Option<SocketAddr>,
+    /// The same for thin users.
+    pub toxthin: Option<SocketAddr>,
 }
 
 /// How the public door is secured.
@@ -747,8 +830,8 @@ impl Config {
         Sources::text(name, text).read().map(|effective| effective.config)
     }
 
-    /// The directory to use: the configured one; else the groups `chatos`, `skynet` and `dm` go to the embedded servers of these
-    /// names and everything else to the embedded CSP chat server, as far as there are any, at the addresses where they really listen.
+    /// The directory to use: the configured one; else the groups `chatos`, `skynet`, `dm`, `toxgroup` and `toxthin` go to the embedded
+    /// servers of these names and everything else to the embedded CSP chat server, as far as there are any, at the addresses where they really listen.
     #[must_use]
     pub fn directory(&self, rooms: Rooms) -> Directory {
         let embedded = || {
@@ -758,6 +841,8 @@ impl Config {
                 (SKYNET_GROUP, rooms.skynet, Framing::Skynet),
                 // HTTP and what becomes of it: a browser's business, not the mediator's.
                 (DM_GROUP, rooms.dm, Framing::Raw),
+                (TOXGROUP_GROUP, rooms.toxgroup, Framing::ToxGroup),
+                (TOXTHIN_GROUP, rooms.toxthin, Framing::ToxGroup),
             ];
             let exact = named.map(|(name, room, framing)| Some((name.to_owned(), target(room?, framing))));
             let default = rooms.csp.map(|address| target(address, Framing::Csp));
@@ -809,6 +894,14 @@ impl SkynetConfig {
 
 impl DmConfig {
     /// The files of its own certificate, if it has one.
+    #[must_use]
+    pub fn cert_files(&self) -> Option<CertFiles> {
+        Some(CertFiles { cert: self.cert.clone()?, key: self.key.clone()? })
+    }
+}
+
+impl ToxGroupConfig {
+    /// The files of its certificate, if its WebSockets are to be encrypted.
     #[must_use]
     pub fn cert_files(&self) -> Option<CertFiles> {
         Some(CertFiles { cert: self.cert.clone()?, key: self.key.clone()? })
@@ -1433,6 +1526,20 @@ mod tests {
         let directory = Config::development().directory(Rooms { skynet: Some(address), ..Rooms::default() });
         let expected = Target { addresses: vec![address.to_string()], framing: Framing::Skynet };
         assert_eq!(directory.find(&skynet), Some(expected));
+    }
+
+    #[test]
+    fn the_embedded_tox_group_hub_has_two_server_groups_of_its_own() {
+        let [packets, thin] = ["127.0.0.1:4714", "127.0.0.1:4715"].map(|address| address.parse().unwrap());
+        let rooms = Rooms { toxgroup: Some(packets), toxthin: Some(thin), ..Rooms::default() };
+        let directory = Config::development().directory(rooms);
+        for (name, address) in [(TOXGROUP_GROUP, packets), (TOXTHIN_GROUP, thin)] {
+            let expected = Target { addresses: vec![address.to_string()], framing: Framing::ToxGroup };
+            assert_eq!(directory.find(&ServerGroup::new(name).unwrap()), Some(expected));
+        }
+        assert!(parse("chat.toxgroup.thin_listen = '0.0.0.0:1'").is_err());
+        assert!(parse("chat.toxgroup.cert = 'c'").is_err());
+        assert_eq!(parse("chat.toxgroup.node_format = 'auto'").unwrap().chat.toxgroup.node_format, NodeFormat::Auto);
     }
 
     #[test]

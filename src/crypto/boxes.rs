@@ -45,11 +45,38 @@ pub fn x25519(secret: &Secret<32>, public: &Public) -> Result<Secret<32>, LowOrd
     if shared.was_contributory() { Ok(Secret::new(shared.to_bytes())) } else { Err(LowOrder) }
 }
 
-/// Whether a public key can agree on anything: false for the zero point and every other point of low order.
+/// Every way to write a point of low order, of the curve or its twist, but for the highest bit, which X25519 ignores. Clamping
+/// makes each secret a multiple of the cofactor and of no large prime order, so these and no others give zero, with every secret.
+const LOW_ORDER: [Public; 7] = {
+    // 2^255 - 19, the prime of the field, little-endian.
+    let mut prime = [0xff; 32];
+    prime[0] = 0xed;
+    prime[31] = 0x7f;
+    let (mut one, mut before, mut behind) = ([0; 32], prime, prime);
+    one[0] = 1;
+    before[0] -= 1;
+    behind[0] += 1;
+    [[0; 32], one, EIGHTH, OTHER_EIGHTH, before, prime, behind]
+};
+/// The points of order 8.
+const EIGHTH: Public = [
+    0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda, 0x09, 0x8d,
+    0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
+];
+const OTHER_EIGHTH: Public = [
+    0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04, 0x44, 0x5c,
+    0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
+];
+
+/// Whether a public key can agree on anything: false for the zero point and every other point of low order. Costs no
+/// multiplication: strangers may ask.
 #[must_use]
 pub fn is_contributory(public: &Public) -> bool {
-    // Any secret tells: a point of low order gives zero with all of them, because clamping clears the cofactor.
-    x25519(&Secret::new([0x40; 32]), public).is_ok()
+    let mut point = *public;
+    if let Some(last) = point.last_mut() {
+        *last &= 0x7f;
+    }
+    !LOW_ORDER.contains(&point)
 }
 
 /// The key two parties share: `HSalsa20(X25519(secret, public), 0)`, NaCl's `beforenm`.
@@ -114,18 +141,32 @@ mod tests {
     #[test]
     fn low_order_points_are_refused() {
         let secret = Secret::random();
-        let mut one = [0; 32];
-        one[0] = 1;
-        // p - 1, of order 2.
-        let mut minus_one = [0xff; 32];
-        minus_one[0] = 0xec;
-        minus_one[31] = 0x7f;
-        for point in [[0; 32], one, minus_one] {
+        let written = LOW_ORDER.into_iter().chain(LOW_ORDER.map(|mut point| {
+            point[31] |= 0x80;
+            point
+        }));
+        for point in written {
             assert_eq!(x25519(&secret, &point).unwrap_err(), LowOrder);
             assert!(beforenm(&secret, &point).is_err());
             assert!(!is_contributory(&point));
         }
         assert!(is_contributory(&public(&secret)));
+    }
+
+    /// The multiplication is the judge of the list: of its neighbours and of anything else.
+    #[test]
+    fn a_point_is_of_low_order_when_it_agrees_on_zero_and_only_then() {
+        let secret = Secret::random();
+        let neighbours = LOW_ORDER.into_iter().flat_map(|point| {
+            [(0, 1), (0, 2), (0, 0x80), (15, 1), (31, 0x40)].map(|(at, bit)| {
+                let mut point = point;
+                point[at] ^= bit;
+                point
+            })
+        });
+        for point in neighbours.chain((0..50).map(|_| super::super::random::bytes())) {
+            assert_eq!(is_contributory(&point), x25519(&secret, &point).is_ok(), "{point:02x?}");
+        }
     }
 
     #[test]

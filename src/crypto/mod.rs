@@ -8,10 +8,12 @@
 //! | [`boxes`] | X25519 agreement, XSalsa20-Poly1305 boxes in NaCl layout |
 //! | [`kdf`] | keyed BLAKE2b, the keys of a device group, the CSP vouch |
 //! | [`random`] | the one source of secret randomness |
+//! | [`sign`] | Ed25519, verified strictly |
 
 pub mod boxes;
 pub mod kdf;
 pub mod random;
+pub mod sign;
 
 use std::fmt;
 

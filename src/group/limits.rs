@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::record::LogEntry;
 use super::slots::Slot;
 use crate::wire::d2m::{
     CONTAINER_MAX, DEVICES_INFO_OVERHEAD, DeviceId, ENCRYPTED_DEVICE_INFO_MAX, ENCRYPTED_SCOPE_MAX, PAYLOAD_MAX,
@@ -29,8 +30,12 @@ pub const LINE_PAYLOADS_MAX: usize = 4_096;
 pub const LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const _: () = assert!(LINE_BYTES_MAX >= 64 * ENCRYPTED_SCOPE_MAX, "a line holds more than one round of transactions");
 
-/// Most envelope bytes kept in memory for connections that lag behind. Beyond it they read their backlog from the store.
+/// Most bytes of messages kept in memory for connections that lag behind, [`ENTRY_COST`] for each included. Beyond it they read
+/// their backlog from the store. What waits for a device that is away takes no memory at all.
 pub const WINDOW_BYTES_MAX: usize = 1024 * 1024;
+/// What a message takes in memory beside its bytes: its place, and what the allocator adds to it and to its reference count.
+pub const ENTRY_COST: usize = 128;
+const _: () = assert!(size_of::<LogEntry>() <= 48, "the place of a message, with as much again for the allocator");
 /// How much of the backlog is read from the store at once, in cost. A page is sent whole, so an outbox may be overdrawn
 /// by one.
 pub const PAGE_COST: usize = 128 * 1024;

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::limits::{SEQ_BLOCK, WINDOW_BYTES_MAX};
+use super::limits::{ENTRY_COST, SEQ_BLOCK, WINDOW_BYTES_MAX};
 use super::record::{LogEntry, Seq};
 use crate::time::Now;
 
@@ -26,6 +26,11 @@ pub(super) struct Log {
     durable: Seq,
     window: VecDeque<LogEntry>,
     window_bytes: usize,
+}
+
+/// What an entry takes in memory, in bytes.
+fn takes(entry: &LogEntry) -> usize {
+    entry.message.container().len().saturating_add(ENTRY_COST)
 }
 
 impl Log {
@@ -60,7 +65,7 @@ impl Log {
     }
 
     pub(super) fn push(&mut self, entry: LogEntry) {
-        self.window_bytes = self.window_bytes.saturating_add(entry.message.container().len());
+        self.window_bytes = self.window_bytes.saturating_add(takes(&entry));
         self.window.push_back(entry);
     }
 
@@ -87,7 +92,7 @@ impl Log {
             }
             skipped += usize::from(front.seq > handed && front.message.flags().ephemeral);
             self.floor = front.seq;
-            self.window_bytes = self.window_bytes.saturating_sub(front.message.container().len());
+            self.window_bytes = self.window_bytes.saturating_sub(takes(front));
             self.window.pop_front();
         }
         self.floor = self.durable;

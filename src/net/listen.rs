@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
 
+use super::ahead::Ahead;
 use super::proxies::Proxies;
 use super::tasks::Tasks;
 use super::tls::{ACME_TLS_1, Tls};
@@ -172,6 +173,7 @@ impl Door {
             true => None,
             false => Some(bounds.comes_from(origin.ip())?),
         };
+        let io = Ahead::new(io);
         let Some(tls) = &self.tls else { return Some((Stream::Plain(io), origin, place)) };
         let (ended, stream) = match secure(tls, io).await {
             Ok(stream) => (metrics::Tls::Done, stream),
@@ -187,7 +189,7 @@ impl Door {
 }
 
 /// The TLS handshake. `None` when it was all that was wanted: a certificate authority's look.
-async fn secure<Io: AsyncRead + AsyncWrite + Unpin>(tls: &Tls, io: Io) -> io::Result<Option<Stream<Io>>> {
+async fn secure<Io: AsyncRead + AsyncWrite + Unpin>(tls: &Tls, io: Ahead<Io>) -> io::Result<Option<Stream<Io>>> {
     let handshake = async {
         let mut stream = tls.acceptor().accept(io).await?;
         if stream.get_ref().1.alpn_protocol() != Some(ACME_TLS_1) {
@@ -209,18 +211,26 @@ fn is_peers(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub enum Stream<Io> {
     /// As it came.
-    Plain(Io),
+    Plain(Ahead<Io>),
     /// Through TLS.
-    Tls(Box<TlsStream<Io>>),
+    Tls(Box<TlsStream<Ahead<Io>>>),
+}
+
+impl<Io> Stream<Io> {
+    /// What was accepted.
+    #[must_use]
+    pub fn get_ref(&self) -> &Io {
+        match self {
+            Self::Plain(io) => io.get_ref(),
+            Self::Tls(tls) => tls.get_ref().0.get_ref(),
+        }
+    }
 }
 
 impl Stream<TcpStream> {
     /// See [`keep_alive`].
     pub fn keep_alive(&self) {
-        keep_alive(match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
-        });
+        keep_alive(self.get_ref());
     }
 }
 
@@ -305,10 +315,10 @@ mod tests {
     #[tokio::test]
     async fn who_vanished_kept_a_place() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = Stream::Plain(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let stream = Stream::Plain(Ahead::new(tcp));
         stream.keep_alive();
-        let Stream::Plain(tcp) = &stream else { unreachable!() };
-        let socket = SockRef::from(tcp);
+        let socket = SockRef::from(stream.get_ref());
         assert!(socket.keepalive().unwrap());
         assert_eq!(
             (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap()),

@@ -2,6 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | [`ahead`] | reading more than was asked for |
 //! | [`https`] | requests of our own to other servers |
 //! | [`inherited`] | listening sockets that whoever started the process opened |
 //! | [`listen`] | the accept loop, and one type for plain and encrypted connections |
@@ -14,6 +15,7 @@
 //! | [`development`] | the certificate authority of a development box |
 
 pub mod acme;
+pub mod ahead;
 pub mod development;
 pub mod https;
 pub mod inherited;

@@ -8,13 +8,13 @@
 //! A reload first does everything that can fail, so that one that fails has changed nothing.
 
 use std::io::{ErrorKind, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use miette::{IntoDiagnostic as _, WrapErr as _, miette};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +23,9 @@ use super::drain::Pace;
 use super::load::Shedding;
 use super::parent::Parent;
 use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
-use crate::chat::{chatos, csp, dm, skynet};
-use crate::config::{Changed, Config, Durability, Rooms, Security};
+use crate::chat::toxgroup::wire::Dialect;
+use crate::chat::{chatos, csp, dm, skynet, toxgroup};
+use crate::config::{Changed, Config, Durability, NodeFormat, Rooms, Security, ToxGroupConfig};
 use crate::group::Limits;
 use crate::metrics::Outcome;
 use crate::net::acme::Acme;
@@ -106,6 +107,9 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
         true => Some(open_dm(&config, secured.door.tls.as_ref(), clock, &stop_chat).await?),
         false => None,
     };
+    let toxgroup =
+        if config.chat.toxgroup.enabled { Some(open_toxgroup(&config, clock, &stop_chat).await?) } else { None };
+    let hub = toxgroup.as_ref().map(toxgroup::Running::addresses);
 
     let addresses = Addresses {
         public: public.local_addr().into_diagnostic()?,
@@ -115,8 +119,11 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
             chatos: chatos.as_ref().and_then(|chatos| chatos.addresses().last().copied()),
             skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().get(1).copied()),
             dm: dm.as_ref().and_then(|dm| dm.addresses().get(1).copied()),
+            toxgroup: hub.map(|hub| hub.tcp),
+            toxthin: hub.map(|hub| hub.thin),
         },
         chatos: chatos.as_ref().and_then(|chatos| chatos.addresses().first().copied()),
+        hub,
         skynet: skynet.as_ref().and_then(|(skynet, _)| skynet.addresses().first().copied()),
         skynet_pages: skynet.as_ref().map(|(_, pages)| pages.clone()),
         dm: dm.as_ref().and_then(|dm| dm.addresses().first().copied()),
@@ -184,7 +191,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
                 }
             },
             () = mediator.drain_asked() => break End::ByOperator,
-            fault = ended_unasked(csp.as_ref(), chatos.as_ref(), skynet.as_ref(), dm.as_ref()) => break End::Fault(fault),
+            fault = ended_unasked(csp.as_ref(), chatos.as_ref(), skynet.as_ref(), dm.as_ref(), toxgroup.as_ref()) => break End::Fault(fault),
             never = supervisor::watchdog(&mediator) => match never {},
         }
     };
@@ -219,6 +226,9 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     if let Some(dm) = dm {
         dm.wait().await;
     }
+    if let Some(toxgroup) = toxgroup {
+        toxgroup.wait().await;
+    }
     kept.close().await?;
     match end {
         End::BySignal | End::ByOperator | End::Orphaned => Ok(ExitCode::SUCCESS),
@@ -242,6 +252,7 @@ async fn ended_unasked(
     chatos: Option<&chatos::Running>,
     skynet: Option<&skynet::Running>,
     dm: Option<&dm::Running>,
+    toxgroup: Option<&toxgroup::Running>,
 ) -> miette::Report {
     let csp = async {
         match csp {
@@ -267,7 +278,14 @@ async fn ended_unasked(
             None => std::future::pending().await,
         }
     };
+    let toxgroup = async {
+        match toxgroup {
+            Some(toxgroup) => toxgroup.over().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        () = toxgroup => miette!("the Tox group hub ended unexpectedly"),
         () = csp => miette!("the CSP chat server ended unexpectedly"),
         () = chatos => miette!("the ChatOs server ended unexpectedly"),
         () = skynet => miette!("the Skynet server ended unexpectedly"),
@@ -432,6 +450,66 @@ async fn open_dm(
     dm::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()
 }
 
+/// Opens the Tox group hub as it is configured.
+async fn open_toxgroup(config: &Config, clock: Clock, stop: &CancellationToken) -> miette::Result<toxgroup::Running> {
+    let room = &config.chat.toxgroup;
+    let tls = room.cert_files().map(|files| watched(files, clock, stop)).transpose()?;
+    let tcp = open_door("the Tox group hub", room.listen, "--toxgroup-listen").await?;
+    // The same port for both, also where any was asked for.
+    let at = tcp.local_addr().into_diagnostic()?;
+    let udp = UdpSocket::bind(at).await.into_diagnostic().wrap_err_with(|| {
+        format!(
+            "cannot take datagrams for the Tox group hub on {at}; choose another address with --toxgroup-listen ADDR"
+        )
+    })?;
+    let flag = "--set chat.toxgroup.web_listen=";
+    let web = open_door("the Tox group hub's WebSockets", room.web_listen, flag).await?;
+    let flag = "--set chat.toxgroup.thin_listen=";
+    let thin = open_door("the Tox group hub's thin users", room.thin_listen, flag).await?;
+    let mut settings = toxgroup::Config::new(config.data_dir.clone());
+    settings.addresses = invited_to(room, at, web.local_addr().into_diagnostic()?, tls.is_some());
+    settings.toxcore2014 = room.toxcore2014;
+    settings.connections_max = room.max_connections;
+    settings.unproved_per_address = room.max_unproved_per_address;
+    settings.groups_max = room.max_groups;
+    settings.users_max = room.max_users;
+    settings.exempt = room.exempt.as_ref().map(|exempt| exempt.iter().copied().collect());
+    settings.rules.node_format = match room.node_format {
+        NodeFormat::Seed => toxgroup::state::NodeFormat::Fixed(Dialect::N40),
+        NodeFormat::April2014 => toxgroup::state::NodeFormat::Fixed(Dialect::N51),
+        NodeFormat::Winter2013 => toxgroup::state::NodeFormat::Fixed(Dialect::N56),
+        NodeFormat::Auto => toxgroup::state::NodeFormat::Auto,
+    };
+    let limits = &mut settings.rules.limits;
+    limits.members_max = room.max_members;
+    limits.texts = limits.texts.at(room.texts_per_member);
+    limits.packets = limits.packets.at(room.packets_per_neighbour);
+    limits.joins_per_address = limits.joins_per_address.at(room.joins_per_address);
+    let doors = toxgroup::Doors {
+        udp,
+        tcp: (tcp, Door::default()),
+        web: (web, Door::from(tls)),
+        thin: (thin, Door::default()),
+    };
+    toxgroup::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()
+}
+
+/// What invitations say about where the hub is. Nowhere, as far as it listens everywhere and nobody said by what name.
+fn invited_to(room: &ToxGroupConfig, at: SocketAddr, web: SocketAddr, tls: bool) -> Vec<toxgroup::wire::Door> {
+    use toxgroup::wire::Door::{Udp, Url};
+    let said = room.public_host.clone();
+    let host = |at: SocketAddr| said.clone().or_else(|| (!at.ip().is_unspecified()).then(|| at.ip().to_string()));
+    let authority = |host: String, at: SocketAddr| match host.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, at.port()).to_string(),
+        Err(_) => format!("{host}:{}", at.port()),
+    };
+    let udp = host(at).and_then(|host| host.parse().ok()).map(|ip| Udp(SocketAddr::new(ip, at.port())));
+    let tcp = host(at).map(|host| Url(format!("tcp://{}", authority(host, at))));
+    let scheme = if tls { "wss" } else { "ws" };
+    let web = host(web).map(|host| Url(format!("{scheme}://{}/", authority(host, web))));
+    udp.into_iter().chain(tcp).chain(web).collect()
+}
+
 /// A certificate of a room's own, which is looked at until the rooms close.
 fn watched(files: CertFiles, clock: Clock, stop: &CancellationToken) -> miette::Result<Tls> {
     let watch = Watch::open(files, clock).into_diagnostic()?;
@@ -532,7 +610,8 @@ impl Kept {
         let data = config.data_dir.clone();
         match config.durability {
             Durability::Memory => {
-                let keeps = config.chat.csp.enabled || config.chat.skynet.enabled || config.chat.dm.enabled;
+                let rooms = &config.chat;
+                let keeps = rooms.csp.enabled || rooms.skynet.enabled || rooms.dm.enabled || rooms.toxgroup.enabled;
                 let lock = keeps.then(|| DirLock::take(&data)).transpose().into_diagnostic()?;
                 Ok(Self { store: Arc::new(MemoryStore::new()), sqlite: None, durability: "memory", _lock: lock })
             }
@@ -615,6 +694,8 @@ struct Addresses {
     admin: SocketAddr,
     rooms: Rooms,
     chatos: Option<SocketAddr>,
+    /// Where members of Tox groups connect.
+    hub: Option<toxgroup::serve::Addresses>,
     /// Where Skynet clients connect.
     skynet: Option<SocketAddr>,
     /// Where its users confirm their addresses.
@@ -718,6 +799,10 @@ fn banner(
         let scheme = if tls { "https" } else { "http" };
         writeln!(out, "  DM           {scheme}://{}/  (Socket.IO; without TLS on {plain})", self::host(address))?;
     }
+    if let Some(hub) = addresses.hub {
+        let web = if config.chat.toxgroup.cert.is_some() { "wss" } else { "ws" };
+        writeln!(out, "  Tox groups   {}  (UDP and TCP; {web}://{}; thin users on {})", hub.tcp, hub.web, hub.thin)?;
+    }
     writeln!(out, "  admin        http://{}/", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;
     if durability == "memory" {
@@ -725,7 +810,7 @@ fn banner(
             out,
             "\nDevice groups and their messages are in memory only: they are lost when this process ends, for good."
         )?;
-        let rooms = csp.is_some() || addresses.skynet.is_some() || addresses.dm.is_some();
+        let rooms = csp.is_some() || addresses.skynet.is_some() || addresses.dm.is_some() || addresses.hub.is_some();
         match (rooms, secured.ca.is_some()) {
             (true, true) => {
                 writeln!(out, "Kept all the same: the chat server's data, and the development certificate.")?
@@ -805,7 +890,7 @@ mod tests {
         let settings = csp::Config::new("127.0.0.1:0".parse().unwrap(), dir.path().to_owned());
         let csp = csp::start(settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(Some(&csp), None, None, None).await;
+        let fault = ended_unasked(Some(&csp), None, None, None, None).await;
         assert!(fault.to_string().contains("CSP"), "{fault}");
         csp.wait().await;
 
@@ -813,7 +898,7 @@ mod tests {
         let settings = chatos::Config::new("127.0.0.1:0".parse().unwrap());
         let chatos = chatos::start(settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(None, Some(&chatos), None, None).await;
+        let fault = ended_unasked(None, Some(&chatos), None, None, None).await;
         assert!(fault.to_string().contains("ChatOs"), "{fault}");
         chatos.wait().await;
 
@@ -823,7 +908,7 @@ mod tests {
         let doors = vec![(listener, Door::default())];
         let skynet = skynet::start_on(doors, settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(None, None, Some(&skynet), None).await;
+        let fault = ended_unasked(None, None, Some(&skynet), None, None).await;
         assert!(fault.to_string().contains("Skynet"), "{fault}");
         skynet.wait().await;
 
@@ -832,7 +917,7 @@ mod tests {
         let settings = dm::Config::new(dir.path().to_owned());
         let dm = dm::start_on(doors, settings, Clock::system(), stop.clone()).await.unwrap();
         stop.cancel();
-        let fault = ended_unasked(None, None, None, Some(&dm)).await;
+        let fault = ended_unasked(None, None, None, Some(&dm), None).await;
         assert!(fault.to_string().contains("DM"), "{fault}");
         dm.wait().await;
     }

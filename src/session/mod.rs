@@ -19,14 +19,16 @@ mod inbound;
 mod outbound;
 pub mod socket;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
 use bytes::BytesMut;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
@@ -102,13 +104,13 @@ pub fn run(
     run_halves(sink, stream, url, context, leave, place)
 }
 
-async fn run_halves(
+async fn run_halves<P: Send + 'static>(
     mut sink: Sink,
     mut stream: Stream,
     url: ClientUrlInfo,
     context: Arc<Context>,
     leave: CancellationToken,
-    _place: impl Send + 'static,
+    _place: P,
 ) {
     let metrics = metrics::get();
     let (opened, closed) = (&metrics.connections_opened, &metrics.connections_closed);
@@ -137,6 +139,38 @@ async fn run_halves(
     // With the presence above and nothing to wait for in between, so that the sums hold.
     metrics.closes.of(ending.close_code()).increment(1);
     metrics.endings.of(ending.culprit()).increment(1);
+}
+
+pin_project_lite::pin_project! {
+    /// See [`at_most`].
+    struct AtMost<F> {
+        limit: Duration,
+        #[pin]
+        future: F,
+        #[pin]
+        late: Option<Sleep>,
+    }
+}
+
+/// [`timeout`] for what is mostly there already: the clock is asked only when there is something to wait for. `None`: too late.
+const fn at_most<F: Future>(limit: Duration, future: F) -> AtMost<F> {
+    AtMost { limit, future, late: None }
+}
+
+/// No `async fn`: that would take the place of `future` twice, in every connection.
+impl<F: Future> Future for AtMost<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let Poll::Ready(done) = this.future.poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        if this.late.is_none() {
+            this.late.set(Some(sleep(*this.limit)));
+        }
+        this.late.as_pin_mut().map_or(Poll::Pending, |late| late.poll(cx)).map(|()| None)
+    }
 }
 
 /// `Err`: it ended before it was admitted.
@@ -229,4 +263,21 @@ async fn established(
     place.proxies.wait().await;
     drop(place);
     ending
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of what a function of six arguments returns.
+    fn size<A, B, C, D, E, F, Out>(_: impl Fn(A, B, C, D, E, F) -> Out) -> usize {
+        size_of::<Out>()
+    }
+
+    /// One of the largest things that a connected device costs; see the budgets in `tests/bench_smoke.rs`.
+    #[test]
+    fn a_session_is_small() {
+        let size = size(run_halves::<()>);
+        assert!(size <= 3_840, "{size} bytes");
+    }
 }

@@ -6,17 +6,17 @@ use axum::extract::ws::Message;
 use bytes::Bytes;
 use futures_util::SinkExt as _;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Timeouts;
 use super::ending::Ending;
 use super::socket::{CLOSE_TIMEOUT, Sink};
+use super::{Timeouts, at_most};
 use crate::capture::watch::Line;
 use crate::hub::Outgoing;
 use crate::hub::seat::Outbox;
-use crate::upstream::Event;
 use crate::upstream::pipe::Receiver;
+use crate::upstream::{Event, UpstreamEnd};
 use crate::wire::d2m::ToDevice;
 
 pub(super) async fn run(
@@ -34,7 +34,7 @@ pub(super) async fn run(
         outbox,
         from: ChatSide::Unopened(opened),
         introduced,
-        said: false,
+        greeting: Greeting::Unsaid,
         stalled: timeouts.idle,
     };
     let ending = tokio::select! {
@@ -56,28 +56,44 @@ struct Outbound<'a> {
     from: ChatSide,
     /// Tells that the ServerInfo, the first payload of every seat, is on the socket.
     introduced: &'a watch::Sender<bool>,
-    said: bool,
+    greeting: Greeting,
     /// How long a write may take.
     stalled: Duration,
 }
 
+/// Where the ServerInfo is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Greeting {
+    Unsaid,
+    /// Behind what will be flushed next.
+    Written,
+    Said,
+}
+
 /// A write that takes no byte for this long has no reader.
 async fn within(stalled: Duration, write: impl Future<Output = Result<(), axum::Error>>) -> Result<(), Ending> {
-    match timeout(stalled, write).await {
-        Ok(written) => written.map_err(|_| Ending::Lost),
-        Err(_elapsed) => Err(Ending::NotReading),
+    match at_most(stalled, write).await {
+        Some(written) => written.map_err(|_| Ending::Lost),
+        None => Err(Ending::NotReading),
     }
 }
 
 /// The chat server's side of the pipe.
 enum ChatSide {
     Unopened(oneshot::Receiver<Receiver<Event>>),
-    Open(Receiver<Event>),
+    /// With what is left of a batch.
+    Open(Receiver<Event>, std::vec::IntoIter<Bytes>),
     Done,
 }
 
+/// From the chat server.
+enum Proxied {
+    Payload(Bytes),
+    Ended(UpstreamEnd),
+}
+
 enum Next {
-    Event(Event),
+    Proxied(Proxied),
     Outgoing(Outgoing),
     Ping,
 }
@@ -91,24 +107,24 @@ impl Outbound<'_> {
             let next = tokio::select! {
                 // By order, so that a simulated run can be repeated; the turns are taken below.
                 biased;
-                event = self.from.next() => Next::Event(event),
+                proxied = self.from.next() => Next::Proxied(proxied),
                 outgoing = self.outbox.next() => Next::Outgoing(outgoing.ok_or(Ending::GroupFailed)?),
                 _ = ping.tick() => Next::Ping,
             };
             match next {
-                Next::Event(event) => self.pass_on(event).await?,
+                Next::Proxied(proxied) => self.pass_on(proxied).await?,
                 Next::Outgoing(outgoing) => self.say(outgoing).await?,
                 Next::Ping => self.feed(Message::Ping(Bytes::new())).await?,
             }
             // Whatever is there already goes out with the same flush, in turns.
             loop {
-                let event = self.from.try_next();
+                let proxied = self.from.try_next();
                 let outgoing = self.outbox.try_next();
-                if event.is_none() && outgoing.is_none() {
+                if proxied.is_none() && outgoing.is_none() {
                     break;
                 }
-                if let Some(event) = event {
-                    self.pass_on(event).await?;
+                if let Some(proxied) = proxied {
+                    self.pass_on(proxied).await?;
                 }
                 if let Some(outgoing) = outgoing {
                     self.say(outgoing).await?;
@@ -118,10 +134,10 @@ impl Outbound<'_> {
         }
     }
 
-    async fn pass_on(&mut self, event: Event) -> Result<(), Ending> {
-        match event {
-            Event::Unit(unit) => self.feed(Message::Binary(ToDevice::Proxy(unit).encode())).await,
-            Event::Ended(end) => {
+    async fn pass_on(&mut self, proxied: Proxied) -> Result<(), Ending> {
+        match proxied {
+            Proxied::Payload(payload) => self.feed(Message::Binary(payload)).await,
+            Proxied::Ended(end) => {
                 self.flush().await?;
                 Err(Ending::Upstream(end))
             }
@@ -131,13 +147,15 @@ impl Outbound<'_> {
     async fn say(&mut self, outgoing: Outgoing) -> Result<(), Ending> {
         match outgoing {
             Outgoing::Payload(payload) => {
+                if self.greeting == Greeting::Written && matches!(payload, ToDevice::Reflected(_)) {
+                    // However much waits: once it has its ServerInfo, the device may believe that it is registered. What else
+                    // there is to say at first is short and goes with it.
+                    self.flush().await?;
+                }
                 self.feed(Message::Binary(payload.encode())).await?;
                 self.outbox.written(&payload).await;
-                if !self.said {
-                    // At once, however much waits: from here on the device may believe that it is registered.
-                    self.flush().await?;
-                    self.said = true;
-                    self.introduced.send_replace(true);
+                if self.greeting == Greeting::Unsaid {
+                    self.greeting = Greeting::Written;
                 }
                 Ok(())
             }
@@ -156,7 +174,12 @@ impl Outbound<'_> {
     }
 
     async fn flush(&mut self) -> Result<(), Ending> {
-        within(self.stalled, self.sink.flush()).await
+        within(self.stalled, self.sink.flush()).await?;
+        if self.greeting == Greeting::Written {
+            self.greeting = Greeting::Said;
+            self.introduced.send_replace(true);
+        }
+        Ok(())
     }
 
     /// Why the group ended the connection, of which the device could not be told in time.
@@ -171,18 +194,22 @@ impl Outbound<'_> {
 }
 
 impl ChatSide {
-    /// The next event; never, when there is no connection to the chat server.
-    async fn next(&mut self) -> Event {
+    /// What comes next; never, when there is no connection to the chat server.
+    async fn next(&mut self) -> Proxied {
         loop {
+            if let Some(proxied) = self.try_next() {
+                return proxied;
+            }
             match self {
                 Self::Unopened(opened) => {
                     *self = match opened.await {
-                        Ok(receiver) => Self::Open(receiver),
+                        Ok(receiver) => Self::Open(receiver, Vec::new().into_iter()),
                         Err(_inbound_ended) => Self::Done,
                     };
                 }
-                Self::Open(receiver) => match receiver.recv().await {
-                    Some(event) => return event,
+                Self::Open(receiver, batch) => match receiver.recv().await {
+                    Some(Event::Payloads(payloads)) => *batch = payloads.into_iter(),
+                    Some(Event::Ended(end)) => return Proxied::Ended(end),
                     None => *self = Self::Done,
                 },
                 Self::Done => std::future::pending().await,
@@ -190,10 +217,16 @@ impl ChatSide {
         }
     }
 
-    fn try_next(&mut self) -> Option<Event> {
-        match self {
-            Self::Open(receiver) => receiver.try_recv(),
-            Self::Unopened(_) | Self::Done => None,
+    fn try_next(&mut self) -> Option<Proxied> {
+        let Self::Open(receiver, batch) = self else { return None };
+        loop {
+            if let Some(payload) = batch.next() {
+                return Some(Proxied::Payload(payload));
+            }
+            match receiver.try_recv()? {
+                Event::Payloads(payloads) => *batch = payloads.into_iter(),
+                Event::Ended(end) => return Some(Proxied::Ended(end)),
+            }
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
 //! | [`skynet`] | a client for Skynet v5, as a library and for lines |
 //! | [`replay`] | drives the device side of a capture against any mediator |
+//! | [`tox`] | a client for Tox groups: as a peer, and as a thin user |
 //! | [`trace`] | a capture as a picture for Perfetto |
 //! | [`describe`] | payloads as fields with names: what the others print |
 //! | `captured` | captures, as those tools read them |
@@ -36,6 +37,7 @@ pub mod replay;
 pub mod simulate;
 pub mod skynet;
 mod terminal;
+pub mod tox;
 pub mod trace;
 
 use std::io::IsTerminal as _;

@@ -4,9 +4,10 @@ use bytes::{Bytes, BytesMut};
 
 use crate::wire::chatos;
 use crate::wire::csp;
-use crate::wire::d2m::PAYLOAD_MAX;
+use crate::wire::d2m::{self, PAYLOAD_MAX};
 use crate::wire::delimit::{BadUnit, Cut, Cutter, Delimiter};
 use crate::wire::skynet;
+use crate::wire::toxgroup;
 
 /// Longest body of a CSP frame that can be proxied, in bytes: with its prefix it has to fit a container.
 pub const CSP_FRAME_MAX: usize = PAYLOAD_MAX - csp::FRAME_PREFIX;
@@ -15,6 +16,7 @@ const _: () = assert!(
     1 + 2 * (chatos::INT + chatos::CLIENT_CAPS.name) + chatos::INT + chatos::CLIENT_CAPS.text <= PAYLOAD_MAX,
     "the longest packet, a private message, fits a container"
 );
+const _: () = assert!(toxgroup::PREFIX + toxgroup::THIN_MAX <= PAYLOAD_MAX, "the longest frame fits a container");
 const _: () = assert!(CSP_FRAME_MAX == 65_530, "the number D2M spec 9.2 names");
 
 /// How a chat server's byte stream is cut.
@@ -28,6 +30,8 @@ pub enum Framing {
     ChatOs,
     /// Skynet: packets; one that fits no container comes in pieces, of which all but the last fill one.
     Skynet,
+    /// Tox group chat: frames behind their length, whether packets are in them or what thin users say.
+    ToxGroup,
     /// As it comes, in pieces that fit a container: for devices that find the seams themselves.
     Raw,
 }
@@ -43,6 +47,7 @@ enum Seams {
     Csp(csp::ServerStream),
     ChatOs(chatos::ServerStream),
     Skynet(skynet::ServerStream),
+    ToxGroup(toxgroup::Frames),
     Raw,
 }
 
@@ -52,6 +57,7 @@ impl Delimiter for Seams {
             Self::Csp(stream) => stream.cut(pending),
             Self::ChatOs(stream) => stream.cut(pending),
             Self::Skynet(stream) => stream.cut(pending),
+            Self::ToxGroup(frames) => frames.cut(pending),
             Self::Raw if pending.is_empty() => Ok(Cut::More),
             Self::Raw => Ok(Cut::Unit(pending.len().min(PAYLOAD_MAX))),
         }
@@ -67,6 +73,7 @@ impl Framer {
             // As much as clients have to accept, so that the packet of a server with wider limits than ours is for the device to judge.
             Framing::ChatOs => Seams::ChatOs(chatos::ServerStream::new(chatos::CLIENT_CAPS, PAYLOAD_MAX)),
             Framing::Skynet => Seams::Skynet(skynet::ServerStream::new(PAYLOAD_MAX)),
+            Framing::ToxGroup => Seams::ToxGroup(toxgroup::Frames::new(toxgroup::THIN_MAX)),
             Framing::Raw => Seams::Raw,
         };
         Self { cutter: Cutter::new(seams) }
@@ -77,27 +84,36 @@ impl Framer {
         self.cutter.buffer().extend_from_slice(received);
     }
 
-    /// The next complete unit, copied: a slice would keep the whole buffer alive for as long as a slow device needs.
+    /// The next complete unit in a container of its own, ready to be sent. It is copied: a slice would keep the whole buffer alive
+    /// for as long as a slow device needs.
     ///
     /// # Errors
     /// [`BadUnit`] when the stream cannot be proxied any further.
-    pub fn next_unit(&mut self) -> Result<Option<Bytes>, BadUnit> {
-        let unit = self.cutter.next_unit()?.map(|unit| Bytes::copy_from_slice(&unit));
+    pub fn next_payload(&mut self) -> Result<Option<Bytes>, BadUnit> {
+        let payload = self.cutter.next_unit_as(d2m::proxied)?;
         let pending = self.cutter.buffer();
-        if unit.is_none() && pending.is_empty() {
+        if payload.is_none() && pending.is_empty() {
             // A connection with nothing to say holds no buffer.
             *pending = BytesMut::new();
         }
-        Ok(unit)
+        Ok(payload)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::d2m::{CONTAINER_HEADER, ToDevice};
 
     fn lengths(framer: &mut Framer) -> Vec<usize> {
-        std::iter::from_fn(|| framer.next_unit().unwrap()).map(|unit| unit.len()).collect()
+        std::iter::from_fn(|| framer.next_payload().unwrap()).map(|payload| payload.len() - CONTAINER_HEADER).collect()
+    }
+
+    #[test]
+    fn a_unit_comes_in_its_container() {
+        let mut framer = Framer::new(Framing::Raw);
+        framer.push(b"said");
+        assert_eq!(framer.next_payload(), Ok(Some(ToDevice::Proxy(Bytes::from_static(b"said")).encode())));
     }
 
     #[test]
@@ -118,7 +134,7 @@ mod tests {
         framer.push(&vec![1; 65_530]);
         assert_eq!(lengths(&mut framer), [80, 32, PAYLOAD_MAX]);
         framer.push(&65_531_u16.to_le_bytes());
-        assert_eq!(framer.next_unit(), Err(BadUnit { len: 65_531 }));
+        assert_eq!(framer.next_payload(), Err(BadUnit { len: 65_531 }));
     }
 
     #[test]
@@ -134,7 +150,7 @@ mod tests {
         framer.push(&[0]);
         assert_eq!(lengths(&mut framer), [5]);
         framer.push(&[12]);
-        assert_eq!(framer.next_unit(), Err(BadUnit { len: 1 }), "no server says that");
+        assert_eq!(framer.next_payload(), Err(BadUnit { len: 1 }), "no server says that");
 
         let mut framer = Framer::new(Framing::ChatOs);
         framer.push(&[&[11][..], &[200; PAYLOAD_MAX + 1]].concat());
@@ -152,7 +168,7 @@ mod tests {
         framer.push(&[b't'; 4_096]);
         assert_eq!(lengths(&mut framer), [1 + 2 * 1_028 + 4 + 4_096]);
         framer.push(&packet(4_097));
-        assert_eq!(framer.next_unit(), Err(BadUnit { len: 4_097 }));
+        assert_eq!(framer.next_payload(), Err(BadUnit { len: 4_097 }));
     }
 
     #[test]
@@ -161,6 +177,19 @@ mod tests {
         let packet = |len: usize| [&[0x20], &len.to_le_bytes()[..3], &vec![7; len]].concat();
         framer.push(&[packet(0), packet(PAYLOAD_MAX - 4), packet(2 * PAYLOAD_MAX), packet(1)].concat());
         assert_eq!(lengths(&mut framer), [4, PAYLOAD_MAX, PAYLOAD_MAX, PAYLOAD_MAX, 4, 5]);
+    }
+
+    #[test]
+    fn tox_groups_are_one_frame_per_payload() {
+        let mut framer = Framer::new(Framing::ToxGroup);
+        let frame = |body: &[u8]| toxgroup::frame(body).unwrap();
+        framer.push(&[frame(b""), frame(&[0x30; 107]), frame(b"{}"), vec![0]].concat());
+        assert_eq!(lengths(&mut framer), [2, 109, 4]);
+        framer.push(&[1]);
+        assert_eq!(lengths(&mut framer), [0_usize; 0], "a frame of one byte has begun");
+        let mut framer = Framer::new(Framing::ToxGroup);
+        framer.push(&16_385_u16.to_be_bytes());
+        assert_eq!(framer.next_payload(), Err(BadUnit { len: 16_385 }));
     }
 
     #[test]

@@ -46,13 +46,18 @@ pub use pipe::Gone;
 use crate::log::SPANS;
 use crate::metrics::{self, Connect, Direction, Presence};
 use crate::time::Clock;
+use crate::wire::delimit::BadUnit;
 use framer::Framer;
 use pipe::Weigh;
 
 /// How much is read at a time, in bytes. It lies on the stack while bytes are being moved and nowhere while they are not.
-const READ: usize = 8 * 1_024;
+const READ: usize = 16 * 1_024;
 /// What a device says that goes out with one write, in messages.
-const GATHERED_MAX: usize = 32;
+const GATHERED_MAX: usize = 64;
+/// What makes a batch of one side whole, in bytes: more is handed over as the next one.
+pub const BATCH: usize = 16 * 1_024;
+/// What one message of a batch costs beside its bytes, in bytes: its place there.
+const PER_MESSAGE: usize = 64;
 
 /// How much one upstream may wait and hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +80,8 @@ impl Default for UpstreamLimits {
 /// What the chat server did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// It sent exactly one unit.
-    Unit(Bytes),
+    /// It sent units, each of which is a payload of its own now, in its container and ready to be sent.
+    Payloads(Vec<Bytes>),
     /// The last event: there is no connection (any more).
     Ended(UpstreamEnd),
 }
@@ -84,10 +89,21 @@ pub enum Event {
 impl Weigh for Event {
     fn bytes(&self) -> usize {
         match self {
-            Self::Unit(unit) => unit.len(),
+            Self::Payloads(payloads) => payloads.bytes(),
             Self::Ended(_) => 0,
         }
     }
+}
+
+impl Weigh for Vec<Bytes> {
+    fn bytes(&self) -> usize {
+        self.iter().map(cost).sum()
+    }
+}
+
+/// What a message takes of a batch and of the pipe's allowance, in bytes.
+pub fn cost(message: &Bytes) -> usize {
+    message.len().saturating_add(PER_MESSAGE)
 }
 
 /// How a connection to a chat server ends without the device's doing.
@@ -150,17 +166,17 @@ impl Upstream {
 /// The device's side of the pipe. Dropping it hangs up at once, whatever still waits.
 #[derive(Debug)]
 pub struct ToChatServer {
-    queue: pipe::Sender<Bytes>,
+    queue: pipe::Sender<Vec<Bytes>>,
     _hang_up: DropGuard,
 }
 
 impl ToChatServer {
-    /// Waits for room and puts `bytes` in line. A future that is dropped before it is done has sent nothing.
+    /// Waits for room and puts these messages in line. A future that is dropped before it is done has sent none of them.
     ///
     /// # Errors
     /// [`Gone`] when the connection takes no more; [`Event::Ended`] follows or has been received.
-    pub async fn send(&self, bytes: Bytes) -> Result<(), Gone> {
-        self.queue.send(bytes).await
+    pub async fn send(&self, messages: Vec<Bytes>) -> Result<(), Gone> {
+        self.queue.send(messages).await
     }
 }
 
@@ -169,7 +185,7 @@ async fn run(
     target: &Target,
     limits: UpstreamLimits,
     dial: &dyn Dial,
-    device: pipe::Receiver<Bytes>,
+    device: pipe::Receiver<Vec<Bytes>>,
     events: &pipe::Sender<Event>,
     connection: &Span,
 ) -> Option<UpstreamEnd> {
@@ -231,45 +247,52 @@ async fn connect_to_any(target: &Target, within: Duration, dial: &dyn Dial) -> i
 }
 
 /// Moves what the device says; returns only when a write fails.
-async fn to_chat_server(mut writing: impl AsyncWrite + Unpin, mut device: pipe::Receiver<Bytes>) -> io::Error {
+async fn to_chat_server(mut writing: impl AsyncWrite + Unpin, mut device: pipe::Receiver<Vec<Bytes>>) -> io::Error {
     let mut gathered = Vec::new();
     loop {
-        // Whatever waits goes out with one write. It keeps its room until then.
+        // Whatever waits goes out together. It keeps its room until then.
         if device.recv_many_held(&mut gathered, GATHERED_MAX).await == 0 {
             // The device is gone: the task is being cut.
             return std::future::pending().await;
         }
-        let written = async {
-            write_all(&mut writing, gathered.iter().map(|(bytes, _held)| bytes)).await?;
-            writing.flush().await
-        };
-        if let Err(error) = written.await {
-            return error;
+        let messages = gathered.iter().flat_map(|(messages, _held)| messages);
+        match write_all(&mut writing, messages).await {
+            Ok(bytes) => metrics::get().proxy_bytes.of(Direction::Up).increment(bytes),
+            Err(error) => return error,
         }
-        let bytes: usize = gathered.drain(..).map(|(bytes, _held)| bytes.len()).sum();
-        metrics::get().proxy_bytes.of(Direction::Up).increment(bytes as u64);
+        gathered.clear();
     }
 }
 
-/// Writes one after the other, several with one call where the stream can do that.
+/// Writes one after the other, several with one call where the stream can do that, and flushes. Returns how many bytes.
 async fn write_all<'a>(
     writing: &mut (impl AsyncWrite + Unpin),
     messages: impl Iterator<Item = &'a Bytes>,
-) -> io::Result<()> {
-    let mut slices = [IoSlice::new(&[]); GATHERED_MAX];
-    let mut count = 0;
-    for (slice, message) in slices.iter_mut().zip(messages.filter(|message| !message.is_empty())) {
-        *slice = IoSlice::new(message);
-        count += 1;
-    }
-    let mut left = slices.get_mut(..count).unwrap_or_default();
-    while !left.is_empty() {
-        match writing.write_vectored(left).await? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            written => IoSlice::advance_slices(&mut left, written),
+) -> io::Result<u64> {
+    let mut messages = messages.filter(|message| !message.is_empty());
+    let mut bytes = 0;
+    loop {
+        let mut slices = [IoSlice::new(&[]); GATHERED_MAX];
+        let mut count = 0;
+        for (slice, message) in slices.iter_mut().zip(&mut messages) {
+            *slice = IoSlice::new(message);
+            count += 1;
+        }
+        let mut left = slices.get_mut(..count).unwrap_or_default();
+        if left.is_empty() {
+            writing.flush().await?;
+            return Ok(bytes);
+        }
+        while !left.is_empty() {
+            match writing.write_vectored(left).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => {
+                    IoSlice::advance_slices(&mut left, written);
+                    bytes += written as u64;
+                }
+            }
         }
     }
-    Ok(())
 }
 
 /// Cuts what the chat server says into events, until it says no more.
@@ -285,13 +308,40 @@ async fn to_device(
             Err(error) => return Ok(UpstreamEnd::Failed(error.kind())),
         }
         loop {
-            match framer.next_unit() {
-                Ok(Some(unit)) => events.send(Event::Unit(unit)).await?,
-                Ok(None) => break,
-                Err(bad) => return Ok(UpstreamEnd::UnitTooBig { len: bad.len }),
+            let (payloads, end) = batch(&mut framer);
+            if !payloads.is_empty() {
+                events.send(Event::Payloads(payloads)).await?;
+            }
+            match end {
+                BatchEnd::Full => {}
+                BatchEnd::NoMore => break,
+                BatchEnd::Bad(bad) => return Ok(UpstreamEnd::UnitTooBig { len: bad.len }),
             }
         }
     }
+}
+
+/// Why a batch holds no more.
+enum BatchEnd {
+    Full,
+    NoMore,
+    Bad(BadUnit),
+}
+
+/// The units that are complete, until they are a [`BATCH`].
+fn batch(framer: &mut Framer) -> (Vec<Bytes>, BatchEnd) {
+    let (mut payloads, mut bytes) = (Vec::new(), 0);
+    while bytes < BATCH {
+        match framer.next_payload() {
+            Ok(Some(payload)) => {
+                bytes += cost(&payload);
+                payloads.push(payload);
+            }
+            Ok(None) => return (payloads, BatchEnd::NoMore),
+            Err(bad) => return (payloads, BatchEnd::Bad(bad)),
+        }
+    }
+    (payloads, BatchEnd::Full)
 }
 
 /// Reads once. The buffer lives on the stack of a single poll, so a connection that waits holds none.
@@ -346,6 +396,7 @@ impl Dial for TcpDial {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::d2m;
 
     /// A network in which nothing ever answers, except at one address.
     #[derive(Debug)]
@@ -386,7 +437,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_black_hole_does_not_hide_the_next_address() {
         let mut upstream = open(&["nowhere:1", "there:1"]);
-        assert_eq!(upstream.from.recv().await, Some(Event::Unit(Bytes::from_static(b"here"))));
+        assert_eq!(upstream.from.recv().await, Some(Event::Payloads(vec![d2m::proxied(b"here")])));
         assert_eq!(upstream.from.recv().await, Some(Event::Ended(UpstreamEnd::Closed)));
     }
 
@@ -432,11 +483,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_waits_is_written_together_whole_and_in_order() {
-        let messages: Vec<Bytes> = (0..40_u8).map(|n| vec![n; usize::from(n % 11)].into()).collect();
+        let messages: Vec<Bytes> = (0..200_u8).map(|n| vec![n; usize::from(n % 11)].into()).collect();
         let mut miser = Miser::default();
-        for some in messages.chunks(GATHERED_MAX) {
-            write_all(&mut miser, some.iter()).await.unwrap();
-        }
+        let written = write_all(&mut miser, messages.iter()).await.unwrap();
+        assert_eq!(written, miser.taken.len() as u64);
         assert_eq!(miser.taken, messages.concat());
         assert!(miser.calls < messages.len() * 2, "messages share writes: {}", miser.calls);
 

@@ -2,7 +2,8 @@
 //!
 //! Counting messages would let either a few large ones hold too much or many small ones stall too early. Each message
 //! takes its length and a little for itself out of one allowance; whoever finds too little left waits. The queue
-//! underneath may therefore be an unbounded one: the allowance is its bound.
+//! underneath may therefore be an unbounded one: the allowance is its bound. Messages come in batches, since the way through
+//! costs as much for one as for many.
 
 use std::sync::Arc;
 

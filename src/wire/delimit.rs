@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 
 /// What a look at the front of a stream tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +61,17 @@ impl<D: Delimiter> Cutter<D> {
             Cut::Unit(len) => Some(self.pending.split_to(len).freeze()),
             Cut::More => None,
         })
+    }
+
+    /// As [`Self::next_unit`], for who copies the unit: what `copy` makes of it.
+    ///
+    /// # Errors
+    /// [`BadUnit`] when the stream cannot be cut any further.
+    pub fn next_unit_as<T>(&mut self, copy: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, BadUnit> {
+        let Cut::Unit(len) = self.delimiter.cut(&self.pending)? else { return Ok(None) };
+        let made = self.pending.get(..len).map(copy);
+        self.pending.advance(len);
+        Ok(made)
     }
 }
 

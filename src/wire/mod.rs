@@ -8,6 +8,7 @@
 //! | [`chatos`] | the outside of ChatOs: packets without a length |
 //! | [`csp`] | the outside of the Chat Server Protocol: 80, 32, then length-prefixed frames |
 //! | [`skynet`] | the outside of Skynet: packets behind their length |
+//! | [`toxgroup`] | the outside of Tox group chat on a stream: packets behind their length |
 //! | `numbers` | open sets of named numbers |
 //! | [`d2m`] | the Device-to-Mediator protocol |
 
@@ -19,3 +20,4 @@ pub mod delimit;
 pub mod haproxy;
 pub(crate) mod numbers;
 pub mod skynet;
+pub mod toxgroup;

@@ -171,12 +171,12 @@ struct ProxyArgs {
 
 #[derive(Debug, Clone, clap::Args)]
 struct StartArgs {
-    /// Groups in the store
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
-    stored_groups: u32,
-    /// Messages in the store that wait for a device
-    #[arg(long, default_value_t = 1_000_000)]
-    stored_messages: u32,
+    /// Numbers of messages in the store to compare, each of which waits for a device
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000, 1_000_000], value_parser = clap::value_parser!(u32).range(1..))]
+    stored_messages: Vec<u32>,
+    /// So many of them in each group
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    messages_each: u32,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -520,11 +520,18 @@ impl Bench {
         if self.common.url.is_some() {
             return Err(miette!("a start is measured of a server that is started: leave out --url"));
         }
-        let parameters = json!({"stored_groups": args.stored_groups, "stored_messages": args.stored_messages, "message_bytes": stock::BYTES});
+        let parameters = json!({"stored_messages": args.stored_messages, "messages_per_group": args.messages_each, "message_bytes": stock::BYTES});
         self.report.begin("start", parameters);
+        for messages in &args.stored_messages {
+            self.start_with(*messages, messages.div_ceil(args.messages_each)).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_with(&mut self, messages: u32, groups: u32) -> Result<()> {
         let scratch = Scratch::new(&self.common.dir)?;
-        tell(&format!("making a store of {} groups with {} messages", args.stored_groups, args.stored_messages));
-        Stock::strangers(args.stored_groups, args.stored_messages).make(scratch.path(), self.clock).await?;
+        tell(&format!("making a store of {groups} groups with {messages} messages"));
+        Stock::strangers(groups, messages).make(scratch.path(), self.clock).await?;
         let (mut times, mut memory) = (Vec::new(), Vec::new());
         for number in 1..=self.common.rounds {
             let began = self.clock.now().monotonic;
@@ -537,8 +544,8 @@ impl Bench {
             times.push(took.as_secs_f64());
             server.stop().await?;
         }
-        self.report.add("from start to ready", "s", Better::Less, times);
-        self.report.add("memory then", "MiB", Better::Less, memory);
+        self.report.add(&format!("from start to ready, {messages} messages stored"), "s", Better::Less, times);
+        self.report.add(&format!("memory then, {messages} messages stored"), "MiB", Better::Less, memory);
         Ok(())
     }
 

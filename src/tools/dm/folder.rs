@@ -10,7 +10,6 @@
 //! said. It is written before anything that must not be forgotten is said to anybody, and now and then otherwise: what is forgotten
 //! then was heard and is heard again.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -79,18 +78,7 @@ struct Device {
 pub(super) struct Folder {
     dir: PathBuf,
     key: SealKey,
-    _lock: Held,
-}
-
-/// What one process has at a time. Closing the file would give it up, too, but not while a child that was forked has it open.
-#[derive(Debug)]
-struct Held(File);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // Without effect at worst: then it is given up when it is closed.
-        let _in_vain = self.0.unlock();
-    }
+    _lock: files::Held,
 }
 
 impl Folder {
@@ -178,14 +166,9 @@ impl Folder {
     }
 }
 
-fn hold(dir: &Path) -> Result<Held, BadFolder> {
-    let fail = |error| BadFolder::Io(error, dir.to_owned());
-    let held = files::private().create(true).truncate(false).open(dir.join("lock")).map_err(fail)?;
-    match held.try_lock() {
-        Ok(()) => Ok(Held(held)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(BadFolder::Busy(dir.to_owned())),
-        Err(std::fs::TryLockError::Error(error)) => Err(fail(error)),
-    }
+fn hold(dir: &Path) -> Result<files::Held, BadFolder> {
+    let held = files::hold(&dir.join("lock")).map_err(|error| BadFolder::Io(error, dir.to_owned()))?;
+    held.ok_or_else(|| BadFolder::Busy(dir.to_owned()))
 }
 
 fn derive(passphrase: &str, salt: &[u8], cost: (u32, u32, u32)) -> Option<SealKey> {

@@ -203,6 +203,12 @@ fn container(kind: PayloadType, body: &[u8]) -> Bytes {
     out.into()
 }
 
+/// What [`ToDevice::Proxy`] encodes to, around a unit that lies in a buffer.
+#[must_use]
+pub fn proxied(unit: &[u8]) -> Bytes {
+    container(PayloadType::PROXY, unit)
+}
+
 /// Payloads without fields have an empty body, but unknown fields are let pass.
 fn empty(body: &[u8]) -> Result<(), BadPayload> {
     pb::Empty::decode(body)?;

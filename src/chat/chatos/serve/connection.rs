@@ -296,11 +296,7 @@ pub(super) async fn linger<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(reading:
 
 /// Closes with a reset: what the kernel holds for somebody who does not read is dropped.
 fn cut(socket: Stream<TcpStream>) {
-    let tcp = match &socket {
-        Stream::Plain(tcp) => tcp,
-        Stream::Tls(tls) => tls.get_ref().0,
-    };
-    if let Err(error) = tcp.set_zero_linger() {
+    if let Err(error) = socket.get_ref().set_zero_linger() {
         debug!(%error, "a connection is closed that was to be cut");
     }
 }

@@ -3,7 +3,6 @@
 //! Identities cannot be made from outside. They are made in the server's data directory, kept there and lent to one case at a
 //! time; what still waits for one is fetched before the next gets it.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -88,7 +87,7 @@ pub(super) struct Room {
     free: Mutex<Vec<Person>>,
     /// Two for each permit.
     pairs: Semaphore,
-    _lock: File,
+    _lock: files::Held,
 }
 
 #[derive(Debug, Clone)]
@@ -144,18 +143,10 @@ impl Room {
     }
 }
 
-fn lock(data: &Path) -> Result<File> {
+fn lock(data: &Path) -> Result<files::Held> {
     let path = data.join(LOCK_FILE);
-    let failed = || format!("{} cannot be used", path.display());
-    files::make_private(&path).into_diagnostic().wrap_err_with(failed)?;
-    let file = File::open(&path).into_diagnostic().wrap_err_with(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(miette!("another conformance run uses the chat identities in {}", data.display()))
-        }
-        Err(TryLockError::Error(error)) => Err(error).into_diagnostic().wrap_err_with(failed),
-    }
+    let held = files::hold(&path).into_diagnostic().wrap_err_with(|| format!("{} cannot be used", path.display()))?;
+    held.ok_or_else(|| miette!("another conformance run uses the chat identities in {}", data.display()))
 }
 
 /// What carries CSP in a case: a socket, or the proxy of a device.
