@@ -454,7 +454,7 @@ pub async fn a_history_has_no_gap_and_nothing_twice(ground: Ground) {
 pub async fn scheduled_messages_are_sent_and_deleted_in_their_time(ground: Ground) {
     let world = ground.open().await;
     let (mut alice, mut bob, dm) = pair(&world).await;
-    assert_eq!(alice.does("send_message", alice.me().later(dm, "later", 1, 1)).await, true);
+    assert_eq!(alice.does("send_message", alice.me().later(dm, "later", 3, 1)).await, true);
     assert_eq!(bob.names_heard().await, [""; 0]);
     let pending = alice.does("get_dm", json!({ "id": dm })).await["scheduled_messages"].clone();
     let (schedule, shown) = pending.as_object().unwrap().iter().next().unwrap();
