@@ -81,6 +81,7 @@
 pub mod copy;
 pub mod memory;
 pub mod sqlite;
+pub mod tenure;
 mod writer;
 
 use std::path::Path;
@@ -89,6 +90,7 @@ use futures_util::future::BoxFuture;
 
 pub use memory::MemoryStore;
 pub use sqlite::{DirLock, OpenError, SqliteStore};
+pub use tenure::{Owner, Standing, Taken, Tenure};
 
 use crate::group::limits::PAYLOAD_COST;
 use crate::group::record::{LogEntry, Page, Seq, SlotSnapshot, Snapshot, Write};
@@ -132,6 +134,9 @@ pub enum StoreError {
     /// There is no room of this kind left.
     #[error("the store has no {0} left to give")]
     Exhausted(Exhausted),
+    /// The group is another node's now, or may be.
+    #[error("the group belongs to another node")]
+    Lost,
     /// The store is closed or its writer is gone.
     #[error("the store is closed")]
     Closed,
@@ -160,10 +165,38 @@ const TAKEN: StoreError = StoreError::Refused("an entry with a seq that is taken
 
 /// Keeps groups. Every engine makes the promise at the top of this file.
 pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Takes a group for this node, as long as no other has it. Comes before [`Self::load`]; what an earlier tenure of this node
+    /// may still have on its way is decided when this returns, and refused if it was not kept.
+    fn take(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<Taken, StoreError>> {
+        let _ = group;
+        Box::pin(std::future::ready(Ok(Taken::Alone)))
+    }
+
+    /// Lets other nodes have the group. A tenure that is over already is nobody's business.
+    fn give_up(&self, group: DeviceGroupId, tenure: Tenure) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = (group, tenure);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Asks the node that has the group to give it up, since this node cannot reach it otherwise.
+    fn want(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = group;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Whether the group is still this node's: to be asked before anything is answered that no commit stands behind.
+    ///
+    /// Fails with [`StoreError::Lost`] when it is not.
+    fn prove(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = group;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Everything a group needs to wake; `None` when nothing is kept of it.
     fn load(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<Option<Snapshot>, StoreError>>;
 
-    /// Keeps all of `writes` or nothing. When this returns `Ok`, they survive whatever the durability mode survives.
+    /// Keeps all of `writes` or nothing. When this returns `Ok`, they survive whatever the durability mode survives. Refused with
+    /// [`StoreError::Lost`] once the group is not this node's any more.
     fn commit(&self, group: DeviceGroupId, writes: Vec<Write>) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Reads the log beyond `after` up to and including `through`: as many entries as fit `cost_max`, where each
