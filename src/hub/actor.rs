@@ -7,24 +7,20 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::notices;
-use super::seat::{Line, Outgoing};
-use super::{Heart, Inspection, Shared};
+use super::seat::{Line, Outgoing, answers};
+use super::{Heart, Inspection, JoinError, Shared, notices};
 use crate::group::limits::PAGE_COST;
 use crate::group::record::Seq;
 use crate::group::{Act, ConnectionId, Group, Input, Introduction, Limits, Notice, Step};
 use crate::metrics::{self, Presence};
-use crate::store::StoreError;
+use crate::store::{Standing, StoreError, Taken, Tenure};
 use crate::wire::d2m::{DeviceGroupId, DeviceId, ToDevice};
 
 /// Inputs that are decided together at most.
 const BATCH: usize = 128;
-/// How long the group waits for a session to let go of its chat server connection.
-const LET_GO: Duration = Duration::from_secs(1);
 
 /// What may lie in a group's mailbox.
 #[derive(Debug)]
@@ -42,7 +38,7 @@ pub(super) struct Join {
     pub(super) introduction: Introduction,
     pub(super) line: Line,
     /// Answered when the group knows of the connection; dropped when it has to look for the group again.
-    pub(super) seated: oneshot::Sender<Result<(), StoreError>>,
+    pub(super) seated: oneshot::Sender<Result<(), JoinError>>,
 }
 
 /// An operator's question or wish.
@@ -50,7 +46,7 @@ pub(super) struct Join {
 pub(super) struct Ask {
     pub(super) wish: Wish,
     /// Answered when what was wished is kept; dropped when it has to look for the group again.
-    pub(super) answer: oneshot::Sender<Result<Answer, StoreError>>,
+    pub(super) answer: oneshot::Sender<Result<Answer, JoinError>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +70,10 @@ pub(super) struct Actor {
     own_mailbox: mpsc::WeakSender<Post>,
     posts: mpsc::Receiver<Post>,
     group: Group,
+    /// `None`: no other node can have it.
+    tenure: Option<Tenure>,
+    /// Another node is to have it: nobody is seated any more.
+    moves: bool,
     /// Nothing was kept of it, and nobody joined yet.
     unborn: bool,
     limits: watch::Receiver<Limits>,
@@ -81,7 +81,7 @@ pub(super) struct Actor {
     /// Stretches of backlog to be read, one per connection at most.
     reads: VecDeque<Read>,
     /// Operators who wait until what was decided is kept, and whether there was what they asked for.
-    asked: Vec<(bool, oneshot::Sender<Result<Answer, StoreError>>)>,
+    asked: Vec<(bool, oneshot::Sender<Result<Answer, JoinError>>)>,
     pulse: Arc<Heart>,
     /// As operators were told.
     lock_is_held: bool,
@@ -106,13 +106,26 @@ impl Actor {
         let _awake = Presence::new(&counters.groups_awake, Some(&counters.groups_woken), Some(&counters.groups_slept));
         let limits = shared.limits.subscribe();
         let now_hold = limits.borrow().clone();
-        let (group, unborn) = match shared.store.load(id).await {
-            Ok(Some(snapshot)) => (Group::restore(shared.clock.now(), snapshot, now_hold), false),
-            Ok(None) => (Group::empty(now_hold), true),
+        let taken = match shared.store.take(id).await {
+            Ok(Taken::Alone) => Ok(None),
+            Ok(Taken::Here(tenure)) => Ok(Some(tenure)),
+            Ok(Taken::Elsewhere(owner)) => {
+                Self::refuse(&shared, id, &mut posts, &JoinError::Elsewhere(owner)).await;
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        let woken = match taken {
+            Ok(tenure) => shared.store.load(id).await.map(|snapshot| (tenure, snapshot)),
+            Err(error) => Err(error),
+        };
+        let (tenure, group, unborn) = match woken {
+            Ok((tenure, Some(snapshot))) => (tenure, Group::restore(shared.clock.now(), snapshot, now_hold), false),
+            Ok((tenure, None)) => (tenure, Group::empty(now_hold), true),
             Err(error) => {
                 tracing::error!(group = %id, %error, "a group could not be woken");
                 notices::failed(false);
-                Self::refuse(&shared, id, &mut posts, &error).await;
+                Self::refuse(&shared, id, &mut posts, &error.into()).await;
                 return;
             }
         };
@@ -123,6 +136,8 @@ impl Actor {
             own_mailbox,
             posts,
             group,
+            tenure,
+            moves: false,
             unborn,
             limits,
             lines,
@@ -132,18 +147,25 @@ impl Actor {
             lock_is_held: false,
         };
         if let Err(error) = actor.live().await {
-            // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell.
-            tracing::error!(group = %id, %error, "a group could not keep what it decided");
+            // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell, unless
+            // another node will know better.
+            if error == StoreError::Lost {
+                tracing::warn!(group = %id, "a group was lost to another node");
+                actor.move_out().await;
+            } else {
+                tracing::error!(group = %id, %error, "a group could not keep what it decided");
+            }
             notices::failed(actor.lock_is_held);
+            let error = error.into();
             for (_, answer) in actor.asked.drain(..) {
-                let _gone = answer.send(Err(error.clone()));
+                let _gone = answer.send(Err(JoinError::clone(&error)));
             }
             Self::refuse(&actor.shared, id, &mut actor.posts, &error).await;
         }
     }
 
     /// Takes the group out of the index and answers whoever still waits in the mailbox.
-    async fn refuse(shared: &Shared, id: DeviceGroupId, posts: &mut mpsc::Receiver<Post>, error: &StoreError) {
+    async fn refuse(shared: &Shared, id: DeviceGroupId, posts: &mut mpsc::Receiver<Post>, error: &JoinError) {
         posts.close();
         shared.awake.remove_if(&id, |_, awake| awake.mailbox.is_closed());
         while let Some(post) = posts.recv().await {
@@ -159,6 +181,7 @@ impl Actor {
         let mut batch = Vec::new();
         loop {
             self.gather(&mut batch).await;
+            self.stand().await?;
             let step = self.decide(batch.drain(..)).await?;
             self.keep_and_speak(step).await?;
             self.pulse.beat(self.group.pulse());
@@ -167,6 +190,26 @@ impl Actor {
                 return Ok(());
             }
         }
+    }
+
+    /// Looks whether the group is still this node's.
+    async fn stand(&mut self) -> Result<(), StoreError> {
+        match self.tenure.as_ref().map(Tenure::standing) {
+            None | Some(Standing::Held) => Ok(()),
+            Some(Standing::Wanted) => {
+                self.move_out().await;
+                Ok(())
+            }
+            Some(Standing::Lost) => Err(StoreError::Lost),
+        }
+    }
+
+    /// Sends everybody to another node. Who was told leaves as always, and the last one lets the group fall asleep.
+    async fn move_out(&mut self) {
+        self.moves = true;
+        let lines = std::mem::take(&mut self.lines);
+        // Together: each may take its time to let go of its chat server.
+        futures_util::future::join_all(lines.values().map(|line| line.end(Outgoing::Moved))).await;
     }
 
     /// Waits for something to do: posts, a deadline, or backlog to be read.
@@ -183,6 +226,7 @@ impl Actor {
         tokio::select! {
             // By order, so that a simulated run can be repeated. Deadlines are looked at after every batch anyway.
             biased;
+            _ = changed(&mut self.tenure) => {}
             _ = self.posts.recv_many(batch, BATCH) => {}
             () = self.shared.clock.sleep_until(deadline) => {}
             _ = self.limits.changed() => self.group.set_limits(self.limits.borrow().clone()),
@@ -199,6 +243,10 @@ impl Actor {
             let input = match post {
                 Post::Join(join) => {
                     let Join { conn, introduction, line, seated } = *join;
+                    if self.moves {
+                        let _gone = seated.send(Err(JoinError::Moving));
+                        continue;
+                    }
                     if seated.send(Ok(())).is_err() {
                         // The session ended while it waited.
                         continue;
@@ -260,7 +308,12 @@ impl Actor {
 
     async fn keep_and_speak(&mut self, step: Step) -> Result<(), StoreError> {
         let Step { writes, acts, notices } = step;
-        if !writes.is_empty() {
+        if writes.is_empty() {
+            // What is kept proves by itself that the group is this node's.
+            if self.tenure.is_some() && acts.iter().any(binds) {
+                self.shared.store.prove(self.id).await?;
+            }
+        } else {
             let asked = self.shared.clock.now();
             self.shared.store.commit(self.id, writes).await?;
             let waited = self.shared.clock.now().monotonic.saturating_sub(asked.monotonic);
@@ -300,11 +353,7 @@ impl Actor {
             }
             Act::Close(conn, farewell) => {
                 let Some(line) = self.lines.remove(&conn) else { return };
-                let _gone = line.outbox.try_send(Outgoing::Close(farewell));
-                line.cut.cancel();
-                line.proxies.close();
-                // The chat server must see this connection end before it sees the next one, or the next leader.
-                if tokio::time::timeout(LET_GO, line.proxies.wait()).await.is_err() {
+                if !line.end(Outgoing::Close(farewell)).await {
                     tracing::warn!(group = %self.id, "a session did not let go of its chat server connection in time");
                 }
             }
@@ -328,6 +377,28 @@ impl Actor {
         // who had found a place before this was closed may fill it after, and would wait for an answer for ever.
         self.posts.close();
         while self.posts.recv().await.is_some() {}
+        if let Some(tenure) = self.tenure.take()
+            && let Err(error) = self.shared.store.give_up(self.id, tenure).await
+        {
+            // Nobody waits for it: the next one to want the group is sent here, and the lease ends with the node.
+            tracing::warn!(group = %self.id, %error, "a group that sleeps could not be given up");
+        }
         Ok(true)
+    }
+}
+
+/// Waits until a tenure stands otherwise; for ever, if there is none.
+async fn changed(tenure: &mut Option<Tenure>) -> Standing {
+    match tenure {
+        Some(tenure) => tenure.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether a device may rely on this: then only the node that has the group may say it.
+const fn binds(act: &Act) -> bool {
+    match act {
+        Act::Send(_, payload) => answers(payload) || matches!(payload, ToDevice::RolePromotedToLeader),
+        Act::Close(..) | Act::Read { .. } => false,
     }
 }

@@ -1,5 +1,5 @@
 //! The proof of the group key (spec 3.3). An [`Admitted`] can be made here only, so that nobody can be seated who has not
-//! proved that the device belongs to the group.
+//! proved, here or to another node, that the device belongs to the group.
 
 use crate::crypto::{Secret, boxes, kdf};
 use crate::group::Introduction;
@@ -19,7 +19,7 @@ pub struct Challenge {
 pub struct NotProved;
 
 /// A device that proved the key of its group.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Admitted {
     group: DeviceGroupId,
     introduction: Introduction,
@@ -60,6 +60,18 @@ impl Challenge {
 }
 
 impl Admitted {
+    /// A device that another node of this mediator admitted, which says so on a connection that only nodes can make.
+    #[must_use]
+    pub const fn vouched(group: DeviceGroupId, introduction: Introduction) -> Self {
+        Self { group, introduction }
+    }
+
+    /// Who it says it is, and what it wishes.
+    #[must_use]
+    pub const fn introduction(&self) -> &Introduction {
+        &self.introduction
+    }
+
     /// Which group it belongs to.
     #[must_use]
     pub const fn group(&self) -> DeviceGroupId {

@@ -8,11 +8,13 @@
 //! |---|---|
 //! | [`admission`] | the proof of the group key; only it makes an [`Admitted`] |
 //! | [`seat`] | a connection's place in its group; dropping it is the one way to leave |
+//! | [`neighbours`] | the way to groups that other nodes have |
 //! | `actor` | decide, keep, speak |
 //! | `notices` | what operators are told |
 
 mod actor;
 pub mod admission;
+pub mod neighbours;
 mod notices;
 pub mod seat;
 #[cfg(test)]
@@ -31,10 +33,11 @@ use tokio_util::task::TaskTracker;
 
 use self::actor::{Actor, Answer, Ask, Join, Post, Wish};
 pub use self::admission::{Admitted, Challenge};
+use self::neighbours::{NeighbourError, Neighbours};
 use self::seat::Mailbox;
-pub use self::seat::{Outgoing, Seat};
+pub use self::seat::{FarSeat, Outgoing, Said, Seat};
 use crate::group::{ConnectionId, GroupView, Input, Limits, Pulse};
-use crate::store::{Census, Store, StoreError};
+use crate::store::{Census, Owner, Store, StoreError};
 use crate::time::Clock;
 use crate::wire::d2m::{DeviceGroupId, DeviceId};
 
@@ -46,6 +49,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const SWEEP_MOST: usize = 1_024;
 /// How often a join looks for its group again when it found it falling asleep.
 const JOIN_TRIES: usize = 16;
+/// How long a device waits for a seat while its group moves from node to node, before it is told to come again.
+const SEATED_WITHIN: Duration = Duration::from_secs(5);
+/// How soon a group on the move is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// All groups that are awake.
 #[derive(Debug, Clone)]
@@ -55,6 +62,8 @@ pub struct Hub(Arc<Shared>);
 struct Shared {
     awake: DashMap<DeviceGroupId, Awake>,
     store: Arc<dyn Store>,
+    /// `None`: there is no other node, or no way there.
+    neighbours: Option<Arc<dyn Neighbours>>,
     /// Those of groups that are awake and of those that will be.
     limits: watch::Sender<Limits>,
     clock: Clock,
@@ -102,6 +111,12 @@ pub enum JoinError {
     /// The group fell asleep, or fell over, each time it was found.
     #[error("the group cannot be reached")]
     Unreachable,
+    /// Another node has the group.
+    #[error("node {} at {} has the group", .0.name, .0.address)]
+    Elsewhere(Owner),
+    /// This node has the group and gives it up.
+    #[error("the group is on its way to another node")]
+    Moving,
 }
 
 impl Hub {
@@ -111,15 +126,49 @@ impl Hub {
         let (awake, connections, tasks) = (DashMap::new(), AtomicU64::new(1), TaskTracker::new());
         let born = AtomicU64::new(0);
         let limits = watch::Sender::new(limits);
-        Self(Arc::new(Shared { awake, store, limits, clock, connections, born, tasks }))
+        Self(Arc::new(Shared { awake, store, neighbours: None, limits, clock, connections, born, tasks }))
     }
 
-    /// Seats a device that proved the group key. What the group thinks of that comes as the seat's first payload.
+    /// One that seats devices of groups that other nodes have, too. To be said before anything else.
+    #[must_use]
+    pub fn among(mut self, neighbours: Arc<dyn Neighbours>) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.0) {
+            shared.neighbours = Some(neighbours);
+        }
+        self
+    }
+
+    /// Seats a device that proved the group key, wherever its group is. What the group thinks of that comes as the seat's first
+    /// payload.
     ///
     /// # Errors
-    /// [`JoinError`] when the group cannot be woken: the mediator's fault, not the device's.
+    /// [`JoinError`] when the group can be reached nowhere: the mediator's fault, not the device's.
     pub async fn join(&self, admitted: Admitted) -> Result<Seat, JoinError> {
-        let conn = ConnectionId(self.0.connections.fetch_add(1, Ordering::Relaxed));
+        let group = admitted.group();
+        let until = self.0.clock.now().monotonic + SEATED_WITHIN;
+        loop {
+            let why = match self.join_here(admitted.clone()).await {
+                Err(JoinError::Elsewhere(owner)) => match self.join_there(owner, &admitted).await {
+                    Err(why @ (JoinError::Elsewhere(_) | JoinError::Moving)) => why,
+                    joined => return joined,
+                },
+                Err(JoinError::Moving) => JoinError::Moving,
+                joined => return joined,
+            };
+            if self.0.neighbours.is_none() || self.0.clock.now().monotonic >= until {
+                tracing::debug!(%group, error = %why, "a group that moves was given up");
+                return Err(why);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Seats a device whose group is, or can be, this node's.
+    ///
+    /// # Errors
+    /// [`JoinError`]; [`JoinError::Elsewhere`] and [`JoinError::Moving`] when another node has it, or is about to.
+    pub async fn join_here(&self, admitted: Admitted) -> Result<Seat, JoinError> {
+        let conn = self.connection();
         let (group, introduction) = admitted.into_parts();
         for _ in 0..JOIN_TRIES {
             let mailbox = self.mailbox(group);
@@ -129,7 +178,7 @@ impl Hub {
             if mailbox.send(Post::Join(Box::new(join))).await.is_ok() {
                 match answer.await {
                     Ok(Ok(())) => return Ok(seat),
-                    Ok(Err(error)) => return Err(error.into()),
+                    Ok(Err(error)) => return Err(error),
                     // The group closed its mailbox with this join inside: look again.
                     Err(_) => {}
                 }
@@ -137,6 +186,25 @@ impl Hub {
             self.0.awake.remove_if(&group, |_, found| found.mailbox.is_closed());
         }
         Err(JoinError::Unreachable)
+    }
+
+    /// Seats a device at the node that has its group.
+    async fn join_there(&self, owner: Owner, admitted: &Admitted) -> Result<Seat, JoinError> {
+        let Some(neighbours) = &self.0.neighbours else { return Err(JoinError::Elsewhere(owner)) };
+        let (far, seat) = seat::far_pair(self.connection(), &self.0.tasks);
+        match neighbours.seat(owner.clone(), admitted.clone(), far).await {
+            Ok(()) => Ok(seat),
+            Err(NeighbourError::Moved) => Err(JoinError::Moving),
+            Err(NeighbourError::Unreachable) => {
+                // As long as that node keeps its lease, only it can say that it does not need the group any more.
+                self.0.store.want(admitted.group()).await?;
+                Err(JoinError::Elsewhere(owner))
+            }
+        }
+    }
+
+    fn connection(&self) -> ConnectionId {
+        ConnectionId(self.0.connections.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Other limits from now on, also for groups that are awake; each takes them over before it does anything else.
@@ -213,7 +281,7 @@ impl Hub {
             if mailbox.send(Post::Ask(Box::new(Ask { wish, answer }))).await.is_ok()
                 && let Ok(answer) = answered.await
             {
-                return Ok(answer?);
+                return answer;
             }
             self.0.awake.remove_if(&group, |_, found| found.mailbox.is_closed());
         }

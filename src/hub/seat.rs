@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
@@ -22,6 +23,10 @@ pub(super) type Mailbox = mpsc::Sender<Post>;
 /// Unanswered requests above which a device is not listened to: it has to take its answers first. Reflected messages do
 /// not count, or a device would go unheard while its backlog flows.
 const UNANSWERED_MAX: usize = 512;
+/// How long a group waits for a session to let go of its chat server connection.
+const LET_GO: Duration = Duration::from_secs(1);
+/// Requests of one device that may wait for their way to another node, before it is not listened to.
+const FAR_MAILBOX: usize = 16;
 const _: () = assert!(UNANSWERED_MAX < LINE_PAYLOADS_MAX, "a device cannot overflow its line by its own requests");
 
 /// What the group has for a connection. When there is nothing more although no close came, the group failed.
@@ -31,6 +36,8 @@ pub enum Outgoing {
     Payload(ToDevice),
     /// The last one: the connection is to be ended.
     Close(Farewell),
+    /// The last one: the group goes on at another node, where the device finds it when it comes again.
+    Moved,
 }
 
 /// The group failed: its actor is gone.
@@ -102,7 +109,7 @@ const fn is_answered(request: &Request) -> bool {
 }
 
 /// Whether this payload is such an answer.
-const fn answers(payload: &ToDevice) -> bool {
+pub(super) const fn answers(payload: &ToDevice) -> bool {
     matches!(
         payload,
         ToDevice::ReflectAck(_)
@@ -128,6 +135,78 @@ pub(super) fn pair(conn: ConnectionId, mailbox: Mailbox, tasks: &TaskTracker) ->
     };
     let outbox = Outbox { conn, mailbox, payloads, unanswered, owed: 0 };
     (Line { outbox: sender, cut, proxies }, Seat { outbox, place })
+}
+
+/// The other end of a seat, when the group is decided elsewhere: what the session says comes out here, and what the group says
+/// goes in, as it would at the group itself. Dropped before its end was said, it leaves the session with a group that failed.
+#[derive(Debug)]
+pub struct FarSeat {
+    said: mpsc::Receiver<Post>,
+    line: Line,
+}
+
+/// What a session says to its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// Something the device asks for.
+    Request(Request),
+    /// Payloads of this cost are on the device's socket: as much more may be sent.
+    Written(usize),
+    /// The last one: the connection is over, its chat server connection too.
+    Left {
+        /// Whether the device got its ServerInfo.
+        introduced: bool,
+    },
+}
+
+/// A seat whose group is elsewhere, and its other end.
+pub(super) fn far_pair(conn: ConnectionId, tasks: &TaskTracker) -> (FarSeat, Seat) {
+    let (mailbox, said) = mpsc::channel(FAR_MAILBOX);
+    let (line, seat) = pair(conn, mailbox, tasks);
+    (FarSeat { said, line }, seat)
+}
+
+impl FarSeat {
+    /// What the session says next; `None` when it is gone. Safe to drop while waiting.
+    pub async fn next(&mut self) -> Option<Said> {
+        loop {
+            match self.said.recv().await? {
+                Post::Input(Input::Says(_, request)) => return Some(Said::Request(request)),
+                Post::Input(Input::Written(_, cost)) => return Some(Said::Written(cost)),
+                Post::Input(Input::Leave { introduced, .. }) => return Some(Said::Left { introduced }),
+                // Nobody else knows this mailbox, and a session says nothing else.
+                Post::Input(_) | Post::Join(_) | Post::Ask(_) => {}
+            }
+        }
+    }
+
+    /// Passes on what the group says. It says no more than the session has room for; whoever nevertheless does ends the connection.
+    ///
+    /// # Errors
+    /// [`SessionGone`] when nobody will read it.
+    pub fn send(&self, payload: ToDevice) -> Result<(), SessionGone> {
+        self.line.outbox.try_send(Outgoing::Payload(payload)).map_err(|_| SessionGone)
+    }
+
+    /// Ends the connection behind everything that was sent, and returns when the chat server's is closed, or should be.
+    pub async fn end(&mut self, last: Outgoing) {
+        self.line.end(last).await;
+    }
+}
+
+/// The session ended, or takes nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionGone;
+
+impl Line {
+    /// The last word, and the end of the chat server's connection; returns whether the session let go of that in time.
+    pub(super) async fn end(&self, last: Outgoing) -> bool {
+        let _gone = self.outbox.try_send(last);
+        self.cut.cancel();
+        self.proxies.close();
+        // The chat server must see this connection end before it sees the next one, or the next leader.
+        tokio::time::timeout(LET_GO, self.proxies.wait()).await.is_ok()
+    }
 }
 
 impl Outbox {
@@ -157,6 +236,14 @@ impl Outbox {
 }
 
 impl Place {
+    /// Payloads of this cost are on the device's socket: what [`Outbox::written`] says, for a session that is on another node.
+    ///
+    /// # Errors
+    /// [`GroupGone`] when the group failed.
+    pub async fn written(&self, cost: usize) -> Result<(), GroupGone> {
+        self.mailbox.send(Post::Input(Input::Written(self.conn, cost))).await.map_err(|_| GroupGone)
+    }
+
     /// This connection's id.
     #[must_use]
     pub const fn conn(&self) -> ConnectionId {

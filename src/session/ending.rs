@@ -44,6 +44,8 @@ pub enum Ending {
     NoUpstream,
     /// The device's group failed.
     GroupFailed,
+    /// The group goes on at another node, where the device finds it when it comes again.
+    GroupMoved,
     /// The mediator stops.
     ShuttingDown,
 }
@@ -83,7 +85,7 @@ impl Ending {
             Self::Upstream(UpstreamEnd::UnitTooBig { .. }) | Self::UpstreamStalled => CloseCode::ChatProxyError,
             Self::GroupFailed => CloseCode::InternalError,
             // Going away, as far as this connection is concerned; every client comes back after it.
-            Self::ShuttingDown | Self::Group(Farewell::Kicked) => CloseCode::ShuttingDown,
+            Self::GroupMoved | Self::ShuttingDown | Self::Group(Farewell::Kicked) => CloseCode::ShuttingDown,
         })
     }
 
@@ -107,7 +109,7 @@ impl Ending {
             Self::Group(Farewell::Kicked) => Culprit::Mediator,
             Self::Group(_) => Culprit::Group,
             Self::Upstream(_) | Self::UpstreamStalled => Culprit::ChatServer,
-            Self::NoUpstream | Self::GroupFailed | Self::ShuttingDown => Culprit::Mediator,
+            Self::NoUpstream | Self::GroupFailed | Self::GroupMoved | Self::ShuttingDown => Culprit::Mediator,
         }
     }
 
@@ -132,7 +134,8 @@ impl Ending {
             | Self::Upstream(_)
             | Self::UpstreamStalled
             | Self::NoUpstream
-            | Self::GroupFailed => Handshake::Broken,
+            | Self::GroupFailed
+            | Self::GroupMoved => Handshake::Broken,
         }
     }
 
@@ -174,6 +177,7 @@ mod tests {
     #[test]
     fn each_situation_has_the_number_the_spec_gives_it() {
         let table = [
+            (Ending::GroupMoved, 1001),
             (Ending::ShuttingDown, 1001),
             (Ending::Group(Farewell::Kicked), 1001),
             (Ending::GroupFailed, 1011),
@@ -217,7 +221,9 @@ mod tests {
     #[test]
     fn a_device_that_broke_nothing_may_always_reconnect() {
         use crate::wire::d2m::Reconnect;
-        for ending in [Ending::GroupFailed, Ending::ShuttingDown, Ending::NoUpstream, Ending::UpstreamStalled] {
+        for ending in
+            [Ending::GroupFailed, Ending::GroupMoved, Ending::ShuttingDown, Ending::NoUpstream, Ending::UpstreamStalled]
+        {
             assert_eq!(ending.close_code().map(CloseCode::reconnect), Some(Reconnect::Automatic), "{ending:?}");
         }
     }

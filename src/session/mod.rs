@@ -40,9 +40,10 @@ use self::socket::{Frame, Sink, Stream};
 use crate::capture::watch::Line;
 use crate::capture::{Captures, ClosedBy};
 use crate::crypto::{Secret, random};
-use crate::hub::{Admitted, Challenge, Hub, Seat};
+use crate::hub::{Admitted, Challenge, Hub, JoinError, Seat};
 use crate::log::{Occasionally, SPANS};
 use crate::metrics::{self, Bounded as _, Handshake, Presence, Slowed};
+use crate::store::StoreError;
 use crate::time::Clock;
 use crate::upstream::{Dial, Directory, UpstreamLimits};
 use crate::wire::d2m::{ClientUrlInfo, CloseCode, FromDevice};
@@ -204,7 +205,10 @@ async fn run_inner(
         Ok(seat) => established(sink, stream, line, context, leave, seat, early).await,
         Err(error) => {
             tracing::warn!(group = %line.url().device_group_id, %error, "no seat for a device");
-            Ending::GroupFailed
+            match error {
+                JoinError::Elsewhere(_) | JoinError::Moving | JoinError::Store(StoreError::Lost) => Ending::GroupMoved,
+                JoinError::Store(_) | JoinError::Unreachable => Ending::GroupFailed,
+            }
         }
     })
 }

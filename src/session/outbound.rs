@@ -163,6 +163,10 @@ impl Outbound<'_> {
                 self.flush().await?;
                 Err(Ending::Group(farewell))
             }
+            Outgoing::Moved => {
+                self.flush().await?;
+                Err(Ending::GroupMoved)
+            }
         }
     }
 
@@ -185,8 +189,10 @@ impl Outbound<'_> {
     /// Why the group ended the connection, of which the device could not be told in time.
     fn farewell(&mut self) -> Ending {
         while let Some(outgoing) = self.outbox.try_next() {
-            if let Outgoing::Close(farewell) = outgoing {
-                return Ending::Group(farewell);
+            match outgoing {
+                Outgoing::Payload(_) => {}
+                Outgoing::Close(farewell) => return Ending::Group(farewell),
+                Outgoing::Moved => return Ending::GroupMoved,
             }
         }
         Ending::GroupFailed

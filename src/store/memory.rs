@@ -122,8 +122,13 @@ impl MemoryStore {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What [`Store::commit`] does once nothing is held back.
+    pub(super) fn commit_now(&self, group: DeviceGroupId, writes: Vec<Write>) -> Result<(), StoreError> {
+        self.inner().commit(group, writes)
+    }
+
     /// Waits while commits are held back.
-    async fn gate(&self) {
+    pub(super) async fn gate(&self) {
         let mut held = self.held.subscribe();
         if !*held.borrow_and_update() {
             return;
@@ -305,7 +310,7 @@ impl Store for MemoryStore {
     fn commit(&self, group: DeviceGroupId, writes: Vec<Write>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             self.gate().await;
-            self.inner().commit(group, writes)
+            self.commit_now(group, writes)
         })
     }
 

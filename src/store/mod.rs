@@ -80,6 +80,7 @@
 
 pub mod copy;
 pub mod memory;
+pub mod nodes;
 pub mod sqlite;
 pub mod tenure;
 mod writer;
