@@ -66,6 +66,7 @@ impl Honest {
         let address = listener.local_addr().unwrap();
         let parts = Parts {
             store: Arc::new(MemoryStore::new()),
+            neighbours: None,
             dial: Arc::new(TcpDial),
             upstream: UpstreamLimits::default(),
             settings: Settings { directory: Directory::new(directory).unwrap(), ..Settings::default() },

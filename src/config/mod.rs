@@ -18,6 +18,7 @@
 //! is one more struct in the macro and one line in `sections` of the struct it belongs to. What can be wrong only together with
 //! other keys is one more row in `RULES`. Then `cargo run -- config doc > docs/configuration.md`; a test compares.
 
+mod cluster;
 pub mod kinds;
 mod pages;
 mod reload;
@@ -50,6 +51,7 @@ use crate::upstream::directory::{Directory, DirectoryConfig, Target};
 use crate::upstream::framer::Framing;
 use crate::wire::d2m::{CONTAINER_MAX, DeviceGroupId};
 
+pub use self::cluster::ClusterConfig;
 pub use self::kinds::Secret;
 pub use self::pages::reference;
 pub use self::reload::{Changed, Changes, NeedsRestart};
@@ -115,6 +117,9 @@ settings! {
             data_dir: PathBuf = "heliostat-data".into(), File, Restart;
             /// What an acknowledgement promises.
             durability: Durability = Durability::Fsync, OneOf, Restart;
+            /// Where groups are kept: `"sqlite"`, a file in the data directory; or the URL of a PostgreSQL database, which several
+            /// nodes can share (section `cluster`).
+            store: Option<Secret> = None, Or(Some("sqlite"), Postgres), Restart;
             /// The chat servers behind the mediator, by the server group in a device's URL: `exact.NAME`, else `template`,
             /// whose addresses contain `{serverGroup}`, else `default`. Each has `addresses`, a list of `"host:port"` that
             /// are tried in this order, and `framing`, `"csp"` (the default), `"chatos"`, `"skynet"`, `"toxgroup"`, or `"raw"` for
@@ -125,6 +130,7 @@ settings! {
         }
         sections {
             listen: ListenConfig,
+            cluster: ClusterConfig,
             admission: AdmissionConfig,
             admin: AdminConfig,
             chat: ChatConfig,
@@ -613,6 +619,24 @@ const RULES: &[Rule<Config>] = &[
         keys: &["listen.cert", "listen.key"],
         broken: |config| config.listen.cert.is_some() != config.listen.key.is_some(),
         reason: "`cert` and `key` need each other",
+    },
+    Rule {
+        keys: &["store", "durability"],
+        broken: |config| config.store.is_some() && config.durability == Durability::Memory,
+        reason: "a database that is shared keeps what is acknowledged: its durability is its own",
+    },
+    Rule {
+        keys: &["cluster.cert", "cluster.key", "cluster.authority"],
+        broken: |config| {
+            let ClusterConfig { cert, key, authority, .. } = &config.cluster;
+            cert.is_some() != key.is_some() || cert.is_some() != authority.is_some()
+        },
+        reason: "`cert`, `key` and `authority` need each other",
+    },
+    Rule {
+        keys: &["store", "cluster.cert"],
+        broken: |config| config.store.is_none() && config.cluster.cert.is_some(),
+        reason: "nodes need a `store` that they share: the URL of a PostgreSQL database",
     },
     Rule {
         keys: &["chat.chatos.cert", "chat.chatos.key"],

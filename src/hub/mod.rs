@@ -267,8 +267,8 @@ impl Hub {
     /// # Errors
     /// [`JoinError`] when the group failed.
     pub async fn kick(&self, group: DeviceGroupId, device: DeviceId) -> Result<bool, JoinError> {
-        // Nobody is connected to a group that sleeps.
-        if !self.0.awake.contains_key(&group) {
+        // Nobody is connected to a group that sleeps, unless it is awake elsewhere.
+        if self.0.neighbours.is_none() && !self.0.awake.contains_key(&group) {
             return Ok(false);
         }
         Ok(self.ask(group, Wish::Kick(device)).await?.found)

@@ -188,6 +188,9 @@ impl IntoResponse for ApiError {
             Self::NoGroup(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
             Self::Ambiguous(_) | Self::NotConnected(_) | Self::NotLogging | Self::Capture(_) => StatusCode::CONFLICT,
             Self::Slow => StatusCode::GATEWAY_TIMEOUT,
+            // By whom it is to be asked instead, says the error.
+            Self::Failed(JoinError::Elsewhere(_)) => StatusCode::MISDIRECTED_REQUEST,
+            Self::Failed(JoinError::Moving) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Failed(_) | Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(Refusal { error: self.to_string() })).into_response()

@@ -63,6 +63,7 @@ use crate::capture::Captures;
 use crate::config::Secret;
 use crate::group::Limits;
 use crate::hub::Hub;
+use crate::hub::neighbours::Neighbours;
 use crate::log::Occasionally;
 use crate::net::listen::{self, Door, Listener};
 use crate::net::proxies::Proxies;
@@ -95,6 +96,8 @@ const ADMIN_STOP_WITHIN: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// Keeps groups.
     pub store: Arc<dyn Store>,
+    /// The way to groups that other nodes have, if there are any.
+    pub neighbours: Option<Arc<dyn Neighbours>>,
     /// Reaches chat servers.
     pub dial: Arc<dyn Dial>,
     /// Bounds of a connection to a chat server.
@@ -141,10 +144,13 @@ impl Mediator {
     /// Starts serving devices that come in by `listener` and pass the `door`.
     pub fn start<L: Listener>(listener: L, door: impl Into<Door>, parts: Parts) -> Self {
         let door = door.into();
-        let Parts { store, dial, upstream, settings, clock, durability } = parts;
+        let Parts { store, neighbours, dial, upstream, settings, clock, durability } = parts;
         let Settings { directory, limits, timeouts, rates, admission } = settings;
         let tasks = Tasks::new();
-        let hub = Hub::new(Arc::clone(&store), limits, clock);
+        let mut hub = Hub::new(Arc::clone(&store), limits, clock);
+        if let Some(neighbours) = neighbours {
+            hub = hub.among(neighbours);
+        }
         let stop = tasks.stop_token().clone();
         let health = Health::new(clock, store, durability, stop.clone());
         let dial = health.watch_upstreams(dial);

@@ -138,6 +138,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     let skynet = skynet.map(|(skynet, _)| skynet);
     let parts = Parts {
         store: Arc::clone(&kept.store),
+        neighbours: None,
         dial: Arc::new(TcpDial),
         upstream: UpstreamLimits::default(),
         settings: settings(&config, addresses.rooms),

@@ -74,6 +74,7 @@ pub fn parts(
     let directory = Directory::new(DirectoryConfig { default: Some(target), ..DirectoryConfig::default() })?;
     Ok(Parts {
         store,
+        neighbours: None,
         dial: Arc::new(door),
         upstream: UpstreamLimits::default(),
         settings: Settings { directory, limits, timeouts, ..Settings::default() },

@@ -94,6 +94,7 @@ pub async fn mediate(store: Arc<dyn Store>, setup: Setup, clock: Clock) -> (Medi
     let address = listener.local_addr().unwrap();
     let parts = Parts {
         store,
+        neighbours: None,
         dial: Arc::new(TcpDial),
         upstream: UpstreamLimits::default(),
         settings: Settings { directory, limits, timeouts, rates, admission },

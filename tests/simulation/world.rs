@@ -455,6 +455,7 @@ fn parts(world: &World, plan: &Plan) -> Parts {
     let since_start = u64::try_from(turmoil::sim_elapsed().unwrap_or_default().as_millis()).unwrap();
     Parts {
         store: Arc::new(Kept::new(Arc::clone(&world.store.borrow()), Arc::clone(&world.held), plan.lie)),
+        neighbours: None,
         dial: Arc::new(Phone),
         upstream: UpstreamLimits::default(),
         settings: Settings {
