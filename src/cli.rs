@@ -77,6 +77,9 @@ pub enum Command {
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Prepare nodes that share a database: certificates by which they know each other
+    #[command(subcommand)]
+    Cluster(tools::cluster::Tool),
     /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, record a group, drain, change what is logged
     Admin(tools::admin::Args),
     /// Print the manual page, or write those of all commands
@@ -370,6 +373,7 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Decode(args) => tools::decode::run(args).await,
         Command::Replay(args) => tools::replay::run(args).await,
         Command::Trace(args) => tools::trace::run(args).await,
+        Command::Cluster(tool) => tools::cluster::run(tool).await,
         Command::Admin(args) => tools::admin::run(args).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Man(args) => man(&args).into_diagnostic().map(|()| ExitCode::SUCCESS),
