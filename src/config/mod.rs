@@ -462,6 +462,8 @@ settings! {
             messages_per_user: Option<Rate> = dm::Rates::default().writes, DM_RATE, Restart;
             /// Notifications that a user types in a DM. More are left out without a word.
             typing: Option<Rate> = dm::Rates::default().typing, DM_RATE, Restart;
+            /// Changes of a user's profile that everybody is told of; five periods' may come at once.
+            profile_changes_per_user: Option<Rate> = dm::Rates::default().profiles, DM_RATE, Restart;
             /// DMs that a user makes.
             new_dms_per_user: Option<Rate> = dm::Rates::default().dms, DM_RATE, Restart;
             /// Requests for friendship of a user.
@@ -916,6 +918,7 @@ impl DmRatesConfig {
             events: self.requests_per_connection,
             writes: self.messages_per_user,
             typing: self.typing,
+            profiles: self.profile_changes_per_user,
             dms: self.new_dms_per_user,
             requests: self.friend_requests_per_user,
             registrations: self.registrations_per_address,

@@ -176,8 +176,7 @@ impl Client {
         let carrier: Box<dyn Carrier> = Box::new(carrier);
         let url = "ws://dm/socket.io/?EIO=4&transport=websocket";
         let (ws, _) = soon(tokio_tungstenite::client_async(url, carrier)).await.unwrap();
-        let account = None;
-        let mut client = Self { ws, next_ack: 0, answers: Default::default(), notices: VecDeque::new(), account };
+        let mut client = Self::with(ws);
         let open = client.frame().await.unwrap();
         let open: Value = serde_json::from_str(open.strip_prefix('0').expect("the opening")).unwrap();
         assert!(open["sid"].is_string() && open["pingInterval"].is_u64(), "{open}");
@@ -190,6 +189,22 @@ impl Client {
             assert!(frame.starts_with('2'), "{frame}");
             client.send("3".into()).await;
         }
+    }
+
+    fn with(ws: WebSocketStream<Box<dyn Carrier>>) -> Self {
+        Self { ws, next_ack: 0, answers: Default::default(), notices: VecDeque::new(), account: None }
+    }
+
+    /// Goes on as a WebSocket with a session that is connected and began by polling.
+    pub async fn upgrades(carrier: impl Carrier + 'static, sid: &str) -> Self {
+        let carrier: Box<dyn Carrier> = Box::new(carrier);
+        let url = format!("ws://dm/socket.io/?EIO=4&transport=websocket&sid={sid}");
+        let (ws, _) = soon(tokio_tungstenite::client_async(url, carrier)).await.unwrap();
+        let mut client = Self::with(ws);
+        client.send("2probe".into()).await;
+        assert_eq!(client.frame().await.unwrap(), "3probe");
+        client.send("5".into()).await;
+        client
     }
 
     pub async fn send(&mut self, frame: String) {

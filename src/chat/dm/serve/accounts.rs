@@ -197,6 +197,10 @@ impl Scene<'_> {
         let after = self.work.user(caller.id).await?;
         let is_seen = before != after;
         let is_stored = change.own_storage != stored_before;
+        // Last, and undone if need be: only what everybody is told of counts.
+        if is_seen && !self.gate.may_change(caller.id) {
+            return Err(Code::RateLimited.into());
+        }
         if is_seen || is_stored {
             // What only changed for the user itself is a hint to its other devices.
             let to = match is_seen {

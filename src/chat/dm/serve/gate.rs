@@ -13,6 +13,12 @@ use crate::time::Clock;
 const EVENTS_AT_ONCE: u32 = 4;
 /// What one user may write at once, in periods of the rate.
 const WRITES_AT_ONCE: u32 = 3;
+/// So many bytes of an event count as one more.
+const EVENT_BYTES: usize = 16 * 1024;
+/// How often somebody may try to make DMs at once, in periods of the rate of those that are made.
+const ATTEMPTS_AT_ONCE: u32 = 3;
+/// Changes of a profile that may come at once, in periods of their rate.
+const PROFILES_AT_ONCE: u32 = 5;
 /// A connection that is so many times too fast is a flood,
 const FLOOD_TIMES: u64 = 3;
 /// when it has been for so many periods of its rate.
@@ -27,6 +33,8 @@ pub struct Rates {
     pub writes: Option<Rate>,
     /// Notifications that a user types in a DM. What is too much is left out without a word.
     pub typing: Option<Rate>,
+    /// Changes of a user that everybody is told of. Five periods' may come at once.
+    pub profiles: Option<Rate>,
     /// DMs that a user makes.
     pub dms: Option<Rate>,
     /// Requests for friendship of a user.
@@ -48,6 +56,7 @@ impl Default for Rates {
             events: rate(50, Per::Second),
             writes: rate(10, Per::Second),
             typing: rate(2, Per::Second),
+            profiles: rate(1, Per::Second),
             dms: rate(10, Per::Minute),
             requests: rate(20, Per::Minute),
             registrations: rate(10, Per::Hour),
@@ -64,6 +73,7 @@ impl Rates {
         events: None,
         writes: None,
         typing: None,
+        profiles: None,
         dms: None,
         requests: None,
         registrations: None,
@@ -88,6 +98,8 @@ pub(super) struct Gate {
     clock: Clock,
     writes: Option<Buckets>,
     typing: Option<Buckets>,
+    profiles: Option<Buckets>,
+    attempts: Option<Buckets>,
     dms: Option<Buckets>,
     requests: Option<Buckets>,
     registrations: Option<Buckets>,
@@ -106,6 +118,8 @@ impl Gate {
         Self {
             writes: rates.writes.map(|rate| Buckets::holding(WRITES_AT_ONCE, rate, clock)),
             typing: buckets(rates.typing),
+            profiles: rates.profiles.map(|rate| Buckets::holding(PROFILES_AT_ONCE, rate, clock)),
+            attempts: rates.dms.map(|rate| Buckets::holding(ATTEMPTS_AT_ONCE, rate, clock)),
             dms: buckets(rates.dms),
             requests: buckets(rates.requests),
             registrations: buckets(rates.registrations),
@@ -132,6 +146,15 @@ impl Gate {
         may(self.typing.as_ref(), &(user, dm))
     }
 
+    pub(super) fn may_change(&self, user: UserId) -> bool {
+        may(self.profiles.as_ref(), &user)
+    }
+
+    /// To be asked before the work that may end in a refusal.
+    pub(super) fn may_try_dm(&self, user: UserId) -> bool {
+        may(self.attempts.as_ref(), &user)
+    }
+
     pub(super) fn may_make_dm(&self, user: UserId) -> bool {
         may(self.dms.as_ref(), &user)
     }
@@ -152,8 +175,10 @@ impl Gate {
         may(self.lists.as_ref(), &conn)
     }
 
-    pub(super) fn may_connect(&self, who: Who) -> bool {
-        may(self.connections.as_ref(), &who)
+    /// Those behind the mediator are counted by nobody: each would be the first of its connection.
+    pub(super) fn may_connect(&self, from: IpAddr) -> bool {
+        let from = from.to_canonical();
+        self.exempt.contains(&from) || may(self.connections.as_ref(), &network(from))
     }
 
     /// What bounds one connection.
@@ -168,9 +193,11 @@ impl Gate {
 
     /// Forgets those who were quiet. To be called now and then.
     pub(super) fn tidy(&self) {
-        let Self { writes, typing, dms, requests, registrations, lookups, lists, connections, .. } = self;
-        for buckets in [writes, typing, dms, requests, registrations, lookups, lists, connections].into_iter().flatten()
-        {
+        let Self {
+            writes, typing, profiles, attempts, dms, requests, registrations, lookups, lists, connections, ..
+        } = self;
+        let of_users = [writes, typing, profiles, attempts, dms, requests];
+        for buckets in of_users.into_iter().chain([registrations, lookups, lists, connections]).flatten() {
             buckets.tidy();
         }
     }
@@ -193,9 +220,11 @@ pub(super) enum Flow {
 }
 
 impl Tap {
-    pub(super) fn event(&self) -> Flow {
-        let holds = |bucket: &Option<Bucket>| bucket.as_ref().is_none_or(|bucket| bucket.take(1).is_ok());
-        match (holds(&self.flood), holds(&self.events)) {
+    /// An event of so many bytes: a long one costs more, as reading it does.
+    pub(super) fn event(&self, bytes: usize) -> Flow {
+        let holds = |bucket: &Option<Bucket>, cost| bucket.as_ref().is_none_or(|bucket| bucket.take(cost).is_ok());
+        let cost = u64::try_from(bytes / EVENT_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+        match (holds(&self.flood, 1), holds(&self.events, cost)) {
             (false, _) => Flow::Flood,
             (true, false) => Flow::TooFast,
             (true, true) => Flow::Heard,
@@ -214,12 +243,15 @@ mod tests {
     async fn a_connection_that_is_three_times_too_fast_for_ten_seconds_is_a_flood() {
         let gate = Gate::new(Rates::default(), Vec::new(), Clock::following(0));
         let tap = gate.tap();
-        let heard = (0..1_000).filter(|_| tap.event() == Flow::Heard).count();
-        assert_eq!((heard, tap.event()), (200, Flow::TooFast));
+        let heard = (0..1_000).filter(|_| tap.event(100) == Flow::Heard).count();
+        assert_eq!((heard, tap.event(100)), (200, Flow::TooFast));
+        let tap = gate.tap();
+        let heard = (0..1_000).filter(|_| tap.event(50_000) == Flow::Heard).count();
+        assert_eq!(heard, 50, "long ones are worth four");
         let tap = gate.tap();
         for second in 0..60 {
             for n in 0..290 {
-                let flow = tap.event();
+                let flow = tap.event(100);
                 // 1500 at once, and 150 each second: gone after some ten seconds of 290.
                 if flow == Flow::Flood {
                     assert!((9..=12).contains(&second), "after {second} s and {n}");

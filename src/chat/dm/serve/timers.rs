@@ -1,4 +1,8 @@
 //! What happens by itself (spec 4): messages that are sent and deleted, warnings, and keys that are delivered.
+//!
+//! A row that cannot be read keeps nobody else's from its time: it is dropped, and the log says so.
+
+use tracing::error;
 
 use super::scene::{Halt, Scene, Task};
 use crate::chat::dm::state::ConnId;
@@ -14,7 +18,14 @@ impl Scene<'_> {
     pub(super) async fn fire(&mut self) -> Result<Option<i64>, SqlError> {
         let now = self.now_us();
         for schedule in self.work.take_due(now, AT_ONCE).await? {
-            let Some(dm) = self.work.dm_of(schedule.sender, schedule.dm).await? else { continue };
+            let dm = match self.work.dm_of(schedule.sender, schedule.dm).await {
+                Err(error @ SqlError::Damaged(_)) => {
+                    error!(%error, "a schedule is dropped");
+                    None
+                }
+                found => found?,
+            };
+            let Some(dm) = dm else { continue };
             let author = dm.members.iter().find(|member| member.id == schedule.sender);
             let Some(username) = author.map(|member| member.username.clone()) else { continue };
             // He may have lost the right to since (spec 4.1); nobody is told.
@@ -40,7 +51,12 @@ impl Scene<'_> {
             metrics::get().dm_timers.of(DmTimer::Warned).increment(1);
         }
         for (message, dm) in self.work.overdue(now, AT_ONCE).await? {
-            let room = self.work.dm(dm).await?.map(|dm| self.room(&dm.members)).unwrap_or_default();
+            let dm = match self.work.dm(dm).await {
+                // Its time has come all the same.
+                Err(SqlError::Damaged(_)) => None,
+                found => found?,
+            };
+            let room = dm.map(|dm| self.room(&dm.members)).unwrap_or_default();
             self.work.remove_message(message).await?;
             self.say(room, Notice::MessageDelete, &message);
             metrics::get().dm_timers.of(DmTimer::Deleted).increment(1);
@@ -54,6 +70,11 @@ impl Scene<'_> {
             Task::Invite(user) => {
                 let waiting = self.work.invitations(user).await?;
                 self.invite(conn, &waiting);
+            }
+            Task::Ripe(invitations) => {
+                if let Some(session) = self.house.sessions.get_mut(&conn) {
+                    session.ripe.extend(invitations);
+                }
             }
             Task::Received(invitations) => self.work.received(&invitations).await?,
         }

@@ -113,8 +113,30 @@ impl Work {
         self.tx.rows(sql, values![user.0]).await?.iter().map(|row| get(row, 0)).collect()
     }
 
-    pub(in crate::chat::dm) async fn count_dms(&mut self, user: UserId) -> Result<i64, SqlError> {
-        self.count("SELECT COUNT(*) FROM dm_members WHERE user_id = $1 AND left_at IS NULL", values![user.0]).await
+    /// Whether one of them can be in no more DMs, or have no more invitations.
+    pub(in crate::chat::dm) async fn has_any_full(
+        &mut self,
+        users: &[UserId],
+        dms_max: i64,
+        invitations_max: i64,
+    ) -> Result<bool, SqlError> {
+        let users: Vec<_> = users.iter().map(|user| user.0).collect();
+        for (sql, max) in [
+            (
+                "SELECT user_id FROM dm_members WHERE left_at IS NULL AND user_id IN ({}) \
+                 GROUP BY user_id HAVING COUNT(*) >= $1",
+                dms_max,
+            ),
+            (
+                "SELECT user_id FROM x3dh_inbox WHERE user_id IN ({}) GROUP BY user_id HAVING COUNT(*) >= $1",
+                invitations_max,
+            ),
+        ] {
+            if !self.tx.rows_of(sql, &[max], &users).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether two have a DM of their own that neither has left.
