@@ -301,6 +301,43 @@ async fn who_was_cut_while_polling_or_after_an_upgrade_heard_nothing_for_ever() 
 }
 
 #[tokio::test]
+async fn sessions_without_connections_were_bounded_by_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = Ground { connections_max: 4, ..ground(&dir) }.open().await;
+    // Places come back, whatever becomes of a session.
+    let connects = async || -> Option<Client> {
+        let tcp = TcpStream::connect(world.address).await.unwrap();
+        Client::tries(tcp).await
+    };
+    for n in 0..20 {
+        let client = soon(async {
+            loop {
+                if let Some(client) = connects().await {
+                    break client;
+                }
+            }
+        });
+        let mut client = client.await;
+        assert_eq!(client.does("username_exists", json!("alice")).await, false);
+        if n % 2 == 0 {
+            client.leaves().await;
+        }
+    }
+    let opens = async || get(&world, "/socket.io/?EIO=4&transport=polling").await.0;
+    let opened = async {
+        let mut opened = 0;
+        while opened < 4 {
+            opened += usize::from(opens().await.starts_with("http/1.1 200"));
+        }
+    };
+    soon(opened).await;
+    let refused = opens().await;
+    assert!(refused.starts_with("http/1.1 429") && refused.contains("access-control-allow-origin"), "{refused}");
+    assert!(get(&world, "/health").await.0.starts_with("http/1.1 200"));
+    world.close().await;
+}
+
+#[tokio::test]
 async fn the_page_loads_nothing_from_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
     let world = ground(&dir).open().await;

@@ -33,6 +33,8 @@ pub struct Ground {
     pub place: Place,
     pub settings: Settings,
     pub rates: Rates,
+    /// Connections at a time, and sessions.
+    pub connections_max: usize,
     /// How far ahead of the real one the server's clock is.
     pub later: Duration,
 }
@@ -40,7 +42,8 @@ pub struct Ground {
 impl Ground {
     pub fn new(dir: &Path, place: Place) -> Self {
         let settings = Settings { x3dh_after: Duration::from_millis(50), ..Settings::default() };
-        Self { dir: dir.to_owned(), place, settings, rates: Rates::NONE, later: Duration::ZERO }
+        let (rates, connections_max, later) = (Rates::NONE, 10_000, Duration::ZERO);
+        Self { dir: dir.to_owned(), place, settings, rates, connections_max, later }
     }
 
     pub async fn open(&self) -> World {
@@ -53,6 +56,7 @@ impl Ground {
             place: self.place.clone(),
             settings: self.settings.clone(),
             rates: self.rates,
+            connections_max: self.connections_max,
             ..Config::new(self.dir.clone())
         };
         let running = dm::start_on(doors, config, clock, stop.clone()).await.unwrap();
@@ -173,9 +177,14 @@ pub struct Client {
 impl Client {
     /// Speaks through something: raw WebSocket frames.
     pub async fn over(carrier: impl Carrier + 'static) -> Self {
+        Self::tries(carrier).await.expect("there is room for one more")
+    }
+
+    /// The same, unless nobody is let in.
+    pub async fn tries(carrier: impl Carrier + 'static) -> Option<Self> {
         let carrier: Box<dyn Carrier> = Box::new(carrier);
         let url = "ws://dm/socket.io/?EIO=4&transport=websocket";
-        let (ws, _) = soon(tokio_tungstenite::client_async(url, carrier)).await.unwrap();
+        let (ws, _) = soon(tokio_tungstenite::client_async(url, carrier)).await.ok()?;
         let mut client = Self::with(ws);
         let open = client.frame().await.unwrap();
         let open: Value = serde_json::from_str(open.strip_prefix('0').expect("the opening")).unwrap();
@@ -184,7 +193,7 @@ impl Client {
         loop {
             let frame = client.frame().await.unwrap();
             if frame.starts_with("40{") {
-                return client;
+                return Some(client);
             }
             assert!(frame.starts_with('2'), "{frame}");
             client.send("3".into()).await;

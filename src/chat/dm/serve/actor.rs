@@ -188,14 +188,20 @@ impl Actor {
                 error!("what is due could not be done, and is tried again");
                 Some(us(now.plus(SLEEP_MAX).wall_ms))
             });
+            outs.extend(scene.says.drain(..).map(Out::Say));
         }
+        let mut said = 0_usize;
         for _ in 0..TASKS_MAX {
             let Some((conn, task)) = scene.house.due(now.monotonic) else { break };
             scene.work.mark().await?;
             let done = guarded(scene.perform(conn, task)).await;
             scene.settle(done.is_ok()).await?;
+            said = scene.says.iter().fold(said, |said, say| said.saturating_add(say.said.get().len()));
+            outs.extend(scene.says.drain(..).map(Out::Say));
+            if said >= ANSWERS_MAX {
+                break;
+            }
         }
-        outs.extend(scene.says.drain(..).map(Out::Say));
         let (mut mails, mut answers) = (std::mem::take(batch).into_iter(), 0_usize);
         while answers < ANSWERS_MAX
             && let Some(mail) = mails.next()

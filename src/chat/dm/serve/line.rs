@@ -24,11 +24,17 @@ use axum::response::{IntoResponse as _, Response};
 use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
+use crate::chat::dm::state::INBOX_MAX;
+use crate::chat::dm::wire::MEMBERS_MAX;
 use crate::net::listen::Bounds as _;
 use crate::net::places::{Held, Places};
 
-/// What may wait to be read by one client, in bytes, unless it is one packet alone: a page of the longest messages, and some.
-pub(super) const UNSENT_MAX: usize = 16 * 1024 * 1024;
+/// What may wait to be read by one client, in bytes, before one packet more. All invitations that one may have fit, which are
+/// sent at once: who could not be sent them would be cut at each login, and could never come in again.
+pub(super) const UNSENT_MAX: usize = 32 * 1024 * 1024;
+/// An invitation is the keys of a tree, in hexadecimal with quotes and a comma, and less than 1 KiB of everything else.
+const INVITATION_MAX: usize = 2 * MEMBERS_MAX * (2 * 32 + 3) + 1_024;
+const _: () = assert!(INBOX_MAX <= 1_000 && 1_000 * INVITATION_MAX <= UNSENT_MAX, "the inbox fits");
 /// The library's answer to who opens a session is shorter.
 const OPENING_MAX: usize = 4_096;
 /// As the library says it.
@@ -51,8 +57,7 @@ pub(super) struct Unsent(AtomicUsize);
 impl Unsent {
     /// So much more waits. `false` when it is too much.
     pub(super) fn waits(&self, bytes: usize) -> bool {
-        let before = self.0.fetch_add(bytes, Ordering::Relaxed);
-        before == 0 || before.saturating_add(bytes) <= UNSENT_MAX
+        self.0.fetch_add(bytes, Ordering::Relaxed) < UNSENT_MAX
     }
 
     /// So much got out.
@@ -225,6 +230,19 @@ fn sid_in(opening: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
+impl Line {
+    /// For tests of those who hold one.
+    pub(super) fn of_nobody() -> Arc<Self> {
+        let gate = Gate::new(super::gate::Rates::NONE, vec![], crate::time::Clock::following(0));
+        Lines::new(Arc::new(gate), Places::new(9, 9, &[])).open([192, 0, 2, 1].into()).unwrap()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::super::gate::Rates;
     use super::*;
@@ -233,10 +251,10 @@ mod tests {
     #[test]
     fn megabytes_that_nobody_read_were_counted_as_a_packet() {
         let unsent = Unsent::default();
-        assert!(unsent.waits(UNSENT_MAX + 1), "one alone");
+        assert!(unsent.waits(UNSENT_MAX - 1) && unsent.waits(2 * UNSENT_MAX), "however long the last one is");
         assert!(!unsent.waits(1));
-        unsent.went(UNSENT_MAX);
-        assert!(unsent.waits(UNSENT_MAX / 2) && unsent.waits(UNSENT_MAX / 3) && !unsent.waits(UNSENT_MAX / 3));
+        unsent.went(2 * UNSENT_MAX + 1);
+        assert!(unsent.waits(1) && !unsent.waits(1));
         unsent.went(usize::MAX);
         assert!(unsent.waits(UNSENT_MAX), "what was not counted is to the good of who reads");
     }

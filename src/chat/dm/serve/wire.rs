@@ -273,10 +273,11 @@ enum Ending {
     Refused,
 }
 
-/// Tells the actor that a connection is gone, however its worker ends.
+/// Tells the actor that a connection is gone, however its worker ends; without a worker it is none.
 struct Leaving {
     mailbox: mpsc::Sender<Mail>,
     conn: ConnId,
+    line: Arc<Line>,
     is_told: bool,
 }
 
@@ -299,6 +300,7 @@ impl Drop for Leaving {
         if self.is_told {
             return;
         }
+        self.line.close();
         if let Err(TrySendError::Full(left)) = self.mailbox.try_send(Mail::Left(self.conn, None)) {
             let mailbox = self.mailbox.clone();
             tokio::spawn(async move { mailbox.send(left).await });
@@ -324,7 +326,8 @@ impl Worker {
         let metrics = metrics::get();
         let (opened, closed) = (metrics.chat_opened.of(Room::Dm), metrics.chat_closed.of(Room::Dm));
         let _counted = Presence::new(metrics.chat_connections.of(Room::Dm), Some(opened), Some(closed));
-        let leaving = Leaving { mailbox: self.hall.mailbox.clone(), conn: self.conn, is_told: false };
+        let (mailbox, line) = (self.hall.mailbox.clone(), Arc::clone(&self.line));
+        let leaving = Leaving { mailbox, conn: self.conn, line, is_told: false };
         let mut ending = self.hear(&mut events).await;
         events.close();
         // Dropped with what is in it: each packet holds the line, and the line the queue.
@@ -430,8 +433,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_worker_that_panicked_left_its_user_there_for_ever() {
         let (mailbox, mut mail) = mpsc::channel(1);
-        let leaving = |n| Leaving { mailbox: mailbox.clone(), conn: ConnId(n), is_told: false };
+        let line = Line::of_nobody();
+        let leaving =
+            |n| Leaving { mailbox: mailbox.clone(), conn: ConnId(n), line: Arc::clone(&line), is_told: false };
         drop((leaving(1), leaving(2)));
+        assert!(line.is_closed(), "nobody answers on it any more");
         for _ in 0..2 {
             assert!(matches!(mail.recv().await, Some(Mail::Left(_, None))), "also when there was no room for it");
         }
