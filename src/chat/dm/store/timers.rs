@@ -160,12 +160,14 @@ impl Work {
         get(&row.ok_or(SqlError::Damaged("an invitation without a number"))?, 0)
     }
 
-    /// What somebody was not seen to receive, the oldest first.
+    /// What somebody was not seen to receive, the oldest first. One that cannot be read keeps nobody from the others.
     pub(in crate::chat::dm) async fn invitations(&mut self, user: UserId) -> Result<Vec<StoredInvitation>, SqlError> {
         let sql = "SELECT i.id, i.dm_id, u.username, i.sender_ik, i.spk, i.ek, i.position, i.setup_sig, d.key_tree \
                    FROM x3dh_inbox i JOIN users u ON u.id = i.sender_id JOIN dms d ON d.id = i.dm_id \
                    WHERE i.user_id = $1 ORDER BY i.id";
-        self.tx.rows(sql, values![user.0]).await?.iter().map(invitation).collect()
+        let rows = self.tx.rows(sql, values![user.0]).await?;
+        let readable = |row| invitation(row).inspect_err(|error| error!(%error, "an invitation is left out")).ok();
+        Ok(rows.iter().filter_map(readable).collect())
     }
 
     /// Somebody has these.
