@@ -173,6 +173,7 @@ impl FromMessage<LocalAdapter> for Queued {
 }
 
 /// A request that came, read or not.
+#[expect(clippy::large_enum_variant, reason = "it goes to the actor in a box, with everything else of a request")]
 pub(super) enum Heard {
     Read(Result<Request, Code>),
     /// Nobody is known on the connection yet: what only those may ask for who are is not worth the work before somebody is.
