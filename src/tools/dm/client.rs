@@ -24,8 +24,8 @@ use crate::chat::dm::crypto::storage::BadStorage;
 use crate::chat::dm::crypto::tree::CreateError;
 use crate::chat::dm::crypto::{PublicKey, SecretKey};
 use crate::chat::dm::wire::{
-    CallNotice, Code, Dm, Envelope, FullDm, Message, Notice, OWN_STORAGE_MAX, PACKET_MAX, ScheduleNotice, TypingNotice,
-    User, UserNotice, VerdictNotice, X3dh,
+    CallNotice, Code, Dm, Envelope, FullDm, Message, Notice, OWN_STORAGE_MAX, PACKET_MAX, PAGE_MAX, ScheduleNotice,
+    TypingNotice, User, UserNotice, VerdictNotice, X3dh,
 };
 use crate::crypto::random;
 use crate::time::Clock;
@@ -48,8 +48,10 @@ const BREATH: Duration = Duration::from_millis(400);
 const NOTICES_MAX: usize = 10_000;
 /// What the server said by itself that is looked at before what came of it is told.
 const NOTICES_AT_ONCE: usize = 256;
-/// Messages in a page: of the longest, with all the reactions that there can be, a page of more is too long for one answer.
+/// Messages in a page: of the longest, with all the reactions that there can be, a page of more is too long for one answer. Where they are
+/// short it is more, up to what a server gives.
 const PAGE: usize = 10;
+const PAGE_BYTES: usize = 64 * 1024;
 /// Messages that are fetched of what was missed in a direct message.
 const MISSED_MAX: usize = 10_000;
 /// A connection that lasted this long came to something, also when nothing was said.
@@ -66,6 +68,8 @@ pub struct Options {
     pub by_product: bool,
     /// Believe no invitation that its creator did not sign.
     pub signed_only: bool,
+    /// Recover also when what the account's devices shared cannot be read: it is **written over**.
+    pub afresh: bool,
 }
 
 /// Why there is no client, or none any more.
@@ -157,8 +161,8 @@ pub struct Client {
     /// There was a connection.
     came: bool,
     clock: Clock,
-    /// When this connection began, of the clock's monotonic time.
-    since: Duration,
+    /// When this connection was ready, of the clock's monotonic time.
+    since: Option<Duration>,
     /// Why the last one ended.
     why: String,
     /// How many messages are asked for at once: fewer after a page that did not come.
@@ -265,7 +269,7 @@ impl Client {
             failures: 0,
             came: false,
             clock,
-            since: now,
+            since: None,
             why: String::new(),
             page: PAGE,
             making_until: now.saturating_add(MAKING),
@@ -499,7 +503,8 @@ impl Client {
         if self.line.take().is_some() {
             self.events.push_back(Event::Lost { why: why.to_owned() });
         }
-        if self.came && self.clock.now().monotonic.saturating_sub(self.since) >= LASTING {
+        let now = self.clock.now().monotonic;
+        if self.since.take().is_some_and(|since| now.saturating_sub(since) >= LASTING) {
             self.failures = 0;
         }
         why.clone_into(&mut self.why);
@@ -534,7 +539,6 @@ impl Client {
             }
         };
         self.line = Some(line);
-        self.since = self.clock.now().monotonic;
         let begun = async {
             self.log_in().await?;
             self.sync().await
@@ -542,6 +546,7 @@ impl Client {
         match begun.await {
             Ok(()) => {
                 self.came = true;
+                self.since = Some(self.clock.now().monotonic);
                 self.invited = !self.book.held().is_empty();
                 self.events.push_back(Event::Ready { name: self.book.name().to_owned() });
                 Ok(())
@@ -723,8 +728,11 @@ impl Client {
         }
         let mut patience = Box::pin(tokio::time::sleep(ANSWER));
         loop {
+            let kept = self.keep.is_some();
             let Some(line) = &mut self.line else { return Err(NotDone::Lost) };
             tokio::select! {
+                // An invitation that was heard is not said again after a while, and asking may take long.
+                () = sleep(&mut self.keep), if kept => self.keep_now()?,
                 heard = line.next() => match heard {
                     Ok(Heard::Answer(it, answer)) if it == number => return Ok(answer),
                     heard => self.heard(heard),
@@ -766,6 +774,9 @@ impl Client {
                         self.events.push_back(Event::KeyChanged { name });
                     }
                 }
+            }
+            Err(_) if !self.book.synced && self.options.afresh => {
+                (self.book.unreadable, self.book.unshared) = (false, true);
             }
             // It has nothing to go on with, and what the others have must not be lost.
             Err(bad) if !self.book.synced => return Err(NotDone::Over(Failure::Shared(bad))),
@@ -924,6 +935,11 @@ impl Client {
             self.page = (self.page / 2).max(1);
         }
         let mut page = page?;
+        let reactions =
+            |it: &Message| it.reactions.iter().map(|it| it.reaction.len() + it.signature.len()).sum::<usize>();
+        let bytes: usize = page.iter().map(|it| it.message.len() + reactions(it)).sum();
+        let most = usize::try_from(PAGE_MAX).unwrap_or(PAGE);
+        self.page = if bytes < PAGE_BYTES { (2 * self.page).min(most) } else { self.page.min(PAGE) };
         page.retain(|message| message.dm_id == dm);
         Ok(page)
     }
@@ -1276,6 +1292,7 @@ impl Client {
             Command::Forget { who } => {
                 // After what others share, or it would come back with that.
                 self.read_own().await?;
+                self.contradicted.remove(&who);
                 if !self.book.forget(&who) {
                     return Err(words(&format!("no key is known for {who}")));
                 }
@@ -1352,8 +1369,9 @@ impl Client {
             self.keep_now()?;
             match self.call::<i64>("create_dm", args).await {
                 Ok(id) => {
-                    self.book.created(id).map_err(|taken| words(&taken))?;
+                    let created = self.book.created(id);
                     self.keep_now()?;
+                    created.map_err(|taken| words(&taken))?;
                     self.share().await?;
                     let found: FullDm = self.call("get_dm", json!({ "id": id })).await?;
                     self.take_dm(&found.dm);

@@ -114,6 +114,9 @@ pub struct RecoverArgs {
     /// Where the words stand [default: you are asked]
     #[arg(long, value_name = "FILE")]
     words_file: Option<PathBuf>,
+    /// Also when what the account's devices shared cannot be read: it is written over, and the keys in it are lost
+    #[arg(long)]
+    afresh: bool,
 }
 
 /// `dm talk`
@@ -164,8 +167,8 @@ pub async fn run(tool: Tool) -> Result<ExitCode> {
             let (account, seed) = (&args.account, args.seed()?);
             let passphrase = account.passphrase(true)?;
             let (place, identity) = (account.place()?, SecretKey::new(&seed));
-            let client =
-                Client::recover(place, account.options(), &account.dir(), &account.name, &passphrase, identity).await?;
+            let options = Options { afresh: args.afresh, ..account.options() };
+            let client = Client::recover(place, options, &account.dir(), &account.name, &passphrase, identity).await?;
             client.close().into_diagnostic()?;
             println!("recovered: this device knows what the others share");
         }
@@ -182,7 +185,7 @@ pub async fn run(tool: Tool) -> Result<ExitCode> {
 
 impl AccountArgs {
     const fn options(&self) -> Options {
-        Options { by_product: self.login_by_product, signed_only: self.signed_only }
+        Options { by_product: self.login_by_product, signed_only: self.signed_only, afresh: false }
     }
 
     /// A name becomes a part of a path.
@@ -274,7 +277,7 @@ impl From<Failure> for miette::Report {
             }
             Failure::OwnKey => "docs/dm-client.md says what that means",
             Failure::Shared(_) => {
-                "a device of the account that still works may say /overwrite; its other devices then know what that one knows"
+                "a device of the account that still works may say /overwrite, which shares what that one knows; without one, --afresh begins anew"
             }
             Failure::Folder(_) | Failure::Lost(_) | Failure::Name(_) => return miette!("{said}"),
         };
