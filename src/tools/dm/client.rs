@@ -235,6 +235,8 @@ impl Client {
                 let refused = matches!(failure, Failure::Name(_));
                 if recovers || refused || client.number == 0 {
                     client.folder.erase()?;
+                } else {
+                    client.keep_now()?;
                 }
                 Err(failure)
             }
@@ -348,7 +350,7 @@ impl Client {
 
     fn heard(&mut self, heard: Result<Heard, Broken>) {
         match heard {
-            Ok(Heard::Notice(name, said)) if name == Notice::X3dh.name() => self.hold(said.get()),
+            Ok(Heard::Notice(name, said)) if name == Notice::X3dh.name() && self.hold(said.get()) => {}
             Ok(Heard::Notice(name, said)) => self.notices.push_back((name, said)),
             // Nobody waits for it any more.
             Ok(Heard::Answer(..)) => {}
@@ -356,21 +358,15 @@ impl Client {
         }
     }
 
-    /// The server says an invitation until a connection lasted, and not again: it is kept from now on.
-    fn hold(&mut self, said: &str) {
-        match serde_json::from_str::<X3dh>(said) {
-            Ok(notice) => {
-                let (dm, from) = (notice.id, notice.sender.clone());
-                if self.book.hold(notice) {
-                    self.invited = true;
-                    self.keep_soon();
-                } else {
-                    let why = "it is too long, or too many wait".to_owned();
-                    self.events.push_back(Event::NotInvited { dm, from, why });
-                }
-            }
-            Err(_) => self.events.push_back(Event::problem("an invitation is not understood")),
+    /// The server says an invitation until a connection lasted, and not again: it is kept from now on. Unless it is none, or there is no room:
+    /// then it stands in line.
+    fn hold(&mut self, said: &str) -> bool {
+        let held = serde_json::from_str(said).is_ok_and(|notice| self.book.hold(notice));
+        if held {
+            self.invited = true;
+            self.keep_soon();
         }
+        held
     }
 
     /// Does what is to be done: connects, looks at what the server said by itself, says what waits. Is to be waited for: what it was doing is
@@ -393,6 +389,9 @@ impl Client {
                 done => done?,
             }
         }
+        // Before what is said in what it invites to.
+        let done = self.look_at_invitations().await;
+        self.tell(done)?;
         for _ in 0..NOTICES_AT_ONCE {
             let Some((name, said)) = self.notices.pop_front() else { break };
             let done = self.notice(&name, said.get()).await;
@@ -421,7 +420,7 @@ impl Client {
 
     /// Each invitation is looked at once on each connection, until it can be said what it is.
     async fn look_at_invitations(&mut self) -> Done {
-        if !std::mem::take(&mut self.invited) {
+        if self.line.is_none() || !std::mem::take(&mut self.invited) {
             return Ok(());
         }
         for notice in self.book.held() {
@@ -1050,8 +1049,11 @@ impl Client {
                     self.read_own().await?;
                 }
             }
-            // It is kept as soon as it is heard.
-            Notice::X3dh => {}
+            // One that there was no room for.
+            Notice::X3dh => {
+                let notice: X3dh = read(said)?;
+                self.invited(&notice).await?;
+            }
             Notice::Profile => {
                 let user: User = read(said)?;
                 if user.username == self.book.name() {
