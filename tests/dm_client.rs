@@ -1175,20 +1175,30 @@ async fn what_one_device_gives_up_no_other_brings_back() {
     let pair = alice.here();
     let identity = alice.client.book().identity().clone();
     let mut tablet = home.recover("tablet", "alice", identity).await.unwrap();
-    tablet.does("/verified bob").await;
-    alice.does("/forget bob").await;
     async fn until(person: &mut Person, so: impl Fn(&heliostat::tools::dm::Book) -> bool) {
         while !so(person.client.book()) {
             soon(person.client.wait()).await.unwrap();
             soon(person.client.attend()).await.unwrap();
         }
     }
+    // Both write at once: whoever is overwritten finds out, and writes again.
+    let _carol = home.account("carol").await;
+    tokio::join!(alice.types("/verified bob"), tablet.types("/verified carol"));
+    let both = |book: &heliostat::tools::dm::Book| {
+        ["bob", "carol"].iter().all(|name| book.fingerprint(name).is_some_and(|(_, verified)| verified))
+    };
+    soon(async { tokio::join!(until(&mut alice, both), until(&mut tablet, both)) }).await;
+    tablet.idles().await;
+    alice.idles().await;
+    // What is forgotten.
+    alice.does("/forget bob").await;
     soon(until(&mut tablet, |book| book.pinned("bob").is_none())).await;
     tablet.idles().await;
     alice.settle().await;
     alice.client.drop_connection();
     alice.idles().await;
     assert_eq!((alice.client.book().pinned("bob"), alice.client.book().find("bob").is_err()), (None, true));
+    // What is left.
     alice.does("/leave").await;
     soon(until(&mut tablet, |book| book.key(pair).is_none())).await;
     tablet.idles().await;

@@ -899,9 +899,9 @@ impl Client {
             return Ok(());
         }
         let last = self.book.last(dm);
-        let (mut missed, mut cursor) = (Vec::new(), None::<String>);
+        let (mut missed, mut cursor, mut fetched) = (Vec::new(), None::<String>, 0_usize);
         loop {
-            if missed.len() >= MISSED_MAX {
+            if fetched >= MISSED_MAX {
                 let why =
                     format!("so much was said in #{dm} that only the newest of it is told: /history has the rest");
                 self.events.push_back(Event::Problem { why });
@@ -910,6 +910,7 @@ impl Client {
             let messages = self.page(dm, cursor.as_deref(), self.page).await?;
             cursor = messages.last().map(|message| message.timestamp.clone());
             let whole = messages.is_empty() || messages.iter().any(|message| message.id <= last);
+            fetched = fetched.saturating_add(messages.len());
             missed.extend(messages.into_iter().filter(|message| !self.book.is_told(message)));
             if whole {
                 break;
