@@ -414,6 +414,11 @@ impl Book {
         !self.is_known(dm.id) && self.making.as_ref().is_some_and(|it| it.users == dm.users)
     }
 
+    /// Whether one with these is in the making.
+    pub(super) fn makes(&self, with: &[String]) -> bool {
+        self.making.as_ref().and_then(|it| it.users.split_first()).is_some_and(|(_, others)| others == with)
+    }
+
     /// Keeps an invitation until it is [`Self::decided`]. Whether there was room.
     pub(super) fn hold(&mut self, notice: X3dh) -> bool {
         if self.invitations.contains(&notice) {
@@ -1138,6 +1143,7 @@ mod tests {
         assert!(back.came_back(&waiting) && !back.came_back(&back.outbox[1]));
         // And what was in the making is found by who is in it.
         let carol = book("carol");
+        assert!(back.makes(&["carol".to_owned()]) && !back.makes(&["bob".to_owned()]));
         assert!(!back.is_making(&dm(8, &[&back, &alice])) && !back.is_making(&dm(8, &[&carol, &back])));
         assert!(back.is_making(&dm(8, &[&back, &carol])));
         back.created(8).unwrap();

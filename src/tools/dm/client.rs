@@ -667,7 +667,7 @@ impl Client {
                 match self.catch_up(id).await {
                     // Of the others something can be told.
                     Err(NotDone::Refused(_, why) | NotDone::Words(why)) => {
-                        let why = format!("what was missed in #{id} is not told: {why}");
+                        let why = format!("what was missed in #{id} is not told, /history has it: {why}");
                         self.events.push_back(Event::Problem { why });
                     }
                     done => done?,
@@ -1344,7 +1344,31 @@ impl Client {
         Ok(())
     }
 
+    /// What was asked for when the answer was lost, if it is there by now: asked for again, it would be refused, and its key be lost.
+    async fn made(&mut self, who: &[String]) -> Done<Option<i64>> {
+        if !self.book.makes(who) {
+            return Ok(None);
+        }
+        let ids: Vec<i64> = self.call("get_dms", json!({})).await?;
+        for id in ids {
+            if self.book.shown(id).is_some() {
+                continue;
+            }
+            self.known(id).await?;
+            if !self.book.makes(who) && self.book.key(id).is_some() {
+                self.keep_now()?;
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
     async fn create(&mut self, who: Vec<String>) -> Done {
+        if let Some(dm) = self.made(&who).await? {
+            self.share().await?;
+            self.go(dm);
+            return Ok(());
+        }
         for last in [false, true] {
             let mut invitees = Vec::new();
             for name in &who {
