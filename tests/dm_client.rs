@@ -1271,6 +1271,48 @@ fn at(address: SocketAddr) -> Place {
     Place::direct(&format!("plain://{address}"), &Trust::System).unwrap()
 }
 
+fn full_dm(id: i64, users: &[&str]) -> Value {
+    json!({
+        "id": id, "users": users, "name": null, "created_at": "", "users_in_call": [],
+        "latest_message": null, "scheduled_messages": {},
+    })
+}
+
+#[tokio::test]
+async fn what_is_made_late_is_not_made_again() {
+    let (bob, prekey) = (seeded(0x21), seeded(0x22));
+    let (mut own, mut looks) = (Value::Null, 0);
+    let address = liar(move |connection, event, args| {
+        let answer = plainly(&mut own, event, args);
+        looks += u32::from(connection == 2 && event == "get_dms");
+        match event {
+            "get_user" => {
+                let mut user = registration("bob", &bob, &prekey);
+                for name in ["status", "biography", "profile_picture"] {
+                    user[name] = own[name].clone();
+                }
+                Some((vec![], user))
+            }
+            // The answer is lost, and whoever looks at once does not find it.
+            "create_dm" => None,
+            "get_dms" if looks > 1 => Some((vec![], json!([7]))),
+            "get_dm" => Some((vec![], full_dm(7, &["alice", "bob"]))),
+            _ => Some((vec![], answer)),
+        }
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let client =
+        soon(Client::register(at(address), Options::default(), dir.path(), "alice", PASSPHRASE)).await.unwrap();
+    let mut alice = Person::of(client);
+    alice.types("/dm bob").await;
+    alice.idles().await;
+    assert_eq!(alice.client.book().dms().next(), None);
+    alice.seen.clear();
+    alice.does("/dm bob").await;
+    assert!(alice.here() == 7 && alice.client.book().key(7).is_some());
+}
+
 #[tokio::test]
 async fn a_server_that_ends_every_connection_is_asked_ever_more_slowly() {
     let mut own = Value::Null;
@@ -1347,13 +1389,7 @@ async fn an_invitation_that_was_heard_once_is_not_lost_with_the_connection_or_th
             }
             (1, "get_dms") => None,
             (_, "get_dms") => Some((vec![], json!([7]))),
-            (_, "get_dm") => {
-                let mut full = json!({ "id": 7, "users": ["bob", "alice"], "name": null, "created_at": "" });
-                full["users_in_call"] = json!([]);
-                full["latest_message"] = Value::Null;
-                full["scheduled_messages"] = json!({});
-                Some((vec![], full))
-            }
+            (_, "get_dm") => Some((vec![], full_dm(7, &["bob", "alice"]))),
             (2, "get_user") => None,
             (_, "get_user") => {
                 let mut user = own.clone();
