@@ -35,7 +35,7 @@ impl Doubt {
             Self::NotSealed => "it does not open".to_owned(),
             Self::NoText => "it is no text".to_owned(),
             Self::Repeats(Thing::Message(id)) => format!("the server shows [{id}] again"),
-            Self::Repeats(Thing::Reaction(id)) => format!("the server shows reaction {id} again"),
+            Self::Repeats(Thing::Reaction { id, of }) => format!("the server shows reaction {id} to [{of}] again"),
             Self::Older => "the server shows an older version".to_owned(),
         }
     }
@@ -90,6 +90,9 @@ impl Said {
         let mut line = format!("[{}] #{} {}: {text}", self.id, self.dm, name(&self.from));
         if self.pinned {
             line.push_str(" (pinned)");
+        }
+        if let Some(time) = &self.vanishes {
+            line.push_str(&format!(" (deletes itself at {})", harmless(time)));
         }
         for Reacted { id, from, text, doubt } in &self.reactions {
             let text = text.as_deref().map_or_else(|| doubt.map_or_else(String::new, Doubt::words), harmless);
@@ -213,7 +216,7 @@ impl Event {
     pub fn line(&self) -> String {
         let happens = match self {
             Self::Said(said) => return said.words(),
-            Self::Shown(said) => return format!("   {}", said.words()),
+            Self::Shown(said) => return format!("   {} {}", harmless(&said.time), said.words()),
             Self::Changed(said) => format!("changed: {}", said.words()),
             Self::Ready { name: it } => format!("{} is connected", name(it)),
             Self::Lost { why } => format!("the connection is lost: {}", harmless(why)),
@@ -318,6 +321,11 @@ mod tests {
         let doubted =
             Said { text: None, doubt: Some(Doubt::Repeats(Thing::Message(1))), from: "bob".to_owned(), ..said };
         assert_eq!(Event::Said(doubted.clone()).line(), "[2] #1 bob: (not shown: the server shows [1] again)");
+        let vanishing = Said { time: "10:00".to_owned(), vanishes: Some("10:05\n".to_owned()), ..doubted.clone() };
+        assert_eq!(
+            Event::Shown(vanishing).line(),
+            "   10:00 [2] #1 bob: (not shown: the server shows [1] again) (deletes itself at 10:05\u{fffd})"
+        );
         let json: serde_json::Value = serde_json::from_str(&Event::Said(doubted).json()).unwrap();
         assert_eq!((&json["event"], &json["text"]), (&"said".into(), &serde_json::Value::Null));
         assert_eq!(json["doubt"]["repeats"]["message"], 1);
