@@ -60,9 +60,13 @@ function entered(session, trouble) {
   main.replaceChildren(...conversations.element);
   document.body.dataset.pane = "list";
 
+  const retry = button("Try now", () => session.again(), { id: "retry", hidden: true });
+  tools.prepend(retry);
   const connection = () => {
+    const waits = session.trying ? "trying again" : "not tried again";
     state.dataset.state = session.online ? "online" : "offline";
-    state.textContent = session.online ? "Connected" : "Not connected; trying again";
+    state.textContent = session.online ? "Connected" : `Not connected; ${waits}${session.trouble ? `: ${session.trouble}` : ""}`;
+    retry.hidden = session.online;
     conversations.render();
   };
   /** Notices of requests that wait, by who asks. */
