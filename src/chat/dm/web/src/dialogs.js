@@ -66,7 +66,7 @@ export function people(session, { act, compare }) {
   };
   const look = button("Show everybody on this server", () => act(async () => {
     const users = (await session.directory()).filter((user) => user.username !== session.username);
-    list(everybody, users, { key: (user) => user.username, version: () => 0, make: ({ username: name }) => row(session, name,
+    list(everybody, users, { key: (user) => user.username, version: ({ username: name }) => [versionOf(session, name), session.friends.includes(name), session.blocked.includes(name)], make: ({ username: name }) => row(session, name,
       !session.friends.includes(name) && button("Request", () => act(() => session.requestFriend(name)), { "aria-label": `Send a request to ${name}` }),
       !session.blocked.includes(name) && button("Block", () => act(() => session.block(name)), { className: "danger", "aria-label": `Block ${name}` })) });
   }));

@@ -16,6 +16,9 @@ const PAGE = 50;
 const TYPING_MS = 3_000;
 /** How often others are told. */
 const TYPING_EVERY_MS = 1_000;
+/** How often, and how long after each other, it is tried to look at an invitation. */
+const INVITED_TRIES = 20;
+const INVITED_AGAIN_MS = 3_000;
 /** How many questions are open at a time. */
 const ABREAST = 8;
 
@@ -75,6 +78,7 @@ export class Session extends EventTarget {
   #tail = Promise.resolve();
   /** Whether it is known which conversations there are. */
   #complete = false;
+  #closed = false;
   #typed = new Map();
   #told = new Set();
 
@@ -135,6 +139,7 @@ export class Session extends EventTarget {
   /** Keeps what is not kept yet, and ends. */
   async close() {
     await this.#keeper.close(this.online);
+    this.#closed = true;
     this.#line.close();
     this.#seed.fill(0);
   }
@@ -311,8 +316,16 @@ export class Session extends EventTarget {
       this.#tell("soon", { id: dm_id });
     },
 
-    async x3dh_notification(invitation) {
-      await this.#invited(invitation);
+    async x3dh_notification(invitation, tries = 1) {
+      try {
+        await this.#invited(invitation);
+      } catch (error) {
+        // Who sent it could not be asked for. The server says it no more once it thinks that it has arrived.
+        if (tries < INVITED_TRIES && !this.#closed) {
+          setTimeout(() => this.#later(() => this.#handlers.x3dh_notification.call(this, invitation, tries + 1)), INVITED_AGAIN_MS);
+        }
+        throw error;
+      }
       await this.#reread(invitation.id);
       await each(this.dms.get(invitation.id).users, (name) => this.#readUser(name));
       this.#tell("dm", { id: invitation.id });
@@ -515,7 +528,7 @@ export class Session extends EventTarget {
    * that is known. `trouble` is why nothing is said there: `key`, `strangers`, `stale`, or `unsigned`, which a person can take.
    */
   about(id) {
-    const { users } = this.dms.get(id);
+    const users = this.dms.get(id)?.users ?? [];
     const partner = this.#known.partner(id);
     const setup = this.#known.setups.get(id);
     const trouble = !this.hasKey(id) ? "key"

@@ -1,7 +1,7 @@
 // Before anybody is logged in: unlock, make an account, or bring one back with its words.
 
-import { button, check, dialog, field, form, h } from "./dom.js";
 import { newSeed } from "./crypto.js";
+import { button, check, dialog, field, form, h } from "./dom.js";
 import { register } from "./keeper.js";
 import { Session } from "./session.js";
 import { Notebook, PASSPHRASE_MIN, accounts, forget, keep, unlock } from "./vault.js";
@@ -41,7 +41,7 @@ async function make(username, seed) {
   try {
     return await enter(username, seed, prepare);
   } catch (error) {
-    throw error.code === "wrong_response" ? taken : error;
+    throw error.code === "wrong_response" ? (taken ?? error) : error;
   }
 }
 

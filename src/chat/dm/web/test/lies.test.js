@@ -112,6 +112,19 @@ test("a key that the server does not take at once is written until it does", opt
   assert.equal(refused, 2);
 });
 
+test("an invitation whose sender cannot be asked for at once is looked at again", options, async () => {
+  let asked = 0;
+  const [a, b, c] = await Promise.all(["ann", "ben", "cat"].map((name) => person(name)));
+  lying(b.socket, async (event, parameters, ask) => {
+    asked += event === "get_user" && parameters.username === a.username;
+    return event === "get_user" && asked === 1 ? refusal("internal") : ask();
+  });
+  const id = await a.create([b.username, c.username]);
+  await until("the failure", () => asked === 1);
+  await until("the key", () => b.hasKey(id));
+  assert.equal(b.about(id).by, a.username);
+});
+
 test("a conversation whose number was lost with the answer is found, now or by the next page", options, async () => {
   const [a, b] = [await person("ann"), await person("ben")];
   await friends(a, b);
