@@ -1,8 +1,8 @@
 // The list of conversations, and the one that is open.
 
+import { troubleText } from "./bonds.js";
 import { Composer } from "./composer.js";
 import { button, clockTime, dayOf, face, form, h, list, statusText, until } from "./dom.js";
-import { troubleText } from "./session.js";
 
 export const REACTIONS = ["👍", "❤️", "😂", "😮", "😢", "🎉", "✅", "👀"];
 const PREVIEW = 80;
@@ -102,7 +102,7 @@ export class Conversations {
     const preview = ({ latest: message }) => (message ? (message.text ?? message.problem) : "No messages yet").slice(0, PREVIEW);
     const status = (dm) => {
       const other = this.session.about(dm.id).partner;
-      return other === undefined ? "none" : (this.session.users.get(other)?.status ?? "offline");
+      return other === undefined ? "none" : (this.session.people.users.get(other)?.status ?? "offline");
     };
     list(this.items, dms, {
       key: (dm) => dm.id,
@@ -112,8 +112,8 @@ export class Conversations {
         const title = titleOf(this.session, dm);
         return h("li", {},
           h("button", { type: "button", className: "dm", "aria-current": dm.id === this.current ? "true" : null, onclick: () => this.open(dm.id) },
-            face(this.session.users.get(other), other ?? title, status(dm)),
-            h("span", { className: "name" }, title, other === undefined ? null : h("span", { className: "hidden-label" }, `, ${statusText(this.session.users.get(other))}`)),
+            face(this.session.people.users.get(other), other ?? title, status(dm)),
+            h("span", { className: "name" }, title, other === undefined ? null : h("span", { className: "hidden-label" }, `, ${statusText(this.session.people.users.get(other))}`)),
             dm.unread > 0 ? h("span", { className: "badge", "aria-label": `${dm.unread} unread` }, String(dm.unread)) : h("span"),
             h("span", { className: "last" }, dm.users_in_call.length > 0 ? "In a call · " : "", preview(dm))));
       },
@@ -130,9 +130,9 @@ export class Conversations {
     const call = dm.users_in_call.length > 0 ? ` · in a call: ${dm.users_in_call.join(", ")}` : "";
     const made = by === undefined ? "" : ` · made by ${by === session.username ? "you" : by}`;
     const who = other === undefined ? `${dm.users.length} members: ${dm.users.join(", ")}${made}`
-      : `${statusText(session.users.get(other))}${session.verified(other) ? " · keys compared" : ""}`;
+      : `${statusText(session.people.users.get(other))}${session.people.verified(other) ? " · keys compared" : ""}`;
     this.subtitle.textContent = who + call;
-    this.face.replaceChildren(face(session.users.get(other), other ?? title, other === undefined ? "none" : undefined));
+    this.face.replaceChildren(face(session.people.users.get(other), other ?? title, other === undefined ? "none" : undefined));
     this.#renderWarning(trouble, other);
     this.older.hidden = !dm.more;
     this.#renderMessages();
@@ -144,7 +144,7 @@ export class Conversations {
   /** What stands above the messages for as long as it is so. */
   #renderWarning(trouble, other) {
     const { session, dm } = this;
-    const changed = dm.users.filter((name) => session.changed.has(name));
+    const changed = dm.users.filter((name) => session.people.changed.has(name));
     const said = JSON.stringify([dm.id, trouble, changed]);
     const nothing = changed.length === 0 && (trouble === null || trouble === "key");
     this.warning.hidden = nothing;

@@ -11,17 +11,17 @@ const section = (title, ...children) => h("section", {}, h("h3", {}, title), ...
 
 /** A person in a list, with what can be done. */
 function row(session, username, ...actions) {
-  const user = session.person(username);
+  const user = session.people.person(username);
   const about = user?.biography ? ` · ${user.biography}` : "";
-  const compared = session.verified(username) ? " · keys compared" : "";
+  const compared = session.people.verified(username) ? " · keys compared" : "";
   const said = h("span", { className: "grow" }, username, h("span", { className: "quiet" }, ` ${statusText(user)}${compared}${about}`));
   return h("li", {}, face(user, username), said, actions);
 }
 
 /** What of a person is shown in a list. */
 const versionOf = (session, username) => {
-  const { status, biography, profile_picture: picture } = session.person(username) ?? {};
-  return JSON.stringify([status, biography, picture, session.verified(username)]);
+  const { status, biography, profile_picture: picture } = session.people.person(username) ?? {};
+  return JSON.stringify([status, biography, picture, session.people.verified(username)]);
 };
 
 /** Fills a list of people or lines, or says that there are none; what did not change stays, and who uses it is left alone. */
@@ -43,32 +43,32 @@ export function people(session, { act, compare }) {
   const add = form({ id: "request" }, [field("Name", username)], {
     label: "Send a request",
     submit: async () => {
-      await session.requestFriend(username.value.trim());
+      await session.people.requestFriend(username.value.trim());
       username.value = "";
     },
   });
   const fill = () => {
     const all = (element, names, none, actions) =>
       put(element, names, none, { version: (name) => versionOf(session, name), make: (name) => row(session, name, ...actions(name)) });
-    all(requests, session.requests, "Nobody asks.", (name) => [
-      button("Accept", () => act(() => session.answerFriend(name, true)), { className: "main", "aria-label": `Accept ${name}` }),
-      button("Refuse", () => act(() => session.answerFriend(name, false)), { "aria-label": `Refuse ${name}` }),
+    all(requests, session.people.requests, "Nobody asks.", (name) => [
+      button("Accept", () => act(() => session.people.answerFriend(name, true)), { className: "main", "aria-label": `Accept ${name}` }),
+      button("Refuse", () => act(() => session.people.answerFriend(name, false)), { "aria-label": `Refuse ${name}` }),
     ]);
-    all(friends, session.friends, "Nobody yet.", (name) => [
+    all(friends, session.people.friends, "Nobody yet.", (name) => [
       button("Compare keys", () => compare(name), { "aria-label": `Compare keys with ${name}` }),
-      button("Unfriend", () => act(() => session.unfriend(name)), { "aria-label": `Unfriend ${name}` }),
-      button("Block", () => act(() => session.block(name)), { className: "danger", "aria-label": `Block ${name}` }),
+      button("Unfriend", () => act(() => session.people.unfriend(name)), { "aria-label": `Unfriend ${name}` }),
+      button("Block", () => act(() => session.people.block(name)), { className: "danger", "aria-label": `Block ${name}` }),
     ]);
-    all(outgoing, session.outgoing, "None.", () => []);
-    all(blocked, session.blocked, "Nobody.", (name) => [
-      button("Unblock", () => act(() => session.unblock(name)), { "aria-label": `Unblock ${name}` }),
+    all(outgoing, session.people.outgoing, "None.", () => []);
+    all(blocked, session.people.blocked, "Nobody.", (name) => [
+      button("Unblock", () => act(() => session.people.unblock(name)), { "aria-label": `Unblock ${name}` }),
     ]);
   };
   const look = button("Show everybody on this server", () => act(async () => {
-    const users = (await session.directory()).filter((user) => user.username !== session.username);
-    list(everybody, users, { key: (user) => user.username, version: ({ username: name }) => [versionOf(session, name), session.friends.includes(name), session.blocked.includes(name)], make: ({ username: name }) => row(session, name,
-      !session.friends.includes(name) && button("Request", () => act(() => session.requestFriend(name)), { "aria-label": `Send a request to ${name}` }),
-      !session.blocked.includes(name) && button("Block", () => act(() => session.block(name)), { className: "danger", "aria-label": `Block ${name}` })) });
+    const users = (await session.people.directory()).filter((user) => user.username !== session.username);
+    list(everybody, users, { key: (user) => user.username, version: ({ username: name }) => [versionOf(session, name), session.people.friends.includes(name), session.people.blocked.includes(name)], make: ({ username: name }) => row(session, name,
+      !session.people.friends.includes(name) && button("Request", () => act(() => session.people.requestFriend(name)), { "aria-label": `Send a request to ${name}` }),
+      !session.people.blocked.includes(name) && button("Block", () => act(() => session.people.block(name)), { className: "danger", "aria-label": `Block ${name}` })) });
   }));
   const shown = dialog("People", "people", section("Add a friend", add), section("They ask you", requests), section("Friends", friends),
     section("You asked", outgoing), section("Blocked", blocked), section("Everybody", look, everybody));
@@ -79,7 +79,7 @@ export function people(session, { act, compare }) {
 
 /** A conversation with one or more. */
 export function newConversation(session, opened) {
-  const boxes = session.friends.map((name) => {
+  const boxes = session.people.friends.map((name) => {
     const box = h("input", { type: "checkbox", value: name });
     return { box, element: h("li", {}, check(name, box)) };
   });
@@ -162,8 +162,8 @@ export function compare(session, username, { act }) {
   const body = h("div", {});
   const digits = (id, key) => h("p", { className: "digits", id }, key.digits);
   const fill = () => act(async () => {
-    const { known, named, verified } = await session.comparison(username);
-    const same = button("It is the same", () => act(() => session.confirmKey(username, known.key)), { className: "main", id: "same-key" });
+    const { known, named, verified } = await session.people.comparison(username);
+    const same = button("It is the same", () => act(() => session.people.confirmKey(username, known.key)), { className: "main", id: "same-key" });
     const parts = [section("The key that is known", digits("fingerprint", known),
       verified ? h("p", { id: "compared" }, "You have compared it.") : same)];
     if (named) {
@@ -190,7 +190,7 @@ export function compare(session, username, { act }) {
 
 /** What others see of this account, and its keys. */
 export function profile(session, { act }) {
-  const { me } = session;
+  const { me } = session.people;
   const status = h("select", { id: "status" }, ["online", "away", "dnd", "offline"].map((value) =>
     h("option", { value, selected: me.status === value }, statusText({ status: value }))));
   const biography = h("textarea", { id: "biography", rows: 3, maxLength: BIOGRAPHY_MAX, value: me.biography });

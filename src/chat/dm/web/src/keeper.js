@@ -73,6 +73,13 @@ export class Keeper {
     this.#needed = needed;
   }
 
+  /** The key of a conversation. */
+  key(id) {
+    const key = this.knowledge.keys.get(id);
+    return key === undefined ? undefined : hexToBytes(key);
+  }
+
+  /** What was seen in it. */
   seen(id) {
     if (!this.#seen.has(id)) {
       this.#seen.set(id, new Seen());

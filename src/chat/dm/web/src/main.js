@@ -73,14 +73,14 @@ function entered(session, trouble) {
   const asking = new Map();
   const requests = () => {
     for (const [username, notice] of asking) {
-      if (!session.requests.includes(username)) {
+      if (!session.people.requests.includes(username)) {
         notice.remove();
         asking.delete(username);
       }
     }
-    count.hidden = session.requests.length === 0;
-    count.textContent = String(session.requests.length);
-    count.setAttribute("aria-label", `${session.requests.length} waiting`);
+    count.hidden = session.people.requests.length === 0;
+    count.textContent = String(session.people.requests.length);
+    count.setAttribute("aria-label", `${session.people.requests.length} waiting`);
     conversations.render();
   };
   const seen = () => {

@@ -1,14 +1,14 @@
 // An account that is in use: what it knows, and what it can do. The page shows it and calls it.
 //
 // What the server says is believed where it must be (who is in a conversation, when, in which order) and checked where it
-// can be: a person's identity key is the one that was known first under that name (a *pin*); nothing is shown that its author's
-// pinned key did not sign, or that was seen before as something else; with whom one talks is what was agreed on when the key was made,
-// and nothing is said where others are. What arrives, and what is read, is worked through one after the other, so that what is known
-// always belongs to the latest thing said.
+// can be: with whom one talks is what was agreed on when the key was made, and nothing is said where others are. What arrives, and what
+// is read, is worked through one after the other, so that what is known always belongs to the latest thing said.
 
-import { CryptoError, bytesToHex, createGroup, fingerprint, hexToBytes, joinGroup, loginResponse, point, publicKey, read, write } from "./crypto.js";
+import { Bonds, troubleText } from "./bonds.js";
+import { CryptoError, loginResponse, publicKey, read, write } from "./crypto.js";
 import { Keeper, Unreadable } from "./keeper.js";
-import { messageThing, reactionThing } from "./seen.js";
+import { People, each } from "./people.js";
+import { Reader, timeOf } from "./reader.js";
 import { Line, Refused, call } from "./wire.js";
 
 const PAGE = 50;
@@ -19,53 +19,15 @@ const TYPING_EVERY_MS = 1_000;
 /** How often, and how long after each other, it is tried to look at an invitation. */
 const INVITED_TRIES = 20;
 const INVITED_AGAIN_MS = 3_000;
-/** How many questions are open at a time. */
-const ABREAST = 8;
-
 /** After these a login is not tried again by itself. */
 const HOPELESS = ["no_such_user", "wrong_response"];
 /** After these it is not known whether something was done. */
 const UNKNOWN = ["timeout", "internal"];
 
-const REPEATED = {
-  repeats: "Not shown: it was sent before as something else, and may be repeated by the server",
-  older: "Not shown: it stood here before an edit, and may be brought back by the server",
-};
-
-/** The time of a timestamp, which is UTC without saying so. */
-export const timeOf = (stamp) => new Date(`${stamp}Z`);
-
-/** Why nothing is said in a conversation. */
-export const troubleText = (trouble, partner) => ({
-  key: "The key of this conversation has not arrived.",
-  stale: "This conversation was made with another key than the one that was accepted since. Leave it and begin a new one.",
-  strangers: `This conversation was made with ${partner} alone, and the server says that others are in it. Nothing is sent.`,
-  unsigned: "Whoever made this conversation did not sign its tree of keys: a server that is not honest could read what you write here.",
-})[trouble];
-
-/** Does it for each, a few at a time. */
-async function each(items, work) {
-  const rest = [...items];
-  const worker = async () => {
-    while (rest.length > 0) {
-      await work(rest.shift());
-    }
-  };
-  await Promise.all(Array.from({ length: ABREAST }, worker));
-}
-
 export class Session extends EventTarget {
   /** Whether the connection stands and is logged in. */
   online = false;
-  me = null;
-  users = new Map();
-  friends = [];
-  requests = [];
-  outgoing = [];
-  blocked = [];
   dms = new Map();
-  /** Keys that changed: username to the new key. */
-  changed = new Map();
 
   /** What is in the way of the connection; and whether it is tried again. */
   trouble = null;
@@ -74,6 +36,8 @@ export class Session extends EventTarget {
   #socket;
   #seed;
   #keeper;
+  #reader;
+  #bonds;
   #line;
   #tail = Promise.resolve();
   /** Whether it is known which conversations there are. */
@@ -97,6 +61,15 @@ export class Session extends EventTarget {
       heard: (what) => this.#heard(what),
       needed: () => (this.#complete ? { ids: new Set(this.dms.keys()), names: this.#names() } : null),
     });
+    this.people = new People({
+      username,
+      publicKey: publicKey(seed),
+      keeper: this.#keeper,
+      ask: (event, parameters) => this.#call(event, parameters),
+      tell: (what, detail) => this.#tell(what, detail),
+    });
+    this.#reader = new Reader({ keeper: this.#keeper, pinned: (name) => this.people.pinned(name) });
+    this.#bonds = new Bonds({ username, seed, keeper: this.#keeper, people: this.people });
     this.#line = new Line(socket, {
       begin: (standing) => this.#inTurn(async () => standing() && (await this.#begin())),
       lost: (error, trying) => this.#lost(error, trying),
@@ -162,7 +135,7 @@ export class Session extends EventTarget {
     const challenge = await this.#call("login", { username: this.username });
     await this.#call("login_challenge_response", { response: loginResponse(this.#seed, this.username, challenge) });
     await this.#keeper.read();
-    await this.#readPeople();
+    await this.people.read();
     const ids = await this.#call("get_dms");
     for (const id of [...this.dms.keys()].filter((id) => !ids.includes(id))) {
       this.dms.delete(id);
@@ -170,7 +143,7 @@ export class Session extends EventTarget {
     // One that was left meanwhile, by another page, is in nobody's way.
     await each(ids, (id) => this.#readDm(id).catch((error) => this.#gone(id, error)));
     this.#complete = true;
-    await each(this.#names(), (name) => this.#readUser(name));
+    await each(this.#names(), (name) => this.people.readUser(name));
     for (const dm of this.dms.values()) {
       if (dm.opened) {
         // What changed or went meanwhile was told to nobody: what is shown is read anew.
@@ -192,17 +165,17 @@ export class Session extends EventTarget {
 
   /** Everybody that this account has to do with. */
   #names() {
-    return new Set([...this.friends, ...this.requests, ...[...this.dms.values()].flatMap((dm) => dm.users)]);
+    return new Set([...this.people.friends, ...this.people.requests, ...[...this.dms.values()].flatMap((dm) => dm.users)]);
   }
 
   /** What the server keeps was read. */
   #heard({ me, contradicted, fresh }) {
-    this.me = me;
+    this.people.me = me;
     for (const name of contradicted.filter((name) => !this.#told.has(name))) {
       this.#told.add(name);
       this.#warn(`Another device of this account knows another key of ${name}. Here the one that was known here stays.`);
     }
-    this.changed.forEach((key, name) => this.pin(name) === key && this.changed.delete(name));
+    this.people.settle();
     for (const id of fresh.filter((id) => this.dms.has(id))) {
       this.#later(() => this.#reread(id));
     }
@@ -239,7 +212,7 @@ export class Session extends EventTarget {
         // Another page of this account wrote something.
         return this.#keeper.read().then(() => this.#tell("people"));
       }
-      this.#met(user);
+      this.people.met(user);
       this.#tell("people");
     },
 
@@ -272,7 +245,7 @@ export class Session extends EventTarget {
         await this.#readDm(message.dm_id);
       }
       const dm = this.dms.get(message.dm_id);
-      const view = await this.#view(dm.id, message, true);
+      const view = await this.#reader.view(dm.id, message, true);
       dm.latest = view;
       if (dm.opened) {
         dm.messages.set(view.id, view);
@@ -290,7 +263,7 @@ export class Session extends EventTarget {
       if (!dm) {
         return;
       }
-      const view = await this.#view(dm.id, message);
+      const view = await this.#reader.view(dm.id, message);
       if (dm.messages.has(view.id)) {
         dm.messages.set(view.id, view);
       }
@@ -318,31 +291,34 @@ export class Session extends EventTarget {
 
     async x3dh_notification(invitation, tries = 1) {
       try {
-        await this.#invited(invitation);
+        await this.#bonds.invited(invitation);
       } catch (error) {
-        // Who sent it could not be asked for. The server says it no more once it thinks that it has arrived.
-        if (tries < INVITED_TRIES && !this.#closed) {
-          setTimeout(() => this.#later(() => this.#handlers.x3dh_notification.call(this, invitation, tries + 1)), INVITED_AGAIN_MS);
+        if (!(error instanceof CryptoError)) {
+          // Who sent it could not be asked for. The server says it no more once it thinks that it has arrived.
+          if (tries < INVITED_TRIES && !this.#closed) {
+            setTimeout(() => this.#later(() => this.#handlers.x3dh_notification.call(this, invitation, tries + 1)), INVITED_AGAIN_MS);
+          }
+          throw error;
         }
-        throw error;
+        this.#warn(`An invitation of ${invitation.sender} was refused: ${error.message}.`);
       }
       await this.#reread(invitation.id);
-      await each(this.dms.get(invitation.id).users, (name) => this.#readUser(name));
+      await each(this.dms.get(invitation.id).users, (name) => this.people.readUser(name));
       this.#tell("dm", { id: invitation.id });
     },
 
     async friend_request_notification({ username }) {
-      await this.#readPeople();
+      await this.people.read();
       this.#tell("request", { username });
     },
 
     async friend_request_accept_notification({ username, accept }) {
-      await this.#readPeople();
+      await this.people.read();
       this.#tell("answer", { username, accept });
     },
 
     async unfriend_notification() {
-      await this.#readPeople();
+      await this.people.read();
       this.#tell("people");
     },
 
@@ -355,143 +331,20 @@ export class Session extends EventTarget {
     },
   };
 
-  // ---- people and their keys
+  // ---- keys and the own account
 
-  /** What is known of a person; of oneself, what others see. */
-  person(username) {
-    return username === this.username ? this.me : this.users.get(username);
-  }
-
-  async #readPeople() {
-    const ask = (event) => this.#call(event);
-    [this.friends, this.requests, this.outgoing, this.blocked] = await Promise.all(
-      ["get_friends", "get_friend_requests", "get_outgoing_requests", "get_blocked"].map(ask),
-    );
-    await each([...this.friends, ...this.requests].filter((name) => !this.users.has(name)), (name) => this.#readUser(name));
-    this.#tell("people");
-  }
-
-  async #readUser(username) {
-    try {
-      const user = await this.#call("get_user", { username });
-      if (user.username !== username) {
-        throw new CryptoError(`The server answers with somebody else than ${username}.`);
-      }
-      return this.#met(user);
-    } catch (error) {
-      if (error instanceof Refused && error.code === "no_such_user") {
-        return null;
-      }
-      throw error;
-    }
-  }
-
-  /** Compares the key of a person with the pinned one. */
-  #met(user) {
-    this.users.set(user.username, user);
-    const pin = this.pin(user.username);
-    if (pin !== undefined && pin !== user.public_key && this.changed.get(user.username) !== user.public_key) {
-      this.changed.set(user.username, user.public_key);
-      this.#tell("key", { username: user.username });
-    } else if (pin === user.public_key) {
-      this.changed.delete(user.username);
-    }
-    return user;
-  }
-
-  /** The identity key known for a name, if one is. */
-  pin(username) {
-    return username === this.username ? this.publicKey : this.#known.pins.get(username);
-  }
-
-  /** The same; the first time, the one that the server names becomes it. */
-  async #pinned(username) {
-    if (this.pin(username) === undefined) {
-      const user = this.users.get(username) ?? (await this.#readUser(username));
-      if (!user) {
-        throw new CryptoError("its author is unknown");
-      }
-      point(user.public_key);
-      this.#known.pins.set(username, user.public_key);
-      this.#keeper.learnt();
-    }
-    return this.pin(username);
-  }
-
-  /**
-   * What two people compare: the digits of the key known for a name, which is the known one from now on, and of the one that the
-   * server names now, if that is another.
-   */
-  async comparison(username) {
-    const digits = (key) => key && { key, digits: fingerprint(this.publicKey, key) };
-    const known = await this.#pinned(username);
-    return { known: digits(known), named: digits(this.changed.get(username)), verified: this.verified(username) };
-  }
-
-  /** Whether a person has compared the key that is known for a name. */
-  verified(username) {
-    return this.#known.verified.has(username);
-  }
-
-  /** A person has compared, and it was the same. */
-  confirmKey(username, key) {
-    if (this.pin(username) !== key) {
-      throw new CryptoError(`Another key of ${username} is known by now. Compare again.`);
-    }
-    this.#known.verified.add(username);
-    this.#keeper.learnt();
-    this.#tell("verified", { username });
-    this.#tell("people");
-  }
-
-  /** A person has compared the new key, and takes it. */
+  /** A person has compared the new key of somebody, and takes it. What was sent is read once more by it. */
   async acceptKey(username, key) {
-    if (this.changed.get(username) !== key) {
-      throw new CryptoError(`The server names yet another key of ${username} by now. Compare again.`);
-    }
-    point(key);
-    this.#known.accept(username, key, Date.now());
-    this.#keeper.learnt();
-    this.changed.delete(username);
+    this.people.accept(username, key);
     for (const dm of [...this.dms.values()].filter((dm) => dm.users.includes(username))) {
       await this.#inTurn(() => this.#reread(dm.id));
     }
     this.#tell("people");
   }
 
-  /** Everybody, for a look around. */
-  async directory() {
-    const users = await this.#call("get_user_list");
-    users.forEach((user) => user.username === this.username || this.#met(user));
-    return users;
-  }
-
-  async #friendship(event, username, more = {}) {
-    await this.#call(event, { username, ...more });
-    await this.#readPeople();
-  }
-
-  requestFriend(username) {
-    return this.#friendship("send_friend_request", username);
-  }
-  answerFriend(username, accept) {
-    return this.#friendship("ack_friend_request", username, { accept });
-  }
-  unfriend(username) {
-    return this.#friendship("unfriend", username);
-  }
-  block(username) {
-    return this.#friendship("block_user", username);
-  }
-  unblock(username) {
-    return this.#friendship("unblock", username);
-  }
-
-  // ---- the own account
-
   async setProfile(profile) {
     await this.#call("set_user", profile);
-    Object.assign(this.me, profile);
+    Object.assign(this.people.me, profile);
     this.#tell("people");
   }
 
@@ -515,47 +368,33 @@ export class Session extends EventTarget {
   // ---- conversations
 
   hasKey(id) {
-    return this.#known.keys.has(id);
+    return this.#bonds.has(id);
   }
 
-  /** Whether the keys of a conversation were signed by who made it; `undefined` where no page of this account was there. */
+  /** See `Bonds`. */
   signedSetup(id) {
-    return this.#known.setups.get(id)?.signed;
+    return this.#bonds.signed(id);
   }
-
-  /**
-   * What is known of a conversation whatever the server says: the other one, if it was made for two; else by whom it was made, if
-   * that is known. `trouble` is why nothing is said there: `key`, `strangers`, `stale`, or `unsigned`, which a person can take.
-   */
   about(id) {
-    const users = this.dms.get(id)?.users ?? [];
-    const partner = this.#known.partner(id);
-    const setup = this.#known.setups.get(id);
-    const trouble = !this.hasKey(id) ? "key"
-      : this.#known.unpaired.has(id) ? "stale"
-      : partner !== undefined && users.some((name) => name !== this.username && name !== partner) ? "strangers"
-      : setup?.signed === false && setup.taken !== true ? "unsigned"
-      : null;
-    return { partner, by: setup?.by, trouble };
+    return this.#bonds.about(id, this.dms.get(id)?.users ?? []);
   }
 
   /** A person takes a conversation whose tree of keys nobody has signed. */
   takeUnsigned(id) {
-    this.#known.setups.set(id, { ...this.#known.setups.get(id), taken: true });
-    this.#keeper.learnt();
+    this.#bonds.take(id);
     this.#tell("dm", { id });
   }
 
   async #readDm(id) {
     const { latest_message, scheduled_messages, ...dm } = await this.#call("get_dm", { id });
-    this.#adopt(id, dm);
+    this.#bonds.adopt(id, dm);
     const before = this.dms.get(id) ?? { messages: new Map(), typing: new Map(), opened: false, more: false, unread: 0 };
-    const key = this.#key(id);
+    const key = this.#keeper.key(id);
     const scheduled = Object.entries(scheduled_messages ?? {}).map(async ([number, one]) => {
       const text = key === undefined ? null : await read(this.publicKey, key, one.message, one.signature).catch(() => null);
       return { id: Number(number), text, at: timeOf(one.timestamp) };
     });
-    const latest = latest_message ? await this.#view(id, latest_message) : null;
+    const latest = latest_message ? await this.#reader.view(id, latest_message) : null;
     this.dms.set(id, Object.assign(before, dm, { id, latest, scheduled: await Promise.all(scheduled) }));
   }
 
@@ -569,67 +408,14 @@ export class Session extends EventTarget {
     this.#tell("dm", { id });
   }
 
-  /** Whether it is one that was asked for, and whose number was lost with the answer: then its key is here. */
-  #adopt(id, { users, created_at }) {
-    if (this.hasKey(id) || this.#known.left.has(id) || !users.includes(this.username)) {
-      return;
-    }
-    const away = ({ at }) => Math.abs(at - timeOf(created_at));
-    const [making] = this.#known.makings.filter((one) => users.every((name) => one.users.includes(name))).sort((a, b) => away(a) - away(b));
-    if (making !== undefined) {
-      this.#enter(id, making);
-    }
-  }
-
-  #enter(id, { key, users }) {
-    this.#known.enter(id, key, users.filter((name) => name !== this.username), { by: this.username, signed: true });
-    this.#keeper.learnt();
-  }
-
-  async #invited(invitation) {
-    const { id, sender } = invitation;
-    try {
-      if (!Number.isSafeInteger(id) || id < 1) {
-        throw new CryptoError("its number is none");
-      }
-      const joined = joinGroup(this.#seed, await this.#pinned(sender), this.#known.prekeys.map(hexToBytes), invitation);
-      const key = bytesToHex(joined.key);
-      const known = this.#known.keys.get(id);
-      if (known === key) {
-        // The server repeats what may not have arrived.
-        return;
-      }
-      if (known !== undefined) {
-        throw new CryptoError("it would change the key of a conversation that has one");
-      }
-      // The number is not signed. Under another one everything could be said once more.
-      if (this.#known.knows(key) || this.#known.left.has(id)) {
-        throw new CryptoError("it is the one to another conversation or to one that was left, repeated by the server");
-      }
-      if (!joined.signed && this.signedOnly) {
-        throw new CryptoError("its keys are not signed, and this account wants them to be");
-      }
-      const pair = invitation.key_tree.length === 2;
-      this.#known.enter(id, key, pair ? [sender] : [], { by: sender, signed: joined.signed });
-      this.#keeper.learnt();
-    } catch (error) {
-      if (!(error instanceof CryptoError)) {
-        throw error;
-      }
-      this.#warn(`An invitation of ${sender} was refused: ${error.message}.`);
-    }
-  }
-
   /** A conversation with one or more; returns its number. */
   async create(usernames) {
     for (let again = 0; ; again += 1) {
-      const group = createGroup(this.#seed, await this.#invitees(usernames));
-      const making = { key: bytesToHex(group.key), users: [this.username, ...usernames], at: Date.now() };
-      this.#known.making(making);
+      const { making, request } = await this.#bonds.prepare(usernames);
       try {
         // Before it is asked for: nobody makes this key a second time.
         await this.#keeper.save();
-        const id = await this.#call("create_dm", { usernames, messages: group.messages, key_tree: group.keyTree });
+        const id = await this.#call("create_dm", request);
         return await this.#inTurn(() => this.#created(id, making));
       } catch (error) {
         const found = UNKNOWN.includes(error.code) ? await this.#inTurn(() => this.#lookFor(making)).catch(() => "later") : null;
@@ -637,8 +423,7 @@ export class Session extends EventTarget {
           return found;
         }
         if (found === null) {
-          this.#known.unmade(making);
-          this.#keeper.learnt();
+          this.#bonds.unmade(making);
         }
         // A prekey was replaced between the question and this.
         if (again > 0 || error.code !== "spk_mismatch") {
@@ -648,33 +433,11 @@ export class Session extends EventTarget {
     }
   }
 
-  async #invitees(usernames) {
-    const invitees = [];
-    for (const username of usernames) {
-      const user = await this.#readUser(username);
-      if (!user) {
-        throw new Refused("no_such_user", `There is no user of the name ${username}.`);
-      }
-      if (user.public_key !== (await this.#pinned(username))) {
-        throw new CryptoError(`The key of ${username} has changed. Compare it first.`);
-      }
-      if (!user.spk) {
-        throw new Refused("spk_missing", `${username} cannot be invited now.`);
-      }
-      invitees.push(user);
-    }
-    return invitees;
-  }
-
   async #created(id, making) {
-    // Its key may have been taken by this number already, from what another page has read.
-    if (this.#known.keys.get(id) !== making.key) {
-      const taken = this.hasKey(id) || this.dms.has(id) || this.#known.left.has(id) || this.#known.idOf(making.key) !== undefined;
-      if (taken || !Number.isSafeInteger(id) || id < 1) {
-        throw new CryptoError("The server gives a number that is taken. Nothing was begun.");
-      }
-      this.#enter(id, making);
+    if (this.dms.has(id) && this.#bonds.numberOf(making) !== id) {
+      throw new CryptoError("The server gives a number that is taken. Nothing was begun.");
     }
+    this.#bonds.created(id, making);
     await this.#readDm(id);
     this.#tell("dm", { id });
     return id;
@@ -688,7 +451,7 @@ export class Session extends EventTarget {
       }
     }
     this.#tell("all");
-    return this.#known.idOf(making.key) ?? "later";
+    return this.#bonds.numberOf(making) ?? "later";
   }
 
   async rename(id, name) {
@@ -698,8 +461,7 @@ export class Session extends EventTarget {
   async leave(id) {
     await this.#call("leave_dm", { id });
     this.dms.delete(id);
-    this.#known.leave(id);
-    this.#keeper.learnt();
+    this.#bonds.leave(id);
     this.#tell("all");
   }
 
@@ -725,7 +487,7 @@ export class Session extends EventTarget {
     const page = await this.#call("get_message_history", { id: dm.id, cursor, count: PAGE });
     const views = [];
     for (const message of page.reverse()) {
-      views.push(await this.#view(dm.id, message));
+      views.push(await this.#reader.view(dm.id, message));
     }
     const all = new Map(views.map((view) => [view.id, view]));
     if (!anew) {
@@ -740,7 +502,7 @@ export class Session extends EventTarget {
     return this.#inTurn(async () => {
       const views = [];
       for (const message of await this.#call("get_pinned", { id })) {
-        views.push(await this.#view(id, message));
+        views.push(await this.#reader.view(id, message));
       }
       return views;
     });
@@ -768,61 +530,12 @@ export class Session extends EventTarget {
     }
   }
 
-  /**
-   * A message of a conversation as it is shown: with its text, or with why there is none. Of one that is heard just now it is known how
-   * long it stays, whatever the clock of this device says.
-   */
-  async #view(dm, message, live = false) {
-    const reactions = [];
-    for (const one of message.reactions) {
-      const opened = await this.#opened(dm, one.sender, one.reaction, one.signature, reactionThing(one.id, message.id));
-      reactions.push({ id: one.id, sender: one.sender, ...opened });
-    }
-    const at = timeOf(message.timestamp);
-    const deletes = message.delete_timestamp === null ? null : timeOf(message.delete_timestamp);
-    return {
-      id: message.id,
-      dm,
-      sender: message.sender,
-      stamp: message.timestamp,
-      at,
-      goes: deletes === null ? null : live ? Date.now() + (deletes - at) : deletes.getTime(),
-      pinned: message.pinned,
-      reactions,
-      ...(await this.#opened(dm, message.sender, message.message, message.signature, messageThing(message.id))),
-    };
-  }
-
-  /** The text of something, after everything held that can be checked. */
-  async #opened(dm, sender, sealed, signature, thing) {
-    const key = this.#key(dm);
-    if (key === undefined) {
-      return { text: null, problem: "The key of this conversation has not arrived" };
-    }
-    try {
-      const text = await read(await this.#pinned(sender), key, sealed, signature);
-      const sight = this.#keeper.seen(dm).look(thing, sender, sealed);
-      sight === "first" && this.#keeper.note();
-      return sight in REPEATED ? { text: null, problem: REPEATED[sight] } : { text, problem: null };
-    } catch (error) {
-      if (!(error instanceof CryptoError)) {
-        throw error;
-      }
-      return { text: null, problem: `Not shown: ${error.message}` };
-    }
-  }
-
-  #key(id) {
-    const key = this.#known.keys.get(id);
-    return key === undefined ? undefined : hexToBytes(key);
-  }
-
   #keyOrRefuse(id) {
     const { trouble, partner } = this.about(id);
     if (trouble !== null) {
       throw new CryptoError(troubleText(trouble, partner));
     }
-    return this.#key(id);
+    return this.#keeper.key(id);
   }
 
   /** Sends now, or `schedule` seconds from now; the message deletes itself `remove` seconds after it was sent. */

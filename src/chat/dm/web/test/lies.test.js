@@ -83,16 +83,16 @@ test("the key that two compare is the known one from then on", options, async ()
     const answer = await ask();
     return lie && event === "get_user" ? { ...answer, result: { ...answer.result, public_key: other } } : answer;
   });
-  const { known } = await a.comparison(b.username);
+  const { known } = await a.people.comparison(b.username);
   lie = true;
   await assert.rejects(a.create([b.username]), /has changed/);
-  const after = await a.comparison(b.username);
+  const after = await a.people.comparison(b.username);
   assert.deepEqual([after.known, after.named.key], [known, other]);
-  assert.throws(() => a.confirmKey(b.username, other), /Compare again/);
+  assert.throws(() => a.people.confirmKey(b.username, other), /Compare again/);
   const c = await person("cat");
   lying(c.socket, async (event, parameters, ask) => (event === "get_user" ? { success: true, result: { ...(await ask()).result, public_key: `01${"00".repeat(31)}` } } : ask()));
-  await assert.rejects(c.comparison(b.username), /prime order/);
-  assert.equal(c.pin(b.username), undefined);
+  await assert.rejects(c.people.comparison(b.username), /prime order/);
+  assert.equal(c.people.pin(b.username), undefined);
 });
 
 test("a key that the server does not take at once is written until it does", options, async () => {
@@ -196,13 +196,13 @@ test("what was accepted stays so when the server hands out what was kept before"
   const [a, b, id] = await pair();
   const old = dm.publicKey(dm.newSeed());
   const before = (await b.socket.timeout(10_000).emitWithAck("get_full_user", {})).result;
-  b.changed.set(a.username, old);
+  b.people.changed.set(a.username, old);
   await b.acceptKey(a.username, old);
   await until("it is there", async () => (await stored(b)).pins[a.username] === old);
   const device = await person(b.username, undefined, b.seed.slice());
   lying(device.socket, async (event, parameters, ask) => (event === "get_full_user" ? { success: true, result: before } : ask()));
   await device.replacePrekey();
-  assert.deepEqual([device.pin(a.username), device.about(id).trouble], [old, "stale"]);
+  assert.deepEqual([device.people.pin(a.username), device.about(id).trouble], [old, "stale"]);
   await until("and is there again", async () => (await stored(b)).pins[a.username] === old);
 });
 

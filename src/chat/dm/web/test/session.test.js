@@ -79,13 +79,13 @@ test("a key that changes is told, blocks, and is taken only when a person says s
   const [a, b, id] = await pair((event, argument) => (lie && event === "profile_notification" ? { ...argument, public_key: dm.publicKey(other) } : argument));
   await a.send(id, "before");
   await heardText(b, id, "before");
-  const { known } = await b.comparison(a.username);
-  assert.equal((await a.comparison(b.username)).known.digits, known.digits);
-  b.confirmKey(a.username, known.key);
+  const { known } = await b.people.comparison(a.username);
+  assert.equal((await a.people.comparison(b.username)).known.digits, known.digits);
+  b.people.confirmKey(a.username, known.key);
   lie = true;
   await a.setProfile({ biography: "new" });
-  await until("the warning", () => b.changed.has(a.username));
-  const { known: still, named, verified } = await b.comparison(a.username);
+  await until("the warning", () => b.people.changed.has(a.username));
+  const { known: still, named, verified } = await b.people.comparison(a.username);
   assert.deepEqual([still, verified], [known, true], "the pinned one stays");
   assert.notEqual(named.digits, known.digits);
   await a.send(id, "still the old key");
@@ -94,7 +94,7 @@ test("a key that changes is told, blocks, and is taken only when a person says s
   await b.acceptKey(a.username, named.key);
   await until("its old messages are not the new key's", () => lastOf(b, id).problem?.includes("signature"));
   // What was agreed on with the other key was not agreed on with this one.
-  assert.deepEqual([b.verified(a.username), b.about(id).partner, b.about(id).trouble], [false, undefined, "stale"]);
+  assert.deepEqual([b.people.verified(a.username), b.about(id).partner, b.about(id).trouble], [false, undefined, "stale"]);
   await assert.rejects(b.send(id, "to whom"), /begin a new one/);
 });
 

@@ -61,10 +61,10 @@ export async function until(what, fits) {
 }
 
 export async function friends(a, b) {
-  await a.requestFriend(b.username);
-  await until("the request", () => b.requests.includes(a.username));
-  await b.answerFriend(a.username, true);
-  await until("the answer", () => a.friends.includes(b.username));
+  await a.people.requestFriend(b.username);
+  await until("the request", () => b.people.requests.includes(a.username));
+  await b.people.answerFriend(a.username, true);
+  await until("the answer", () => a.people.friends.includes(b.username));
 }
 
 export async function pair(between) {
