@@ -361,8 +361,10 @@ async fn back_up(Extract(state): Extract<State>, path: String) -> Result<Json<Ba
 
 async fn drain(Extract(state): Extract<State>) -> (StatusCode, Json<Done>) {
     tracing::warn!("an operator asked for the end");
+    // Counted before they hear of it.
+    let connections = state.public.connections();
     state.drain.cancel();
-    let done = format!("The server drains: {} connections are to be ended with 1001.", state.public.connections());
+    let done = format!("The server drains: {connections} connections are to be ended with 1001.");
     (StatusCode::ACCEPTED, Json(Done { done }))
 }
 
