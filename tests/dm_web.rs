@@ -168,7 +168,7 @@ async fn the_page_computes_what_the_vectors_say_and_believes_nobody() {
     let data = tempfile::tempdir().unwrap();
     let room = Room::open(data.path()).await;
     let mut node = Command::new("node");
-    let tests = ["crypto", "keeping", "lies", "session"].map(|name| format!("test/{name}.test.js"));
+    let tests = ["composer", "crypto", "keeping", "lies", "session"].map(|name| format!("test/{name}.test.js"));
     node.arg("--test").args(tests).current_dir(dir.path()).kill_on_drop(true);
     node.env("DM_VECTORS", here("tests/vectors/dm.json")).env("DM_URL", room.url());
     let output = tokio::time::timeout(SCRIPT_MAX, node.output()).await.expect("it ends").unwrap();

@@ -10,6 +10,7 @@ import { Seen } from "./seen.js";
 import { call, connected } from "./wire.js";
 
 const SAVE_AFTER_MS = 400;
+const NOTE_AFTER_MS = 1_000;
 /** How long after a write that failed the next one is tried: twice as long each time. */
 const SAVE_AGAIN_MS = 2_000;
 const SAVE_AGAIN_MAX_MS = 60_000;
@@ -188,7 +189,7 @@ export class Keeper {
   /** Something is to be kept in this browser, a little later. */
   note() {
     if (this.#notebook && !this.#closed) {
-      this.#noting ??= setTimeout(() => this.#write().catch((error) => this.#warn(error.message)), SAVE_AFTER_MS);
+      this.#noting ??= setTimeout(() => this.#write().catch((error) => this.#warn(error.message)), NOTE_AFTER_MS);
     }
   }
 

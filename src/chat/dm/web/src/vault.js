@@ -94,6 +94,7 @@ export class Notebook {
   #username;
   #key;
   #mark;
+  #written = null;
   #shelf;
 
   constructor(username, seed, shelf = shelfOf(username)) {
@@ -109,13 +110,15 @@ export class Notebook {
     return kept === null ? null : this.#read(kept);
   }
 
-  /** Writes what `change` makes of what is written: one page of this browser after the other. */
+  /** Writes what `change` makes of what somebody else wrote since (null when nobody did): one page of this browser after the other. */
   async update(change) {
     const turn = async () => {
       const kept = await this.#kept();
       if (kept !== null) {
-        const state = await sealText(this.#key, JSON.stringify(change(await this.#read(kept))));
+        const since = kept.state === this.#written ? null : await this.#read(kept);
+        const state = await sealText(this.#key, JSON.stringify(change(since)));
         await this.#shelf.put({ ...kept, state });
+        this.#written = state;
       }
     };
     await (globalThis.navigator?.locks?.request(`heliostat-dm-notebook ${this.#username}`, turn) ?? turn());
