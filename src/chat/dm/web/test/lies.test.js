@@ -245,19 +245,18 @@ test("a reaction stays where it was, and a text from before an edit does not com
 
 test("what deletes itself while it is being read, or while nobody can say so, is gone", options, async () => {
   const [a, b, id] = await pair();
+  const deleted = new Promise((resolve) => b.socket.once("message_delete_notification", resolve));
   lying(b.socket, async (event, parameters, ask) => {
     const answer = await ask();
-    if (event === "get_message_history") {
-      await new Promise((resolve) => b.socket.once("message_delete_notification", resolve));
-    }
+    event === "get_message_history" && (await deleted);
     return answer;
   });
-  await a.send(id, "not for long", { remove: 1 });
+  await a.send(id, "not for long", { remove: 2 });
   await heardText(b, id, "not for long");
   await b.openDm(id);
   await until("it is gone", () => b.dms.get(id).messages.size === 0 && lastOf(b, id) === null);
   await a.openDm(id);
-  await a.send(id, "nor this", { remove: 1 });
+  await a.send(id, "nor this", { remove: 2 });
   await heardText(a, id, "nor this");
   a.socket.off("message_delete_notification");
   await until("it is gone", () => (a.expire(), a.dms.get(id).messages.size === 0 && lastOf(a, id) === null));
