@@ -262,6 +262,9 @@ export function joinGroup(seed, pinned, spks, { ik, spk, ek, key_tree: tree, pos
   return { key: secret, signed };
 }
 
+/** By which a key is known again after it was forgotten. */
+export const digest = (key) => bytesToHex(sha512(utf8ToBytes(`dm-left-v1 ${key}`))).slice(0, 16);
+
 // ---- for people
 
 /** Thirty hexadecimal digits that two people compare by another way: the same on both sides. */
