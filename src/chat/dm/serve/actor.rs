@@ -297,10 +297,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_use_case_that_panics_is_answered() {
-        let panics = guarded(async { panic!("on purpose") }).await;
+        let panics = guarded::<()>(async { panic!("on purpose") }).await;
         assert_eq!(panics.unwrap_err().code, Code::Internal);
         assert_eq!(guarded(async { Ok(raw(&1)) }).await.unwrap().get(), "1");
-        let damaged = guarded(async { Err(Halt::Store(SqlError::Damaged("on purpose"))) }).await;
+        let damaged = guarded::<()>(async { Err(Halt::Store(SqlError::Damaged("on purpose"))) }).await;
         assert_eq!(damaged.unwrap_err().code, Code::Internal);
     }
 }

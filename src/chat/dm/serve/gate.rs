@@ -278,6 +278,6 @@ mod tests {
         tokio::time::advance(Duration::from_secs(7_200)).await;
         gate.tidy();
         assert_eq!(gate.writes.as_ref().unwrap().in_use(), 0);
-        assert!((0..2_000).all(|_| Gate::new(Rates::NONE, vec![], gate.clock).tap().event() == Flow::Heard));
+        assert!((0..2_000).all(|_| Gate::new(Rates::NONE, vec![], gate.clock).tap().event(1) == Flow::Heard));
     }
 }
