@@ -5,7 +5,8 @@
 //! What other clients keep there beside it stays as it is, and so does a single entry that is not understood.
 //!
 //! What was taken back has to be said, or the next device that writes brings it back: how often the key of a name was
-//! [`Forgotten`], and which direct messages were [`Storage::left`].
+//! [`Forgotten`], which direct messages are [`Storage::unpaired`] since, and which were [`Storage::left`]. The page writes the same
+//! (`web/src/knowledge.js`), and a test has each read what the other wrote.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +22,7 @@ use super::{PublicKey, SealKey, SecretKey};
 /// How many prekeys that are no longer published are kept: an invitation that used an older one is lost.
 pub const OLD_PREKEYS_MAX: usize = 64;
 /// How many direct messages that were left are remembered, the newest.
-pub const LEFT_MAX: usize = 4_000;
+pub const LEFT_MAX: usize = 2_000;
 
 /// What a user's devices share.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,8 +42,12 @@ pub struct Storage {
     pub pairs: BTreeMap<i64, String>,
     /// Names whose key was forgotten.
     pub forgotten: BTreeMap<String, Forgotten>,
+    /// Direct messages that were made for two with a key that was forgotten: who has it is not who is meant by that name now.
+    pub unpaired: BTreeSet<i64>,
     /// Direct messages that were left, and [`trace`]s of their keys: neither comes back.
     pub left: BTreeMap<i64, String>,
+    /// Whether invitations without a signed setup are refused.
+    pub signed_only: SignedOnly,
     /// What other clients keep.
     rest: serde_json::Map<String, Value>,
     /// Single entries that are not understood.
@@ -58,9 +63,21 @@ pub struct Forgotten {
     /// again afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// What was made for two with keys that were forgotten.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub dms: BTreeSet<i64>,
+}
+
+/// What a person wants, and since when; the later word holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedOnly {
+    /// What.
+    pub value: bool,
+    /// In milliseconds since the Unix epoch; 0 when nobody has said anything.
+    pub at: u64,
+}
+
+impl SignedOnly {
+    const fn is_unsaid(&self) -> bool {
+        self.at == 0
+    }
 }
 
 /// What single entries say that are not understood, by their names.
@@ -69,6 +86,8 @@ struct Odd {
     keys: BTreeMap<String, Value>,
     pins: BTreeMap<String, Value>,
     pairs: BTreeMap<String, Value>,
+    forgotten: BTreeMap<String, Value>,
+    left: BTreeMap<String, Value>,
 }
 
 /// What is remembered of a key that is given up: enough to know it again, too little to open anything.
@@ -127,9 +146,20 @@ impl Storage {
         let forgotten = self.forgotten.entry(name.to_owned()).or_default();
         forgotten.times = forgotten.times.saturating_add(1);
         forgotten.key = Some(key.to_hex());
-        forgotten.dms.extend(self.pairs.iter().filter(|(_, with)| *with == name).map(|(dm, _)| *dm));
-        self.pairs.retain(|_, with| with != name);
+        self.unpair(|_, with| with == name);
         Some(key)
+    }
+
+    /// These are with nobody by name any more.
+    fn unpair(&mut self, are: impl Fn(i64, &str) -> bool) {
+        let unpaired = &mut self.unpaired;
+        self.pairs.retain(|dm, with| {
+            let stays = !are(*dm, with);
+            if !stays {
+                unpaired.insert(*dm);
+            }
+            stays
+        });
     }
 
     /// The key of a name, as it is met first.
@@ -147,6 +177,7 @@ impl Storage {
     /// Gives up the key of a direct message, for every device.
     pub fn leave(&mut self, dm: i64) {
         self.pairs.remove(&dm);
+        self.unpaired.remove(&dm);
         if let Some(key) = self.keys.remove(&dm) {
             self.left.insert(dm, trace(&key));
             self.prune();
@@ -193,6 +224,8 @@ impl Storage {
             self.pairs.remove(&dm);
             self.left.insert(dm, trace);
         }
+        let left = &self.left;
+        self.unpaired.retain(|dm| !left.contains_key(dm));
         self.prune();
         for (dm, key) in other.keys {
             if !self.left.contains_key(&dm) && !self.keys.contains_key(&dm) && self.number_of(&key).is_none() {
@@ -201,10 +234,12 @@ impl Storage {
         }
         let times = |name: &str| other.forgotten.get(name).map_or(0, |it| it.times);
         for (dm, name) in other.pairs {
-            let gone = times(&name) < self.times(&name)
-                || self.forgotten.get(&name).is_some_and(|it| it.dms.contains(&dm))
-                || !self.keys.contains_key(&dm);
-            if !gone {
+            if !self.keys.contains_key(&dm) || self.unpaired.contains(&dm) {
+                continue;
+            }
+            if times(&name) < self.times(&name) {
+                self.unpaired.insert(dm);
+            } else {
                 self.pairs.entry(dm).or_insert(name);
             }
         }
@@ -221,10 +256,15 @@ impl Storage {
                 self.verified.insert(name);
             }
         }
+        if other.signed_only.at > self.signed_only.at {
+            self.signed_only = other.signed_only;
+        }
         self.rest.extend(other.rest);
         self.odd.keys.extend(other.odd.keys);
         self.odd.pins.extend(other.odd.pins);
         self.odd.pairs.extend(other.odd.pairs);
+        self.odd.forgotten.extend(other.odd.forgotten);
+        self.odd.left.extend(other.odd.left);
         contradicted
     }
 
@@ -234,16 +274,16 @@ impl Storage {
             if theirs.times > self.times(name) {
                 self.pins.remove(name);
                 self.verified.remove(name);
-                self.pairs.retain(|dm, with| with != name || other.pairs.contains_key(dm));
+                self.unpair(|dm, with| with == name && !other.pairs.contains_key(&dm));
             }
             let own = self.forgotten.entry(name.clone()).or_default();
             if theirs.times > own.times {
-                (own.times, own.key) = (theirs.times, theirs.key.clone());
+                own.clone_from(theirs);
             }
-            own.dms.extend(&theirs.dms);
-            let own = &own.dms;
-            self.pairs.retain(|dm, with| with != name || !own.contains(dm));
         }
+        self.unpaired.extend(&other.unpaired);
+        let unpaired = &self.unpaired;
+        self.pairs.retain(|dm, _| !unpaired.contains(dm));
     }
 
     /// Whether there is something here that `other` does not have. What the two know otherwise is none of it: two devices that both
@@ -257,6 +297,8 @@ impl Storage {
             && self.pins.keys().all(|name| other.pins.contains_key(name))
             && self.verified.iter().all(verified)
             && self.forgotten.iter().all(|(name, it)| it.times <= other.times(name))
+            && self.unpaired.is_subset(&other.unpaired)
+            && self.signed_only.at <= other.signed_only.at
             // What the other forgot already to make room is none of it, either.
             && (other.left.len() >= LEFT_MAX || self.left.keys().all(|dm| other.left.contains_key(dm))))
     }
@@ -270,8 +312,13 @@ impl Storage {
             pins: with_odd(&self.odd.pins, self.pins.iter().map(|(name, key)| (name.clone(), key.to_hex()))),
             verified: self.verified.clone(),
             pairs: with_odd(&self.odd.pairs, self.pairs.iter().map(|(dm, name)| (dm.to_string(), name.clone()))),
-            forgotten: self.forgotten.clone(),
-            left: self.left.clone(),
+            forgotten: with_odd(
+                &self.odd.forgotten,
+                self.forgotten.iter().map(|(name, it)| (name.clone(), it.clone())),
+            ),
+            unpaired: self.unpaired.clone(),
+            left: with_odd(&self.odd.left, self.left.iter().map(|(dm, trace)| (dm.to_string(), trace.clone()))),
+            signed_only: self.signed_only,
             rest: self.rest.clone(),
         };
         #[expect(clippy::expect_used, reason = "text keys and a growing buffer: nothing in it fails")]
@@ -296,9 +343,13 @@ struct Document {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pairs: BTreeMap<String, Entry<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    forgotten: BTreeMap<String, Forgotten>,
+    forgotten: BTreeMap<String, Entry<Forgotten>>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    unpaired: BTreeSet<i64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    left: BTreeMap<i64, String>,
+    left: BTreeMap<String, Entry<String>>,
+    #[serde(rename = "signedOnly", default, skip_serializing_if = "SignedOnly::is_unsaid")]
+    signed_only: SignedOnly,
     #[serde(flatten)]
     rest: serde_json::Map<String, Value>,
 }
@@ -347,7 +398,11 @@ impl Document {
         let prekey = |Digits(seed)| SecretKey::new(&seed);
         let (keys, odd_keys) = sort(self.keys, |dm, Digits(key)| Some((dm.parse().ok()?, SealKey::new(key.clone()))));
         let (pins, odd_pins) = sort(self.pins, |name, key| Some((name.to_owned(), PublicKey::from_hex(key)?)));
-        let (pairs, odd_pairs) = sort(self.pairs, |dm, name| Some((dm.parse().ok()?, name.clone())));
+        let (mut pairs, odd_pairs) = sort(self.pairs, |dm, name| Some((dm.parse().ok()?, name.clone())));
+        let (forgotten, odd_forgotten) =
+            sort(self.forgotten, |name, it: &Forgotten| Some((name.to_owned(), it.clone())));
+        let (left, odd_left) = sort(self.left, |dm, trace| Some((dm.parse().ok()?, trace.clone())));
+        pairs.retain(|dm, _| !self.unpaired.contains(dm));
         Storage {
             prekey: self.prekey.map(prekey),
             old_prekeys: self.old_prekeys.into_iter().map(prekey).collect(),
@@ -355,10 +410,12 @@ impl Document {
             pins,
             verified: self.verified,
             pairs,
-            forgotten: self.forgotten,
-            left: self.left,
+            forgotten,
+            unpaired: self.unpaired,
+            left,
+            signed_only: Some(self.signed_only).filter(|it| !it.is_unsaid()).unwrap_or_default(),
             rest: self.rest,
-            odd: Odd { keys: odd_keys, pins: odd_pins, pairs: odd_pairs },
+            odd: Odd { keys: odd_keys, pins: odd_pins, pairs: odd_pairs, forgotten: odd_forgotten, left: odd_left },
         }
     }
 }

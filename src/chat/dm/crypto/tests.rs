@@ -312,7 +312,7 @@ fn what_one_device_takes_back_no_other_brings_back() {
         left.keys.insert(dm, SealKey::new(seed(9)));
         left.leave(dm);
     }
-    assert_eq!((left.left.len(), left.left.first_key_value().map(|it| *it.0)), (LEFT_MAX, Some(1_000)));
+    assert_eq!((left.left.len(), left.left.first_key_value().map(|it| *it.0)), (LEFT_MAX, Some(3_000)));
 }
 
 #[test]

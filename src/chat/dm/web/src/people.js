@@ -107,7 +107,7 @@ export class People {
         throw new CryptoError("its author is unknown");
       }
       point(user.public_key);
-      this.#known.pins.set(username, user.public_key);
+      this.#known.pin(username, user.public_key);
       this.#keeper.learnt();
     }
     return this.pin(username);
@@ -145,7 +145,7 @@ export class People {
       throw new CryptoError(`The server names yet another key of ${username} by now. Compare again.`);
     }
     point(key);
-    this.#known.accept(username, key, Date.now());
+    this.#known.accept(username, key);
     this.#keeper.learnt();
     this.changed.delete(username);
   }

@@ -28,10 +28,10 @@ test("names that every object knows are names like others", () => {
   }
   const again = copy(known);
   assert.deepEqual([[...again.pins.keys()], [...again.verified]], [NAMES, NAMES]);
-  again.accept("__proto__", key("cd"), 7);
+  again.accept("__proto__", key("cd"));
   const third = new Knowledge();
   assert.deepEqual(third.merge(copy(again)), []);
-  assert.deepEqual([third.pins.get("__proto__"), third.accepted.get("__proto__"), third.verified.has("__proto__")], [key("cd"), 7, false]);
+  assert.deepEqual([third.pins.get("__proto__"), third.forgotten.get("__proto__").times, third.verified.has("__proto__")], [key("cd"), 1, false]);
 });
 
 test("what is odd spoils nothing but itself, and what others keep stays", () => {
@@ -52,7 +52,7 @@ test("copies that meet in any order come to know the same, and an older one undo
   one.enter(2, key("02"), [], { by: "cat", signed: false });
   const before = copy(one);
   assert.deepEqual([other.merge(before), other.isBeyond(one), one.isBeyond(other)], [[], false, false]);
-  other.accept("ann", key("cc"), 5);
+  other.accept("ann", key("cc"));
   other.leave(2);
   other.signedOnly = { value: false, at: 3 };
   assert.ok(other.isBeyond(before));
@@ -88,7 +88,7 @@ test("what nobody needs is forgotten when there is no room, and what a person sa
   const known = new Knowledge();
   known.pins.set("ann", key("aa")).set("ben", key("bb")).set("cat", key("cc")).set("dan", key("dd"));
   known.verified.add("ben");
-  known.accept("cat", key("ce"), 1);
+  known.accept("cat", key("ce"));
   known.enter(1, key("01"), ["ann"], { by: "ann", signed: true });
   known.enter(2, key("02"), ["dan"], { by: "dan", signed: true });
   known.prune(new Set([1]), new Set(["ann"]));

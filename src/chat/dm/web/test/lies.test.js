@@ -1,12 +1,11 @@
 // The page's session on a server that lies, loses answers, and hands out what was once true.
 
 import assert from "node:assert/strict";
-import test from "node:test";
 
 import { titleOf } from "../src/conversation.js";
 import * as dm from "../src/crypto.js";
 import { connect } from "../src/wire.js";
-import { friends, heardText, lastOf, lying, options, pair, person, until, url } from "./world.js";
+import { friends, heardText, lastOf, lying, options, pair, person, story, tell, until, url } from "./world.js";
 
 const warned = (session, what) => session.heard.some(([event, { text }]) => event === "warning" && what.test(text));
 const stored = async (session) => {
@@ -15,7 +14,7 @@ const stored = async (session) => {
 };
 const refusal = (code) => ({ success: false, result: "no", code });
 
-test("a number that is taken takes no key away, and nothing is said under it", options, async () => {
+story("a number that is taken takes no key away, and nothing is said under it", options, async () => {
   const [a, b, id] = await pair();
   const c = await person("cat");
   lying(a.socket, async (event, parameters, ask) => (event === "create_dm" ? { success: true, result: id } : ask()));
@@ -26,7 +25,7 @@ test("a number that is taken takes no key away, and nothing is said under it", o
   await until("nothing waits for it", async () => (await stored(a)).makings.length === 0);
 });
 
-test("with whom one talks is what was agreed on, whatever the server or a member says", options, async () => {
+story("with whom one talks is what was agreed on, whatever the server or a member says", options, async () => {
   const [a, b, id] = await pair();
   assert.deepEqual([a.about(id), b.about(id)], [
     { partner: b.username, by: a.username, trouble: null },
@@ -51,7 +50,7 @@ test("with whom one talks is what was agreed on, whatever the server or a member
   await assert.rejects(a.react({ id: 1, dm: id }, "👍"), /others are in it/);
 });
 
-test("an invitation that comes again under another number is none, nor is one to what was left", options, async () => {
+story("an invitation that comes again under another number is none, nor is one to what was left", options, async () => {
   let invitation = null;
   const [a, b, id] = await pair((event, argument) => {
     invitation = event === "x3dh_notification" ? argument : invitation;
@@ -75,7 +74,7 @@ test("an invitation that comes again under another number is none, nor is one to
   assert.ok(a.hasKey(id));
 });
 
-test("the key that two compare is the known one from then on", options, async () => {
+story("the key that two compare is the known one from then on", options, async () => {
   const other = dm.publicKey(dm.newSeed());
   let lie = false;
   const [a, b] = [await person("ann"), await person("ben")];
@@ -95,7 +94,7 @@ test("the key that two compare is the known one from then on", options, async ()
   assert.equal(c.people.pin(b.username), undefined);
 });
 
-test("a key that the server does not take at once is written until it does", options, async () => {
+story("a key that the server does not take at once is written until it does", options, async () => {
   let refused = 0;
   const [a, b] = [await person("ann"), await person("ben")];
   await friends(a, b);
@@ -112,7 +111,7 @@ test("a key that the server does not take at once is written until it does", opt
   assert.equal(refused, 2);
 });
 
-test("an invitation whose sender cannot be asked for at once is looked at again", options, async () => {
+story("an invitation whose sender cannot be asked for at once is looked at again", options, async () => {
   let asked = 0;
   const [a, b, c] = await Promise.all(["ann", "ben", "cat"].map((name) => person(name)));
   lying(b.socket, async (event, parameters, ask) => {
@@ -125,7 +124,7 @@ test("an invitation whose sender cannot be asked for at once is looked at again"
   assert.equal(b.about(id).by, a.username);
 });
 
-test("a conversation whose number was lost with the answer is found, now or by the next page", options, async () => {
+story("a conversation whose number was lost with the answer is found, now or by the next page", options, async () => {
   const [a, b] = [await person("ann"), await person("ben")];
   await friends(a, b);
   lying(a.socket, async (event, parameters, ask) => {
@@ -159,7 +158,7 @@ test("a conversation whose number was lost with the answer is found, now or by t
   await heardText(b, group, "not lost");
 });
 
-test("what another device wrote over is written again", options, async () => {
+story("what another device wrote over is written again", options, async () => {
   const [a, b, id] = await pair();
   const before = (await b.socket.timeout(10_000).emitWithAck("get_full_user", {})).result.own_storage;
   const c = await person("cat");
@@ -172,7 +171,7 @@ test("what another device wrote over is written again", options, async () => {
   assert.ok((await stored(b)).sharedKeys[id]);
 });
 
-test("where nobody has signed the tree, nothing is said before a person takes it", options, async () => {
+story("where nobody has signed the tree, nothing is said before a person takes it", options, async () => {
   const [a, b] = [await person("ann"), await person("ben", (event, argument) => (event === "x3dh_notification" ? { ...argument, setup_sig: undefined } : argument))];
   await friends(a, b);
   b.signedOnly = false;
@@ -192,7 +191,7 @@ test("where nobody has signed the tree, nothing is said before a person takes it
   await heardText(a, id, "yes");
 });
 
-test("what was accepted stays so when the server hands out what was kept before", options, async () => {
+story("what was accepted stays so when the server hands out what was kept before", options, async () => {
   const [a, b, id] = await pair();
   const old = dm.publicKey(dm.newSeed());
   const before = (await b.socket.timeout(10_000).emitWithAck("get_full_user", {})).result;
@@ -206,7 +205,7 @@ test("what was accepted stays so when the server hands out what was kept before"
   await until("and is there again", async () => (await stored(b)).pins[a.username] === old);
 });
 
-test("a reaction stays where it was, and a text from before an edit does not come back", options, async () => {
+story("a reaction stays where it was, and a text from before an edit does not come back", options, async () => {
   let change = (argument) => argument;
   const [a, b, id] = await pair((event, argument) => (event.startsWith("message_") ? change(argument) : argument));
   await a.send(id, "hello");
@@ -243,7 +242,7 @@ test("a reaction stays where it was, and a text from before an edit does not com
   assert.deepEqual([...b.dms.get(group).messages.values()].map(({ dm, text }) => [dm, text]), [[group, null]]);
 });
 
-test("what deletes itself while it is being read, or while nobody can say so, is gone", options, async () => {
+story("what deletes itself while it is being read, or while nobody can say so, is gone", options, async () => {
   const [a, b, id] = await pair();
   const deleted = new Promise((resolve) => b.socket.once("message_delete_notification", resolve));
   lying(b.socket, async (event, parameters, ask) => {
@@ -262,7 +261,7 @@ test("what deletes itself while it is being read, or while nobody can say so, is
   await until("it is gone", () => (a.expire(), a.dms.get(id).messages.size === 0 && lastOf(a, id) === null));
 });
 
-test("a login that cannot succeed is not tried again, until a person says so", options, async () => {
+story("a login that cannot succeed is not tried again, until a person says so", options, async () => {
   const b = await person("ben");
   let gone = true;
   lying(b.socket, async (event, parameters, ask) => (event === "login" && gone ? refusal("no_such_user") : ask()));
@@ -274,7 +273,7 @@ test("a login that cannot succeed is not tried again, until a person says so", o
   assert.deepEqual([b.trying, b.trouble], [true, null]);
 });
 
-test("one conversation that cannot be read does not keep the others away", options, async () => {
+story("one conversation that cannot be read does not keep the others away", options, async () => {
   const [a, b, id] = await pair();
   await a.send(id, "here");
   const socket = lying(connect(url), async (event, parameters, ask) => {
@@ -285,3 +284,5 @@ test("one conversation that cannot be read does not keep the others away", optio
   await heardText(device, id, "here");
   assert.deepEqual([...device.dms.keys()], [id]);
 });
+
+tell();

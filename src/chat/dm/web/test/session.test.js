@@ -2,13 +2,12 @@
 // members that are not honest, by changing what arrives.
 
 import assert from "node:assert/strict";
-import test from "node:test";
 
 import * as dm from "../src/crypto.js";
 import { connect } from "../src/wire.js";
-import { friends, heardText, lastOf, options, pair, person, until, url } from "./world.js";
+import { friends, heardText, lastOf, options, pair, person, story, tell, until, url } from "./world.js";
 
-test("a group of four reads, edits, reacts and pages, and a second device of one knows the same", options, async () => {
+story("a group of four reads, edits, reacts and pages, and a second device of one knows the same", options, async () => {
   const [a, b, c, d] = await Promise.all(["ann", "ben", "cat", "dan"].map((name) => person(name)));
   const id = await a.create([b.username, c.username, d.username]);
   await until("all keys", () => [b, c, d].every((it) => it.hasKey(id)));
@@ -37,7 +36,7 @@ test("a group of four reads, edits, reacts and pages, and a second device of one
   await heardText(b, other, "from the second");
 });
 
-test("what is not signed by its author, or was said before, is not taken for what it claims", options, async () => {
+story("what is not signed by its author, or was said before, is not taken for what it claims", options, async () => {
   let change = (argument) => argument;
   const [a, b, id] = await pair((event, argument) => (event === "message_notification" ? change(argument) : argument));
   await a.send(id, "honest");
@@ -56,7 +55,7 @@ test("what is not signed by its author, or was said before, is not taken for wha
   assert.equal(lastOf(b, id).text, null);
 });
 
-test("a tree with a key of the server's in it is refused, and so is one without signature where that is wanted", options, async () => {
+story("a tree with a key of the server's in it is refused, and so is one without signature where that is wanted", options, async () => {
   const forge = (it) => ({ ...it, key_tree: [dm.publicKey(dm.newSeed()), ...it.key_tree.slice(1)] });
   const [a, b, id] = await pair((event, argument) => (event === "x3dh_notification" ? forge(argument) : argument));
   assert.ok(!b.hasKey(id));
@@ -73,7 +72,7 @@ test("a tree with a key of the server's in it is refused, and so is one without 
   await until("the refusal", () => d.heard.some(([event, { text }]) => event === "warning" && text.includes("not signed")));
 });
 
-test("a key that changes is told, blocks, and is taken only when a person says so", options, async () => {
+story("a key that changes is told, blocks, and is taken only when a person says so", options, async () => {
   const other = dm.newSeed();
   let lie = false;
   const [a, b, id] = await pair((event, argument) => (lie && event === "profile_notification" ? { ...argument, public_key: dm.publicKey(other) } : argument));
@@ -98,7 +97,7 @@ test("a key that changes is told, blocks, and is taken only when a person says s
   await assert.rejects(b.send(id, "to whom"), /begin a new one/);
 });
 
-test("invitations made for an old prekey still arrive, and none after it is withdrawn", options, async () => {
+story("invitations made for an old prekey still arrive, and none after it is withdrawn", options, async () => {
   let held = null;
   const [a, b] = [await person("ann"), await person("ben", (event, argument) => {
     if (event === "x3dh_notification" && !held?.through) {
@@ -121,7 +120,7 @@ test("invitations made for an old prekey still arrive, and none after it is with
   await assert.rejects(c.create([a.username, b.username]), /cannot be invited/);
 });
 
-test("after the connection was lost everything that happened meanwhile is there", options, async () => {
+story("after the connection was lost everything that happened meanwhile is there", options, async () => {
   const [a, b, id] = await pair();
   await a.send(id, "first");
   await heardText(b, id, "first");
@@ -136,7 +135,7 @@ test("after the connection was lost everything that happened meanwhile is there"
   await heardText(a, id, "back");
 });
 
-test("an invitation that arrives while everything is still being read is not lost", options, async () => {
+story("an invitation that arrives while everything is still being read is not lost", options, async () => {
   const [a, b] = [await person("ann"), await person("ben")];
   const seed = b.seed.slice();
   await b.close();
@@ -157,3 +156,5 @@ test("an invitation that arrives while everything is still being read is not los
   await a.send(id, "not lost");
   await heardText(back, id, "not lost");
 });
+
+tell();

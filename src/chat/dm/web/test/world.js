@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { webcrypto } from "node:crypto";
-import { afterEach } from "node:test";
+import { after, describe, it } from "node:test";
 
 import * as dm from "../src/crypto.js";
 import { register } from "../src/keeper.js";
@@ -12,11 +12,27 @@ import { connect } from "../src/wire.js";
 // Node 18 has it under this name alone.
 globalThis.crypto ??= webcrypto;
 
+// What still waits for an answer that nobody gives any more keeps no process.
+const { setTimeout: set } = globalThis;
+globalThis.setTimeout = (work, wait, ...more) => {
+  const timer = set(work, wait, ...more);
+  return wait < 5_000 ? timer : timer.unref();
+};
+
 export const url = process.env.DM_URL;
 export const options = { skip: url === undefined && "no server: DM_URL is not set", timeout: 30_000 };
 
 const open = [];
-afterEach(() => Promise.all(open.splice(0).map((session) => session.close())));
+const stories = [];
+
+/** Something that is to be told. */
+export const story = (...its) => stories.push(its);
+
+/** Tells all stories of a file at the same time: most of what happens in them is that somebody waits. */
+export const tell = () => describe("at the same time", { concurrency: true }, () => {
+  stories.forEach((its) => it(...its));
+  after(() => Promise.all(open.map((session) => session.close())));
+});
 
 /** Makes a server answer otherwise: `change` gets the event, its parameters, and how to ask. */
 export function lying(socket, change) {
