@@ -91,13 +91,7 @@ impl Work {
     /// # Errors
     /// [`SqlError`] when the store fails.
     pub async fn undo(&mut self) -> Result<(), SqlError> {
-        let undone = self.tx.run("ROLLBACK TO SAVEPOINT event", Vec::new()).await;
-        if undone.is_err() {
-            // An engine may end the whole transaction by itself, when the disk is full for one. The driver does not see that, fails
-            // to roll back what is not there, and never begins another: so it is given one. Where there still is one, this fails.
-            let _in_vain = self.tx.run("BEGIN", Vec::new()).await;
-        }
-        undone?;
+        self.tx.run("ROLLBACK TO SAVEPOINT event", Vec::new()).await?;
         self.keep().await
     }
 }
