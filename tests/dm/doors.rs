@@ -1,9 +1,12 @@
 //! What is at the doors: hostile input, polling, the page, limits, and the way through the mediator.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use heliostat::chat::dm::Rates;
 use heliostat::chat::dm::store::Place;
+use heliostat::net::listen::Door;
+use heliostat::net::proxies::{Proxies, SaidBy};
 use heliostat::net::rate::{Per, Rate};
 use heliostat::upstream::framer::Framing;
 use heliostat::wire::d2m::ServerGroup;
@@ -414,6 +417,30 @@ async fn who_is_too_fast_is_told_so() {
 }
 
 #[tokio::test]
+async fn behind_a_proxy_everybody_had_the_limits_of_a_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let rates = Rates { registrations: Some(Rate { amount: 1, per: Per::Hour }), ..Rates::NONE };
+    let proxies = Proxies::new(["127.0.0.1/32".parse().unwrap()].into_iter().collect(), SaidBy::ProxyProtocol);
+    let door = Door { tls: None, proxies: Arc::new(proxies) };
+    let world = Ground { rates, ..ground(&dir) }.open_behind(door).await;
+    let comes_from = async |address: &str| {
+        let mut proxy = TcpStream::connect(world.address).await.unwrap();
+        let said = format!("PROXY TCP4 {address} 192.0.2.9 40000 443\r\n");
+        proxy.write_all(said.as_bytes()).await.unwrap();
+        Client::over(proxy).await
+    };
+    for (name, address, code) in [
+        ("alice", "192.0.2.1", Value::Null),
+        ("bob", "192.0.2.1", json!("rate_limited")),
+        ("bob", "192.0.2.2", Value::Null),
+    ] {
+        let answer = comes_from(address).await.call("register", Account::of(name).registration()).await;
+        assert_eq!(answer["code"], code, "{name} from {address}");
+    }
+    world.close().await;
+}
+
+#[tokio::test]
 async fn who_does_not_log_in_does_not_stay() {
     let dir = tempfile::tempdir().unwrap();
     let mut ground = ground(&dir);
@@ -429,21 +456,27 @@ async fn who_does_not_log_in_does_not_stay() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_read_is_cut_and_keeps_nobody_waiting() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, send_queue_max) in [("packets", 64), ("bytes", 100_000)] {
+    // The sockets take some megabytes, whatever waits before them.
+    for (name, send_queue_max, unsent_max) in [("packets", 16, usize::MAX), ("bytes", 100_000, 1_000_000)] {
         let mut ground = Ground::new(&dir.path().join(name), Place::Sqlite);
         std::fs::create_dir(&ground.dir).unwrap();
         ground.settings.send_queue_max = send_queue_max;
+        ground.settings.unsent_max = unsent_max;
         let world = ground.open().await;
         let (mut alice, mut bob, carol, dm) = group(&world).await;
+        carol.leaves().await;
+        let carol = world.narrow("carol").await;
+        for status in ["offline", "online"] {
+            while alice.hears("profile_notification").await["status"] != status {}
+        }
         // Carol is connected and reads nothing from here on: what she is sent fills the sockets, then her line, and she is gone.
         let message = alice.me().message(dm, &"x".repeat(60_000));
         let mut gone = false;
         for _ in 0..500 {
             alice.does("send_message", message.clone()).await;
             bob.hears("message_notification").await;
-            let is_hers =
-                |(name, said): &(String, Value)| name == "profile_notification" && said["status"] == "offline";
-            gone = alice.heard().await.iter().any(is_hers);
+            let heard = alice.heard().await;
+            gone = heard.iter().any(|(name, said)| name == "profile_notification" && said["status"] == "offline");
             if gone {
                 break;
             }

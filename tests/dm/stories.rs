@@ -55,6 +55,21 @@ pub async fn registering_and_logging_in_both_ways(ground: Ground) {
     assert_eq!((seen.get("own_storage"), &list), (None, &json!([seen])));
     assert_eq!(seen.as_object().unwrap().len(), 7, "{seen}");
     assert_eq!(other.cannot("get_user", named("ann lee")).await, "no_such_user");
+
+    // Of two things that are wrong, the first is told.
+    let mut wrong = account.registration();
+    wrong["sig"] = json!("no");
+    assert_eq!(other.cannot("register", wrong.clone()).await, "already_logged_in");
+    let mut client = world.stranger().await;
+    assert_eq!(client.cannot("register", wrong.clone()).await, "username_taken");
+    wrong["username"] = json!("ab");
+    assert_eq!(client.cannot("register", wrong).await, "username_invalid");
+    for event in ["send_message", "get_message_history", "join_call"] {
+        let args = json!({ "id": 7, "message": "no", "count": 0, "uuid": "" });
+        assert_eq!(other.cannot(event, args).await, "no_dm_access", "{event}");
+    }
+    assert_eq!(other.cannot("set_message", json!({ "id": 7, "message": "no" })).await, "no_message_access");
+    assert_eq!(other.cannot("send_message", json!({ "message": "no" })).await, "bad_request");
     world.close().await;
 }
 
@@ -120,6 +135,15 @@ pub async fn profiles_are_seen_by_those_who_are_logged_in(ground: Ground) {
     assert_eq!(bob.hears("profile_notification").await["spk"], json!(null));
     assert_eq!(alice.does("set_user", json!({ "unknown": 1 })).await, true);
 
+    // Who asks for everybody hears what is so now, however often.
+    let everybody = async |client: &mut crate::world::Client| client.does("get_user_list", json!({})).await;
+    let list = everybody(&mut bob).await;
+    assert_eq!((list.as_array().unwrap().len(), &list[0]["biography"]), (2, &json!("é".repeat(500))));
+    alice.does("set_user", json!({ "biography": "x" })).await;
+    assert_eq!((bob.hears("profile_notification").await, everybody(&mut bob).await[0]["biography"].clone()).1, "x");
+    assert_eq!(stranger.does("register", Account::of("carol").registration()).await, true);
+    assert_eq!(everybody(&mut bob).await[2]["status"], "offline");
+
     // Own storage is a hint to one's own devices.
     let mut tablet = world.again("alice").await;
     assert_eq!(bob.heard().await, [], "she was here already");
@@ -131,8 +155,10 @@ pub async fn profiles_are_seen_by_those_who_are_logged_in(ground: Ground) {
     );
     alice.leaves().await;
     assert_eq!(bob.does("get_user", named("alice")).await["status"], "away");
+    assert_eq!(everybody(&mut bob).await[0]["status"], "away");
     tablet.leaves().await;
     assert_eq!(bob.hears("profile_notification").await["status"], "offline");
+    assert_eq!(everybody(&mut bob).await[0]["status"], "offline");
     assert_eq!(bob.does("get_user", named("alice")).await["status"], "offline");
 
     // Who is invisible comes and goes unseen.
@@ -423,6 +449,7 @@ pub async fn messages_are_seen_changed_pinned_and_reacted_to_by_members_alone(gr
     // Without friendship nobody speaks, but what was said stays, and pins do.
     alice.does("unfriend", named("bob")).await;
     assert_eq!(alice.cannot("send_message", alice.me().message(dm, "x")).await, "not_friends");
+    assert_eq!(alice.cannot("send_message", json!({ "id": dm })).await, "not_friends", "whatever else is wrong");
     assert_eq!(bob.cannot("add_reaction", react(&bob.me())).await, "not_friends");
     assert_eq!(bob.cannot("ping_typing", json!({ "id": dm })).await, "not_friends");
     assert_eq!(bob.cannot("join_call", json!({ "id": dm, "uuid": "u" })).await, "not_friends");

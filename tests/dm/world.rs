@@ -14,7 +14,7 @@ use heliostat::net::listen::Door;
 use heliostat::time::Clock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
@@ -47,11 +47,15 @@ impl Ground {
     }
 
     pub async fn open(&self) -> World {
+        self.open_behind(Door::default()).await
+    }
+
+    pub async fn open_behind(&self, door: Door) -> World {
         let real = Clock::system().now().wall_ms;
         let later = u64::try_from(self.later.as_millis()).unwrap();
         let clock = Clock::following(real + later);
         let stop = CancellationToken::new();
-        let doors = vec![(TcpListener::bind("127.0.0.1:0").await.unwrap(), Door::default())];
+        let doors = vec![(TcpListener::bind("127.0.0.1:0").await.unwrap(), door)];
         let config = Config {
             place: self.place.clone(),
             settings: self.settings.clone(),
@@ -86,6 +90,15 @@ impl World {
         let account = Account::of(name);
         assert_eq!(client.does("register", account.registration()).await, true);
         client.log_in(&account).await;
+        client
+    }
+
+    /// The same, who takes little before it is read.
+    pub async fn narrow(&self, name: &str) -> Client {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let mut client = Client::over(socket.connect(self.address).await.unwrap()).await;
+        client.log_in(&Account::of(name)).await;
         client
     }
 

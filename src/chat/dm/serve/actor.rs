@@ -10,7 +10,7 @@
 //! everything that is done by itself. When the transaction fails, nothing of the batch was said, and every connection ends:
 //! clients come back and are told what is kept.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,7 +135,13 @@ impl Actor {
                 self.house.failures.tidy(&self.settings.lockout, now.monotonic);
                 self.house.reads.tidy(now.monotonic);
             }
-            if let Err(error) = self.work(&mut batch, now).await {
+            let worked = AssertUnwindSafe(self.work(&mut batch, now)).catch_unwind().await;
+            let failed = match &worked {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_panic) => Some("a panic".to_owned()),
+            };
+            if let Some(error) = failed {
                 error!(%error, "all connections end");
                 batch.clear();
                 let failures = std::mem::take(&mut self.house.failures);
@@ -244,7 +250,7 @@ impl Actor {
         for out in outs {
             match out {
                 // Cut when it does not fit, and its worker tells us that it left.
-                Out::Answer(wire, ack, answer) => drop(wire.answer(ack, &answer)),
+                Out::Answer(wire, ack, answer) => drop(spoken(&wire, || wire.answer(ack, &answer))),
                 Out::Say(say) => self.speak(&say),
                 Out::Answered(heard) => drop(heard.send(())),
             }
@@ -255,13 +261,22 @@ impl Actor {
     fn speak(&self, Say { to, notice, said }: &Say) {
         for conn in to {
             if let Some(session) = self.house.sessions.get(conn)
-                && session.wire.say(notice.name(), said)
+                && spoken(&session.wire, || session.wire.say(notice.name(), said))
                 && *notice == Notice::Message
             {
                 metrics::get().chat_delivered.of(Room::Dm).increment(1);
             }
         }
     }
+}
+
+/// Says something. Who it was for is cut when that panics: it is kept, and he missed it, and nobody else did.
+fn spoken(wire: &Wire, speaks: impl FnOnce() -> bool) -> bool {
+    catch_unwind(AssertUnwindSafe(speaks)).unwrap_or_else(|_panic| {
+        error!("speaking to a client panicked, and it is disconnected");
+        wire.cut();
+        false
+    })
 }
 
 /// What came of a use case, also when it panicked: then there is an answer all the same.
@@ -302,5 +317,12 @@ mod tests {
         assert_eq!(guarded(async { Ok(raw(&1)) }).await.unwrap().get(), "1");
         let damaged = guarded::<()>(async { Err(Halt::Store(SqlError::Damaged("on purpose"))) }).await;
         assert_eq!(damaged.unwrap_err().code, Code::Internal);
+    }
+
+    #[test]
+    fn who_cannot_be_spoken_to_ended_the_room() {
+        let (one, other) = (Wire::to_nobody(), Wire::to_nobody());
+        assert!(!spoken(&one, || panic!("on purpose")) && spoken(&other, || true));
+        assert!(one.is_cut() && !other.is_cut());
     }
 }

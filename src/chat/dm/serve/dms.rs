@@ -44,8 +44,9 @@ impl Scene<'_> {
         if !self.gate.may_make_dm(caller.id) {
             return Err(Code::RateLimited.into());
         }
-        let (now, members) = (self.now_us(), [&[caller.id][..], &ids(&invitees)].concat());
-        if self.work.has_any_full(&members, DMS_MAX, INBOX_MAX).await? {
+        let (now, invited) = (self.now_us(), ids(&invitees));
+        let members = [&[caller.id][..], &invited].concat();
+        if self.work.has_any_full((&members, DMS_MAX), (&invited, INBOX_MAX)).await? {
             return Err(Code::TooMany.into());
         }
         let tree: Vec<u8> = key_tree.iter().flat_map(PublicKey::as_bytes).copied().collect();
@@ -169,7 +170,9 @@ impl Scene<'_> {
         if !self.gate.may_write(caller.id) {
             return Err(Code::RateLimited.into());
         }
-        self.house.calls.join(id, (caller.id, &caller.username), uuid, conn);
+        if !self.house.calls.join(id, (caller.id, &caller.username), uuid, conn) {
+            return Err(Code::TooMany.into());
+        }
         self.tell_changed(&dm);
         self.tell_call(&dm, caller, conn, Notice::UserJoinedCall);
         Ok(raw(&self.house.calls.peers(id)))

@@ -41,6 +41,8 @@ pub struct Rates {
     pub requests: Option<Rate>,
     /// Accounts made from an address.
     pub registrations: Option<Rate>,
+    /// Accounts made from addresses behind which many stand, all together.
+    pub shared_registrations: Option<Rate>,
     /// Looking from an address whether there is a name.
     pub lookups: Option<Rate>,
     /// Lists of all users to a connection.
@@ -60,6 +62,7 @@ impl Default for Rates {
             dms: rate(10, Per::Minute),
             requests: rate(20, Per::Minute),
             registrations: rate(10, Per::Hour),
+            shared_registrations: rate(600, Per::Hour),
             lookups: rate(10, Per::Second),
             lists: rate(1, Per::Second),
             connections: rate(10, Per::Second),
@@ -77,6 +80,7 @@ impl Rates {
         dms: None,
         requests: None,
         registrations: None,
+        shared_registrations: None,
         lookups: None,
         lists: None,
         connections: None,
@@ -103,6 +107,7 @@ pub(super) struct Gate {
     dms: Option<Buckets>,
     requests: Option<Buckets>,
     registrations: Option<Buckets>,
+    shared_registrations: Option<Buckets>,
     lookups: Option<Buckets>,
     lists: Option<Buckets>,
     connections: Option<Buckets>,
@@ -123,6 +128,7 @@ impl Gate {
             dms: buckets(rates.dms),
             requests: buckets(rates.requests),
             registrations: buckets(rates.registrations),
+            shared_registrations: buckets(rates.shared_registrations),
             lookups: buckets(rates.lookups),
             lists: buckets(rates.lists),
             connections: buckets(rates.connections),
@@ -163,8 +169,10 @@ impl Gate {
         may(self.requests.as_ref(), &user)
     }
 
+    /// A connection that is a new one each time bounds nothing: those who are nobody else share something, too.
     pub(super) fn may_register(&self, who: Who) -> bool {
-        may(self.registrations.as_ref(), &who)
+        let is_shared = matches!(who, Who::Connection(_));
+        may(self.registrations.as_ref(), &who) && (!is_shared || may(self.shared_registrations.as_ref(), &()))
     }
 
     pub(super) fn may_look_up(&self, who: Who) -> bool {
@@ -194,10 +202,23 @@ impl Gate {
     /// Forgets those who were quiet. To be called now and then.
     pub(super) fn tidy(&self) {
         let Self {
-            writes, typing, profiles, attempts, dms, requests, registrations, lookups, lists, connections, ..
+            writes,
+            typing,
+            profiles,
+            attempts,
+            dms,
+            requests,
+            registrations,
+            shared_registrations,
+            lookups,
+            lists,
+            connections,
+            ..
         } = self;
         let of_users = [writes, typing, profiles, attempts, dms, requests];
-        for buckets in of_users.into_iter().chain([registrations, lookups, lists, connections]).flatten() {
+        for buckets in
+            of_users.into_iter().chain([registrations, shared_registrations, lookups, lists, connections]).flatten()
+        {
             buckets.tidy();
         }
     }
@@ -271,6 +292,8 @@ mod tests {
         assert_eq!(stranger, gate.who(ConnId(2), "::ffff:192.0.2.1".parse().unwrap()));
         assert_ne!(gate.who(ConnId(1), mediator), gate.who(ConnId(2), mediator));
         assert_eq!((0..20).filter(|_| gate.may_register(stranger)).count(), 10);
+        let newcomers = (0..1_000).filter(|n| gate.may_register(gate.who(ConnId(*n), mediator)));
+        assert_eq!(newcomers.count(), 600, "each on a connection of its own");
         assert_eq!((0..99).filter(|_| gate.may_write(UserId(1))).count(), 30);
         assert!(gate.may_write(UserId(2)));
         let typed = (0..9).filter(|_| gate.may_tell_typing(UserId(1), 1)).count();

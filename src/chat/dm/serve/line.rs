@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use axum::body::{self, Body};
 use axum::extract::{Extension, Request, State};
@@ -37,6 +38,8 @@ const INVITATION_MAX: usize = 2 * MEMBERS_MAX * (2 * 32 + 3) + 1_024;
 const _: () = assert!(INBOX_MAX <= 1_000 && 1_000 * INVITATION_MAX <= UNSENT_MAX, "the inbox fits");
 /// The library's answer to who opens a session is shorter.
 const OPENING_MAX: usize = 4_096;
+/// How long it may take to say something by polling: a packet of the longest at 17 kB a second.
+const POST_WITHIN: Duration = Duration::from_secs(60);
 /// As the library says it.
 const UNKNOWN_SESSION: &str = r#"{"code":"1","message":"Session ID unknown"}"#;
 
@@ -50,20 +53,27 @@ pub(super) struct Below {
     pub(super) carries: Arc<OnceLock<Arc<Unsent>>>,
 }
 
-/// What one client has not been sent yet, in bytes.
-#[derive(Debug, Default)]
-pub(super) struct Unsent(AtomicUsize);
+/// What one client has not been sent yet, in bytes, and how much that may be.
+#[derive(Debug)]
+pub(super) struct Unsent {
+    bytes: AtomicUsize,
+    max: usize,
+}
 
 impl Unsent {
+    fn up_to(max: usize) -> Self {
+        Self { bytes: AtomicUsize::default(), max }
+    }
+
     /// So much more waits. `false` when it is too much.
     pub(super) fn waits(&self, bytes: usize) -> bool {
-        self.0.fetch_add(bytes, Ordering::Relaxed) < UNSENT_MAX
+        self.bytes.fetch_add(bytes, Ordering::Relaxed) < self.max
     }
 
     /// So much got out.
     pub(super) fn went(&self, bytes: usize) {
         let less = |before: usize| Some(before.saturating_sub(bytes));
-        let _always = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let _always = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 }
 
@@ -72,8 +82,9 @@ impl Unsent {
 pub(super) struct Line {
     pub(super) from: IpAddr,
     pub(super) unsent: Arc<Unsent>,
-    /// Whether somebody connected on it before.
-    pub(super) entered: AtomicBool,
+    /// Whether somebody connected on it before; and how many are.
+    entered: AtomicBool,
+    here: AtomicUsize,
     closed: CancellationToken,
     /// The connection that is its own, when it is a WebSocket: requests of polling share theirs with whoever is behind a proxy.
     below: OnceLock<Below>,
@@ -83,6 +94,22 @@ pub(super) struct Line {
 }
 
 impl Line {
+    /// Somebody connects on it. Whether somebody did before.
+    pub(super) fn enters(&self) -> bool {
+        self.here.fetch_add(1, Ordering::Relaxed);
+        self.entered.swap(true, Ordering::Relaxed)
+    }
+
+    /// He is gone.
+    pub(super) fn leaves(&self) {
+        self.here.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether everybody is.
+    pub(super) fn is_idle(&self) -> bool {
+        self.here.load(Ordering::Relaxed) == 0
+    }
+
     /// Ends it, and what carries it.
     pub(super) fn close(&self) {
         self.closed.cancel();
@@ -118,14 +145,15 @@ impl Drop for Line {
 pub(super) struct Lines {
     gate: Arc<Gate>,
     places: Places,
+    unsent_max: usize,
     /// Those that began by polling, by their names.
     polling: Mutex<HashMap<String, Weak<Line>>>,
 }
 
 impl Lines {
     /// As many as there may be connections.
-    pub(super) fn new(gate: Arc<Gate>, places: Places) -> Self {
-        Self { gate, places, polling: Mutex::default() }
+    pub(super) fn new(gate: Arc<Gate>, places: Places, unsent_max: usize) -> Self {
+        Self { gate, places, unsent_max, polling: Mutex::default() }
     }
 
     fn polling(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<Line>>> {
@@ -140,8 +168,9 @@ impl Lines {
         let places = (self.places.accepted()?, self.places.comes_from(from)?);
         Some(Arc::new(Line {
             from,
-            unsent: Arc::default(),
+            unsent: Arc::new(Unsent::up_to(self.unsent_max)),
             entered: AtomicBool::new(false),
+            here: AtomicUsize::new(0),
             closed: CancellationToken::new(),
             below: OnceLock::new(),
             listed: OnceLock::new(),
@@ -192,6 +221,8 @@ pub(super) async fn pass(
             let json = [(header::CONTENT_TYPE, "application/json")];
             return (StatusCode::BAD_REQUEST, json, UNKNOWN_SESSION).into_response();
         }
+        // What holds a place in which nothing arrives.
+        () = tokio::time::sleep(POST_WITHIN), if !polls => return StatusCode::REQUEST_TIMEOUT.into_response(),
         response = next.run(request) => response,
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -234,7 +265,7 @@ impl Line {
     /// For tests of those who hold one.
     pub(super) fn of_nobody() -> Arc<Self> {
         let gate = Gate::new(super::gate::Rates::NONE, vec![], crate::time::Clock::following(0));
-        Lines::new(Arc::new(gate), Places::new(9, 9, &[])).open([192, 0, 2, 1].into()).unwrap()
+        Lines::new(Arc::new(gate), Places::new(9, 9, &[]), UNSENT_MAX).open([192, 0, 2, 1].into()).unwrap()
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -244,13 +275,16 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+
     use super::super::gate::Rates;
     use super::*;
     use crate::time::Clock;
 
     #[test]
     fn megabytes_that_nobody_read_were_counted_as_a_packet() {
-        let unsent = Unsent::default();
+        let unsent = Unsent::up_to(UNSENT_MAX);
         assert!(unsent.waits(UNSENT_MAX - 1) && unsent.waits(2 * UNSENT_MAX), "however long the last one is");
         assert!(!unsent.waits(1));
         unsent.went(2 * UNSENT_MAX + 1);
@@ -262,8 +296,9 @@ mod tests {
     #[tokio::test]
     async fn sessions_have_places_of_their_own_and_leave_nothing_behind() {
         let clock = Clock::following(0);
-        let lines =
-            |rates, all, each| Lines::new(Arc::new(Gate::new(rates, vec![], clock)), Places::new(all, each, &[]));
+        let lines = |rates, all, each| {
+            Lines::new(Arc::new(Gate::new(rates, vec![], clock)), Places::new(all, each, &[]), UNSENT_MAX)
+        };
         let from = |n: u8| IpAddr::from([192, 0, 2, n]);
         let few = Arc::new(lines(Rates::NONE, 3, 2));
         let (first, second) = (few.open(from(1)).unwrap(), few.open(from(1)).unwrap());
@@ -282,7 +317,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_that_was_closed_while_it_became_a_websocket_cuts_it() {
         let gate = Arc::new(Gate::new(Rates::NONE, vec![], Clock::following(0)));
-        let lines = Lines::new(gate, Places::new(9, 9, &[]));
+        let lines = Lines::new(gate, Places::new(9, 9, &[]), UNSENT_MAX);
         let from = IpAddr::from([192, 0, 2, 1]);
         let below = || Below { from, cut: CancellationToken::new(), carries: Arc::default() };
         let (line, first, second) = (lines.open(from).unwrap(), below(), below());
@@ -294,6 +329,26 @@ mod tests {
         line.close();
         line.becomes(late.clone());
         assert!(late.cut.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_said_a_byte_a_minute_held_its_place() {
+        let gate = Arc::new(Gate::new(Rates::NONE, vec![], Clock::following(0)));
+        let lines = Arc::new(Lines::new(gate, Places::new(9, 9, &[]), UNSENT_MAX));
+        let below = Below { from: [192, 0, 2, 1].into(), cut: CancellationToken::new(), carries: Arc::default() };
+        let line = lines.open(below.from).unwrap();
+        lines.list("a", &line);
+        let reads = async |body: body::Bytes| body.len().to_string();
+        let door = axum::Router::new()
+            .route("/socket.io/", axum::routing::post(reads))
+            .layer(axum::middleware::from_fn_with_state(Arc::clone(&lines), pass))
+            .layer(Extension(below));
+        let door = TowerToHyperService::new(door);
+        let posts = |body| Request::post("/socket.io/?transport=polling&sid=a").body(body).unwrap();
+        let answered = async |body| door.call(posts(body)).await.unwrap().status();
+        assert_eq!(answered(Body::from("40")).await, StatusCode::OK);
+        let never = futures_util::stream::pending::<Result<body::Bytes, std::io::Error>>();
+        assert_eq!(answered(Body::from_stream(never)).await, StatusCode::REQUEST_TIMEOUT);
     }
 
     #[test]

@@ -93,6 +93,9 @@ pub struct Settings {
     pub beat: Beat,
     /// Packets that may wait to be written to one client.
     pub send_queue_max: usize,
+    /// What may wait to be read by one client, in bytes, before one packet more. Less than the default, and somebody with many
+    /// invitations may never be able to take them in.
+    pub unsent_max: usize,
     /// Whether users wait who were answered very much lately. Only for measurements not.
     pub bounds_reads: bool,
 }
@@ -110,6 +113,7 @@ impl Default for Settings {
             beat: Beat::default(),
             // A burst of a thousand messages with their answers fits.
             send_queue_max: 4_096,
+            unsent_max: line::UNSENT_MAX,
             bounds_reads: true,
         }
     }
@@ -214,7 +218,7 @@ pub async fn start_on(
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let (over, tracker) = (CancellationToken::new(), TaskTracker::new());
     let next_conn = AtomicU64::new(1);
-    let lines = Lines::new(Arc::clone(&gate), sessions);
+    let lines = Lines::new(Arc::clone(&gate), sessions, settings.unsent_max);
     let hall = Hall {
         gate,
         mailbox,

@@ -11,11 +11,11 @@ use serde_json::value::RawValue;
 
 use super::Settings;
 use super::gate::{Gate, Who};
-use super::wire::{Heard, Wire, read};
+use super::wire::{Heard, Misread, Wire, read};
 use crate::chat::dm::crypto::{Challenge, PublicKey};
 use crate::chat::dm::state::{Calls, ConnId, Failures, Lockout, Presence, Reads, UserId, effective};
 use crate::chat::dm::store::{Member, StoredDm, StoredUser, Work};
-use crate::chat::dm::wire::{Code, Dm, InCall, Notice, Refusal, Request, User, raw, stamp};
+use crate::chat::dm::wire::{About, Code, Dm, InCall, Notice, Refusal, Request, User, raw, stamp};
 use crate::chat::sql::SqlError;
 use crate::metrics::{self, Login, Room};
 use crate::time::Now;
@@ -112,6 +112,8 @@ pub(super) struct House {
     pub(super) calls: Calls,
     pub(super) failures: Failures,
     pub(super) reads: Reads,
+    /// Everybody as others see them, as it was asked for last, until something of it changes.
+    pub(super) everybody: Option<Box<RawValue>>,
     tasks: BTreeMap<(Duration, u64), (ConnId, Task)>,
     tasks_made: u64,
 }
@@ -160,6 +162,7 @@ impl House {
             }
         }
         self.presence.left(conn);
+        self.everybody = None;
     }
 }
 
@@ -194,24 +197,19 @@ impl Scene<'_> {
             Heard::Read(request) => request,
             Heard::Unread(args) if self.caller(conn).is_ok() => read(name, &args),
             Heard::Unread(_) if Request::NAMES.contains(&name) => return Err(Code::NotLoggedIn.into()),
-            Heard::Unread(_) => Err(Code::UnknownEvent),
+            Heard::Unread(_) => return Err(Code::UnknownEvent.into()),
         };
         let request = match request {
             Ok(request) => request,
-            Err(code) if is_login => {
+            Err(Misread { code, .. }) if is_login => {
                 // Whatever the answer is, the challenge has had it.
                 if let Some(session) = self.house.sessions.get_mut(&conn).filter(|_| name != "login") {
                     session.open = None;
                 }
+                let code = if self.caller(conn).is_ok() { Code::AlreadyLoggedIn } else { code };
                 return Err(self.failed_login(conn, code));
             }
-            Err(Code::UnknownEvent) => return Err(Code::UnknownEvent.into()),
-            // Nobody needs an account to hear that he cannot look up a name in this way.
-            Err(code) if matches!(name, "register" | "username_exists") => return Err(code.into()),
-            Err(code) => {
-                self.caller(conn)?;
-                return Err(code.into());
-            }
+            Err(misread) => return Err(self.misread(conn, name, misread).await?.into()),
         };
         if request.is_for_strangers() {
             return self.stranger_asked(conn, request).await;
@@ -230,6 +228,37 @@ impl Scene<'_> {
             return Err(Code::RateLimited.into());
         }
         self.caller_asked(conn, &caller, request).await
+    }
+
+    /// What is wrong with something that cannot be read: who asks, and about what, is looked at first (spec 2).
+    async fn misread(&mut self, conn: ConnId, name: &str, Misread { code, about }: Misread) -> Result<Code, Halt> {
+        match (name, about) {
+            _ if code == Code::UnknownEvent => {}
+            // Nobody needs an account to hear that he cannot look up a name in this way.
+            ("username_exists", _) => {}
+            ("register", about) => {
+                if self.caller(conn).is_ok() {
+                    return Ok(Code::AlreadyLoggedIn);
+                }
+                if let About::Name(username) = about {
+                    self.is_to_be_had(conn, &username).await?;
+                }
+            }
+            (_, about) => {
+                let caller = self.caller(conn)?;
+                match about {
+                    About::Dm(id, is_said) => {
+                        let dm = self.dm(&caller, id).await?;
+                        if is_said {
+                            self.pair_rule(&caller, &dm).await?;
+                        }
+                    }
+                    About::Message(id) => drop(self.message(&caller, id).await?),
+                    About::Nothing | About::Name(_) => {}
+                }
+            }
+        }
+        Ok(code)
     }
 
     /// What was done since the mark counts, or never happened.

@@ -5,7 +5,8 @@
 use tracing::error;
 
 use super::scene::{Halt, Scene, Task};
-use crate::chat::dm::state::ConnId;
+use crate::chat::dm::state::{ConnId, UserId};
+use crate::chat::dm::store::StoredDm;
 use crate::chat::dm::wire::{Notice, ScheduleNotice};
 use crate::chat::sql::SqlError;
 use crate::metrics::{self, DmTimer};
@@ -25,17 +26,11 @@ impl Scene<'_> {
                 }
                 found => found?,
             };
-            let Some(dm) = dm else { continue };
-            let author = dm.members.iter().find(|member| member.id == schedule.sender);
-            let Some(username) = author.map(|member| member.username.clone()) else { continue };
-            // He may have lost the right to since (spec 4.1); nobody is told.
-            if let Some(partner) = dm.partner(schedule.sender) {
-                let between = self.work.between(schedule.sender, partner).await?;
-                if between.may_speak(self.settings.pair_requires_friendship).is_err() {
-                    metrics::get().dm_timers.of(DmTimer::Dropped).increment(1);
-                    continue;
-                }
-            }
+            // He may have left, or lost the right to speak since (spec 4.1); nobody is told.
+            let Some((dm, username)) = self.still_speaks(schedule.sender, dm).await? else {
+                metrics::get().dm_timers.of(DmTimer::Dropped).increment(1);
+                continue;
+            };
             let notice = ScheduleNotice { dm_id: schedule.dm, schedule_id: schedule.id };
             let authors = self.house.presence.conns(schedule.sender).to_vec();
             self.say(authors, Notice::ScheduledSent, &notice);
@@ -62,6 +57,24 @@ impl Scene<'_> {
             metrics::get().dm_timers.of(DmTimer::Deleted).increment(1);
         }
         self.work.next_due().await
+    }
+
+    /// The DM, and by which name, if somebody can say something in it.
+    async fn still_speaks(
+        &mut self,
+        user: UserId,
+        dm: Option<StoredDm>,
+    ) -> Result<Option<(StoredDm, String)>, SqlError> {
+        let Some(dm) = dm else { return Ok(None) };
+        let Some(author) = dm.members.iter().find(|member| member.id == user) else { return Ok(None) };
+        if let Some(partner) = dm.partner(user) {
+            let between = self.work.between(user, partner).await?;
+            if between.may_speak(self.settings.pair_requires_friendship).is_err() {
+                return Ok(None);
+            }
+        }
+        let username = author.username.clone();
+        Ok(Some((dm, username)))
     }
 
     /// Does what was to be done on a connection after a while.

@@ -35,7 +35,7 @@ use super::actor::{Asked, Mail};
 use super::gate::{Flow, Gate, Tap, Who};
 use super::line::Line;
 use crate::chat::dm::state::ConnId;
-use crate::chat::dm::wire::{Code, Envelope, Refusal, Request};
+use crate::chat::dm::wire::{About, Code, Envelope, Refusal, Request};
 use crate::metrics::{self, Presence, Room};
 use crate::time::Clock;
 
@@ -47,6 +47,8 @@ const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 const TELL_AGAIN: Duration = Duration::from_millis(50);
 /// How long what was said last may take to get out before what carries it is closed.
 const FAREWELL: Duration = Duration::from_millis(250);
+/// How long a session may go on that everybody has left who was connected on it.
+const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long it may take until everything is answered that somebody asked for who has to go.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -165,6 +167,10 @@ impl FromMessage<LocalAdapter> for Queued {
     ) -> Result<Self, Infallible> {
         let event = Event::from_message_parts(&socket, &mut args, &ack_id).map(|Event(name)| name).unwrap_or_default();
         let Ok(ack) = AckSender::from_message_parts(&socket, &mut args, &ack_id);
+        if let Value::Str(_, Some(attached)) = &mut args {
+            // No event has any: that there were some is what it is refused for, and nobody counts what they take.
+            *attached = Default::default();
+        }
         if let Some(wire) = socket.extensions.get::<Wire>() {
             wire.clone().take(Packet { wire, event, bytes: args.len(), args, ack });
         }
@@ -175,17 +181,34 @@ impl FromMessage<LocalAdapter> for Queued {
 /// A request that came, read or not.
 #[expect(clippy::large_enum_variant, reason = "it goes to the actor in a box, with everything else of a request")]
 pub(super) enum Heard {
-    Read(Result<Request, Code>),
+    Read(Result<Request, Misread>),
     /// Nobody is known on the connection yet: what only those may ask for who are is not worth the work before somebody is.
     Unread(Value),
 }
 
+/// Something that is no request.
+pub(super) struct Misread {
+    pub(super) code: Code,
+    /// What it is about, as far as that can be read: whoever may not know anything of that is told so before anything else.
+    pub(super) about: About,
+}
+
+impl From<Code> for Misread {
+    fn from(code: Code) -> Self {
+        Self { code, about: About::Nothing }
+    }
+}
+
 /// What is asked for. Also when reading it panics, there is an answer.
-pub(super) fn read(event: &str, args: &Value) -> Result<Request, Code> {
-    let Value::Str(text, None) = args else { return Err(Code::BadRequest) };
-    catch_unwind(AssertUnwindSafe(|| Request::read(event, text.as_str()))).unwrap_or_else(|_panic| {
+pub(super) fn read(event: &str, args: &Value) -> Result<Request, Misread> {
+    let Value::Str(text, None) = args else { return Err(Code::BadRequest.into()) };
+    let reads = || {
+        let misread = |code| Misread { code, about: About::of(event, text.as_str()) };
+        Request::read(event, text.as_str()).map_err(misread)
+    };
+    catch_unwind(AssertUnwindSafe(reads)).unwrap_or_else(|_panic| {
         error!("reading a request panicked");
-        Err(Code::Internal)
+        Err(Code::Internal.into())
     })
 }
 
@@ -225,7 +248,8 @@ impl Hall {
         // Never without: the door puts it there.
         let Some(line) = socket.req_parts().extensions.get::<Arc<Line>>().cloned() else { return Err(TooFast) };
         // The first connection of a session was counted when that was opened.
-        if line.entered.swap(true, Ordering::Relaxed) && !self.gate.may_connect(line.from) {
+        if line.enters() && !self.gate.may_connect(line.from) {
+            line.leaves();
             return Err(TooFast);
         }
         let (queue, events) = mpsc::channel(QUEUE_MAX);
@@ -404,7 +428,17 @@ impl Worker {
 
     async fn end(&self, ending: Ending) {
         match ending {
-            Ending::Gone => {}
+            Ending::Gone => {
+                self.line.leaves();
+                // It may have gone from here alone, and keep what is below, with nobody to look after it.
+                let (line, stop) = (Arc::downgrade(&self.line), self.hall.stop.clone());
+                self.hall.tracker.spawn(async move {
+                    let _stopped = stop.run_until_cancelled(tokio::time::sleep(IDLE_MAX)).await;
+                    if let Some(line) = line.upgrade().filter(|line| line.is_idle()) {
+                        line.close();
+                    }
+                });
+            }
             Ending::Cut => self.line.close(),
             Ending::Stop => {
                 tokio::time::sleep(FAREWELL).await;
@@ -424,6 +458,17 @@ impl Worker {
                 self.line.close();
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Wire {
+    /// For tests of those who hold one.
+    pub(super) fn to_nobody() -> Self {
+        let (cut, gone) = (CancellationToken::new(), CancellationToken::new());
+        let (waiting, known) = (Arc::default(), Arc::default());
+        let (queue, line, socket) = (mpsc::channel(1).0, Line::of_nobody(), Weak::new());
+        Self(Arc::new(Inner { queue, waiting, known, cut, gone, line, socket }))
     }
 }
 

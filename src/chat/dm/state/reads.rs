@@ -2,6 +2,10 @@
 //!
 //! Counted when it is known, which is afterwards: somebody who had too much waits until it has been forgotten. So the last
 //! answer may be as long as answers get, and nobody who wants a long one is refused for ever.
+//!
+//! No configuration has these two numbers: the first follows from how long one answer can be (a page of the longest messages is
+//! 13 MB; less would make people wait who look at one page), and more of either only lets one user take more of the one task that
+//! answers everybody. Who needs to be answered more asks from more accounts.
 
 use std::collections::HashMap;
 use std::time::Duration;
