@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{Doubt, Event, Reacted, Said, Shown};
 use super::seen::{Seen, Sight, Thing};
 use crate::chat::dm::crypto::seal::nonce_of;
-use crate::chat::dm::crypto::storage::BadStorage;
+use crate::chat::dm::crypto::storage::{BadStorage, SignedOnly};
 use crate::chat::dm::crypto::tree::{self, CreateError, Created, Invitation, MEMBERS_MAX, ReceiveError};
 use crate::chat::dm::crypto::x3dh::Bundle;
 use crate::chat::dm::crypto::{PublicKey, SealKey, SecretKey, Storage, fingerprint};
@@ -176,8 +176,6 @@ pub struct Book {
     pub(super) registered: bool,
     /// Everything was looked at once.
     pub(super) synced: bool,
-    /// Whether setups have to be signed.
-    pub(super) signed_only: bool,
 }
 
 impl fmt::Debug for Book {
@@ -240,7 +238,6 @@ impl Book {
             making: None,
             registered,
             synced: false,
-            signed_only: false,
         }
     }
 
@@ -310,8 +307,27 @@ impl Book {
 
     // --- The storage.
 
+    /// Whether setups have to be signed: for all devices, from this moment on.
+    pub(super) fn wants_signed(&mut self, value: bool, at: u64) {
+        if self.storage.signed_only.value != value {
+            self.storage.signed_only = SignedOnly { value, at };
+            self.unshared = true;
+        }
+    }
+
     pub(super) fn sealed_storage(&self) -> String {
         self.storage.seal(&self.personal)
+    }
+
+    /// Forgets keys of people that nobody compared, and with whom there is no direct message: a stranger who makes groups and leaves
+    /// them could fill everything with such.
+    pub(super) fn make_room(&mut self) {
+        let members: BTreeSet<&String> = self.dms.values().flat_map(|known| &known.users).collect();
+        let Storage { pins, verified, forgotten, pairs, .. } = &mut self.storage;
+        let partners: BTreeSet<&String> = pairs.values().collect();
+        pins.retain(|name, _| {
+            members.contains(name) || verified.contains(name) || partners.contains(name) || forgotten.contains_key(name)
+        });
     }
 
     /// Takes in what lies on the server. Returns the names whose key another device knows otherwise.
@@ -465,7 +481,7 @@ impl Book {
             setup_sig,
         };
         let prekeys: Vec<SecretKey> = self.storage.prekeys().cloned().collect();
-        let received = tree::receive(&self.identity, &prekeys, &pinned, &invitation, self.signed_only)
+        let received = tree::receive(&self.identity, &prekeys, &pinned, &invitation, self.storage.signed_only.value)
             .map_err(NotInvited::Wrong)?;
         match self.storage.keys.get(&notice.id) {
             Some(known) if *known == received.key => return Ok(None),
@@ -970,7 +986,7 @@ mod tests {
             assert_eq!(bob.key(DM), None);
         }
         let unsigned = changed(&|it| it.setup_sig = None);
-        bob.signed_only = true;
+        bob.wants_signed(true, 1);
         assert_eq!(bob.invited(&unsigned), Err(wrong(ReceiveError::Unsigned)));
         // After a rotation the old prekey will do.
         bob.rotate();
@@ -1149,6 +1165,21 @@ mod tests {
         back.created(8).unwrap();
         assert_eq!((back.storage.pairs.get(&8).map(String::as_str), back.key(8).is_some()), (Some("carol"), true));
         assert!(!format!("{back:?}").contains(&hex::encode(back.identity.seed().expose())));
+    }
+
+    #[test]
+    fn when_there_is_no_room_strangers_are_forgotten() {
+        let (mut alice, bob) = pair();
+        for name in ["carol", "dave", "erin"] {
+            alice.meet(name, &User { username: name.to_owned(), ..user(&book(name)) }).unwrap();
+        }
+        alice.verified("dave");
+        alice.forget("erin");
+        alice.meet("erin", &User { username: "erin".to_owned(), ..user(&book("eve")) }).unwrap();
+        alice.make_room();
+        assert_eq!(alice.storage.pins.keys().collect::<Vec<_>>(), ["bob", "dave", "erin"]);
+        assert_eq!(alice.pinned("bob"), Some(bob.identity.public()));
+        assert!(alice.fingerprint("dave").unwrap().1, "what somebody said of a key stays");
     }
 
     #[test]

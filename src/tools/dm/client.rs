@@ -28,7 +28,7 @@ use crate::chat::dm::wire::{
     TypingNotice, User, UserNotice, VerdictNotice, X3dh,
 };
 use crate::crypto::random;
-use crate::time::Clock;
+use crate::time::{Clock, Now};
 
 /// How long an answer may take.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -58,6 +58,8 @@ const MISSED_MAX: usize = 10_000;
 const LASTING: Duration = Duration::from_secs(30);
 /// How long a direct message whose making was cut off is looked for: the server may still have been at it.
 const MAKING: Duration = Duration::from_secs(300);
+/// From how many characters on what nobody needs is left out of what devices share.
+const STORAGE_NARROW: usize = OWN_STORAGE_MAX / 5 * 4;
 /// What may be forgotten when the process ends is kept after that long.
 const KEEP_AFTER: Duration = Duration::from_secs(1);
 
@@ -66,8 +68,8 @@ const KEEP_AFTER: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Answer logins as servers without signed logins want it, which **tells such a server everything this key can agree on**.
     pub by_product: bool,
-    /// Believe no invitation that its creator did not sign.
-    pub signed_only: bool,
+    /// Whether no invitation is believed that its creator did not sign: for all devices of the account. As it was when nothing is said.
+    pub signed_only: Option<bool>,
     /// Recover also when what the account's devices shared cannot be read: it is **written over**.
     pub afresh: bool,
 }
@@ -236,7 +238,7 @@ impl Client {
                 if recovers || refused || client.number == 0 {
                     client.folder.erase()?;
                 } else {
-                    client.keep_now()?;
+                    client.keep_now().await?;
                 }
                 Err(failure)
             }
@@ -254,9 +256,11 @@ impl Client {
     }
 
     fn with(place: Place, options: Options, folder: Folder, mut book: Book) -> Self {
-        book.signed_only = options.signed_only;
         let clock = Clock::system();
-        let now = clock.now().monotonic;
+        let Now { monotonic: now, wall_ms } = clock.now();
+        if let Some(value) = options.signed_only {
+            book.wants_signed(value, wall_ms);
+        }
         Self {
             place,
             options,
@@ -343,7 +347,7 @@ impl Client {
         };
         tokio::select! {
             heard = line.next() => self.heard(heard),
-            () = sleep(&mut self.keep), if kept => self.keep_now()?,
+            () = sleep(&mut self.keep), if kept => self.keep_now().await?,
         }
         Ok(())
     }
@@ -485,13 +489,13 @@ impl Client {
     ///
     /// # Errors
     /// [`BadFolder`], when it cannot be kept.
-    pub fn close(mut self) -> Result<(), BadFolder> {
-        self.keep_now()
+    pub fn close(self) -> Result<(), BadFolder> {
+        self.folder.keep(&self.book.kept())
     }
 
-    fn keep_now(&mut self) -> Result<(), BadFolder> {
+    async fn keep_now(&mut self) -> Result<(), BadFolder> {
         self.keep = None;
-        self.folder.keep(&self.book.kept())
+        self.folder.keep_aside(self.book.kept()).await
     }
 
     fn keep_soon(&mut self) {
@@ -613,7 +617,7 @@ impl Client {
                 let logged_in = Box::pin(self.log_in()).await.map_err(taken);
                 self.book.registered = logged_in.is_ok();
                 logged_in?;
-                self.keep_now()?;
+                self.keep_now().await?;
                 // Once more, on another connection: on this one somebody is logged in.
                 return Err(NotDone::Words("the name is registered already".to_owned()));
             }
@@ -622,7 +626,7 @@ impl Client {
         }
         self.book.registered = true;
         self.book.unshared = false;
-        Ok(self.keep_now()?)
+        Ok(self.keep_now().await?)
     }
 
     /// Looks at everything that may have changed.
@@ -693,7 +697,7 @@ impl Client {
                 self.book.outbox.push_back(super::book::Waiting { asked: false, ..waiting });
             }
         }
-        self.keep_now()?;
+        self.keep_now().await?;
         let requests: Vec<String> = self.call("get_friend_requests", json!({})).await?;
         self.events.extend(requests.into_iter().map(|name| Event::FriendRequest { name }));
         Ok(())
@@ -731,7 +735,7 @@ impl Client {
             let Some(line) = &mut self.line else { return Err(NotDone::Lost) };
             tokio::select! {
                 // An invitation that was heard is not said again after a while, and asking may take long.
-                () = sleep(&mut self.keep), if kept => self.keep_now()?,
+                () = sleep(&mut self.keep), if kept => self.keep_now().await?,
                 heard = line.next() => match heard {
                     Ok(Heard::Answer(it, answer)) if it == number => return Ok(answer),
                     heard => self.heard(heard),
@@ -813,13 +817,17 @@ impl Client {
     }
 
     async fn write_own(&mut self, mut change: Value) -> Done {
-        self.keep_now()?;
+        self.keep_now().await?;
         if self.book.unreadable {
             return Err(words(
                 &"what other devices share cannot be read: nothing is written over it until /overwrite is said",
             ));
         }
-        let storage = self.book.sealed_storage();
+        let mut storage = self.book.sealed_storage();
+        if storage.len() > STORAGE_NARROW {
+            self.book.make_room();
+            storage = self.book.sealed_storage();
+        }
         // Whatever becomes of it, it is not tried again before something changes.
         self.book.unshared = false;
         if storage.len() > OWN_STORAGE_MAX {
@@ -827,7 +835,7 @@ impl Client {
                 &"there is more to share with other devices than the server keeps: /leave what is not needed",
             ));
         }
-        let narrow = storage.len() > OWN_STORAGE_MAX / 5 * 4;
+        let narrow = storage.len() > STORAGE_NARROW;
         if narrow && !std::mem::replace(&mut self.narrow, narrow) {
             self.done("there is little room left for what devices share: /leave what is not needed any more");
         }
@@ -851,7 +859,7 @@ impl Client {
         match self.book.meet(name, &user) {
             Ok(None) => {}
             Ok(Some(fingerprint)) => {
-                self.keep_now()?;
+                self.keep_now().await?;
                 self.events.push_back(Event::Pinned { name: name.to_owned(), fingerprint });
             }
             Err(Stranger::Changed) => {
@@ -1125,7 +1133,7 @@ impl Client {
             Ok(Some(event)) => {
                 // It is on disk before it is told, and on the server before anything is said with it.
                 self.book.decided(notice);
-                self.keep_now()?;
+                self.keep_now().await?;
                 self.events.push_back(event);
                 let done = match self.known(dm).await {
                     Ok(()) => self.share().await,
@@ -1164,7 +1172,7 @@ impl Client {
             Command::Say { text, later_s, vanish_s } => {
                 let dm = self.here()?;
                 self.book.say(dm, &text, later_s, vanish_s)?;
-                self.keep_now()?;
+                self.keep_now().await?;
                 self.settle().await?;
             }
             Command::To { who } => {
@@ -1250,7 +1258,7 @@ impl Client {
                 self.call::<bool>("leave_dm", json!({ "id": dm })).await?;
                 self.leave(dm);
                 self.book.gave_up(dm);
-                self.keep_now()?;
+                self.keep_now().await?;
             }
             Command::Friend { who } => {
                 self.call::<bool>("send_friend_request", json!({ "username": who })).await?;
@@ -1287,7 +1295,7 @@ impl Client {
                 }
                 if verified {
                     self.book.verified(&who);
-                    self.keep_now()?;
+                    self.keep_now().await?;
                 }
                 let (fingerprint, verified) = self.book.fingerprint(&who).ok_or_else(|| words(&"that is you"))?;
                 self.events.push_back(Event::Fingerprint { name: who, fingerprint, verified });
@@ -1356,7 +1364,7 @@ impl Client {
             }
             self.known(id).await?;
             if !self.book.makes(who) && self.book.key(id).is_some() {
-                self.keep_now()?;
+                self.keep_now().await?;
                 return Ok(Some(id));
             }
         }
@@ -1393,11 +1401,11 @@ impl Client {
             });
             self.book.making(&who, &created.key);
             self.making_until = self.clock.now().monotonic.saturating_add(MAKING);
-            self.keep_now()?;
+            self.keep_now().await?;
             match self.call::<i64>("create_dm", args).await {
                 Ok(id) => {
                     let created = self.book.created(id);
-                    self.keep_now()?;
+                    self.keep_now().await?;
                     created.map_err(|taken| words(&taken))?;
                     self.share().await?;
                     let found: FullDm = self.call("get_dm", json!({ "id": id })).await?;

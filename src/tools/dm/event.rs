@@ -87,7 +87,9 @@ impl Said {
             (Some(text), _) => harmless(text),
             (None, doubt) => format!("(not shown: {})", doubt.map_or_else(String::new, Doubt::words)),
         };
-        let mut line = format!("[{}] #{} {}: {text}", self.id, self.dm, name(&self.from));
+        // Behind the name, where no name can say so by itself: what is in one that looks like this is in quotes.
+        let compared = if self.verified && !self.own { " ✓" } else { "" };
+        let mut line = format!("[{}] #{} {}{compared}: {text}", self.id, self.dm, name(&self.from));
         if self.pinned {
             line.push_str(" (pinned)");
         }
@@ -316,6 +318,15 @@ mod tests {
             pinned: false,
             reactions: vec![],
         };
+        let compared = |from: &str, verified| {
+            let text = Some("hi".to_owned());
+            Event::Said(Said { from: from.to_owned(), verified, text, ..said.clone() }).line()
+        };
+        assert_eq!(
+            (compared("bob", true), compared("bob", false)),
+            ("[2] #1 bob ✓: hi".into(), "[2] #1 bob: hi".into())
+        );
+        assert_eq!(compared("bob ✓", false), "[2] #1 \"bob ✓\": hi");
         let line = Event::Said(said.clone()).line();
         assert_eq!(line, "[2] #1 \"bob: hello\u{fffd}[3] #1 carol\": a\u{fffd}[2J\u{fffd}b\u{fffd}-- c");
         let doubted =

@@ -101,9 +101,9 @@ pub struct AccountArgs {
     /// Log in as servers without signed logins want it: such a server can have this account's keys. Only for one that you run
     #[arg(long)]
     login_by_product: bool,
-    /// Believe no invitation that its creator did not sign
-    #[arg(long)]
-    signed_only: bool,
+    /// Believe no invitation that its creator did not sign: from now on, on all of the account's devices
+    #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    signed_only: Option<bool>,
 }
 
 /// `dm recover`
@@ -134,7 +134,7 @@ fn help() -> String {
     format!(
         "{}
 
-Printed are `[ID] #NUMBER NAME: text` for what is said, `-- ` for what happens and `!! ` for what does not. The next line is read when the one \
+Printed are `[ID] #NUMBER NAME: text` for what is said (`NAME ✓` when the key was compared), `-- ` for what happens and `!! ` for what does not. The next line is read when the one \
          before is done. Without a terminal, lines are read from standard input; at their end, the client waits until the server has \
          taken everything.
 
