@@ -733,7 +733,15 @@ async fn steps_9_10_and_14_to_18_what_is_said_and_what_becomes_of_it() {
     alice.does("/to bob").await;
 }
 
+/// At the same time: most of it is waiting.
 #[tokio::test]
+async fn steps_11_to_13_what_waits_for_its_time() {
+    tokio::join!(
+        steps_11_and_12_what_is_said_later_and_deletes_itself(),
+        step_13_a_server_that_was_away_forgets_nothing(),
+    );
+}
+
 async fn steps_11_and_12_what_is_said_later_and_deletes_itself() {
     let home = Home::new().await;
     let (mut alice, mut bob) = home.pair().await;
@@ -776,7 +784,6 @@ async fn steps_11_and_12_what_is_said_later_and_deletes_itself() {
     assert_eq!(alice.history("/history").await.len(), 1);
 }
 
-#[tokio::test]
 async fn step_13_a_server_that_was_away_forgets_nothing() {
     let mut home = Home::new().await;
     let (mut alice, mut bob) = home.pair().await;

@@ -98,6 +98,9 @@ pub enum NotSealed {
     /// The server says that others are in it than those it was made for.
     #[error("#{0} was made with {1}, and the server says that others are in it: nothing is said there")]
     Strangers(i64, String),
+    /// It was agreed on with a key that was forgotten, by somebody who is not who is meant by that name now.
+    #[error("#{0} was made with a key that was forgotten: /leave it, and begin another with /dm")]
+    Stale(i64),
     /// It is longer than a server takes.
     #[error("that is longer than {0} bytes")]
     TooLong(usize),
@@ -652,6 +655,9 @@ impl Book {
         {
             return Err(NotSealed::Strangers(dm, with.clone()));
         }
+        if self.storage.unpaired.contains(&dm) {
+            return Err(NotSealed::Stale(dm));
+        }
         let sealed = key.seal(text.as_bytes());
         if sealed.len() > limit {
             return Err(NotSealed::TooLong(limit));
@@ -953,6 +959,7 @@ mod tests {
         assert!(alice.forget("bob"));
         assert_eq!(alice.fingerprint("bob"), None);
         assert!(alice.find("bob").is_err(), "it was agreed on with the other key");
+        assert_eq!(alice.say(DM, "x", 0, 0), Err(NotSealed::Stale(DM)), "by its number, too");
         shown.public_key = other.identity.public().to_hex();
         assert!(matches!(alice.meet("bob", &shown), Ok(Some(_))));
         assert!(!alice.fingerprint("bob").unwrap().1);
@@ -1041,10 +1048,10 @@ mod tests {
         let (mut alice, mut bob) = (book("alice"), book("bob"));
         let notice = make(DM, &mut alice, &[&bob]).remove(0);
         assert!(bob.hold(notice.clone()) && bob.hold(notice.clone()));
-        assert_eq!(bob.held(), [notice.clone()]);
+        assert_eq!(bob.held(), std::slice::from_ref(&notice));
         let kept = serde_json::to_vec(&bob.kept()).unwrap();
         let mut back = Book::restore("bob", serde_json::from_slice(&kept).unwrap()).unwrap();
-        assert_eq!(back.held(), [notice.clone()], "the server does not say it again");
+        assert_eq!(back.held(), std::slice::from_ref(&notice), "the server does not say it again");
         back.decided(&notice);
         assert!(back.held().is_empty());
         let endless = X3dh { key_tree: vec![String::new(); 1_000], ..notice.clone() };
