@@ -1025,7 +1025,15 @@ impl Relay {
     }
 }
 
+/// At the same time: most of it is waiting.
 #[tokio::test]
+async fn what_becomes_of_connections_that_end() {
+    tokio::join!(
+        what_was_said_arrives_once_whatever_becomes_of_the_connection(),
+        a_server_that_ends_every_connection_is_asked_ever_more_slowly(),
+    );
+}
+
 async fn what_was_said_arrives_once_whatever_becomes_of_the_connection() {
     let mut home = Home::new().await;
     let relay = Relay::before(home.address).await;
@@ -1124,15 +1132,15 @@ async fn however_long_what_was_missed_is_it_arrives() {
     bob.client.close().unwrap();
     // In one answer, they would be longer than any request may be.
     let text = |n: usize| format!("{n:02} {}", "x".repeat(dm::wire::MESSAGE_MAX - 100));
-    for n in 0..20 {
+    for n in 0..17 {
         alice.does(&text(n)).await;
     }
     let mut bob = home.open("bob", "bob");
-    for n in 0..20 {
+    for n in 0..17 {
         bob.hears(&text(n)).await;
     }
     bob.does("/to alice").await;
-    assert_eq!(bob.history("/history 20").await.len(), 20);
+    assert_eq!(bob.history("/history 17").await.len(), 17);
     assert!(!bob.seen.iter().any(|event| matches!(event, Event::Lost { .. })), "on one connection");
 }
 
@@ -1322,7 +1330,6 @@ async fn what_is_made_late_is_not_made_again() {
     assert!(alice.here() == 7 && alice.client.book().key(7).is_some());
 }
 
-#[tokio::test]
 async fn a_server_that_ends_every_connection_is_asked_ever_more_slowly() {
     let mut own = Value::Null;
     let address = liar(move |_, event, args| {

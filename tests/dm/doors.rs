@@ -290,9 +290,9 @@ async fn who_was_cut_while_polling_or_after_an_upgrade_heard_nothing_for_ever() 
 
     let mut bob = world.somebody("bob").await;
     let (_, sid) = polling(&world).await;
-    let mut alice = Client::upgrades(TcpStream::connect(world.address).await.unwrap(), &sid).await;
+    let mut alice = Client::upgrades(world.narrow_tcp().await, &sid).await;
     let mut registration = Account::of("alice").registration();
-    registration["own_storage"] = json!("x".repeat(500_000));
+    registration["own_storage"] = json!("x".repeat(100_000));
     assert_eq!(alice.does("register", registration).await, true);
     alice.log_in(&Account::of("alice")).await;
     bob.hears("profile_notification").await;
@@ -445,7 +445,7 @@ async fn who_does_not_log_in_does_not_stay() {
     let dir = tempfile::tempdir().unwrap();
     let mut ground = ground(&dir);
     // Long enough for alice to log in.
-    ground.settings.stranger_max = Duration::from_secs(4);
+    ground.settings.stranger_max = Duration::from_secs(3);
     let world = ground.open().await;
     let (mut alice, mut stranger) = (world.somebody("alice").await, world.stranger().await);
     stranger.ends().await;

@@ -95,11 +95,16 @@ impl World {
 
     /// The same, who takes little before it is read.
     pub async fn narrow(&self, name: &str) -> Client {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4_096).unwrap();
-        let mut client = Client::over(socket.connect(self.address).await.unwrap()).await;
+        let mut client = Client::over(self.narrow_tcp().await).await;
         client.log_in(&Account::of(name)).await;
         client
+    }
+
+    /// What takes little before it is read.
+    pub async fn narrow_tcp(&self) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket.connect(self.address).await.unwrap()
     }
 
     /// Another connection of somebody.
