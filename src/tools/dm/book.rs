@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{Doubt, Event, Reacted, Said, Shown};
 use super::seen::{Seen, Sight, Thing};
 use crate::chat::dm::crypto::seal::nonce_of;
-use crate::chat::dm::crypto::storage::{BadStorage, SignedOnly};
+use crate::chat::dm::crypto::storage::{BadStorage, Made, SignedOnly};
 use crate::chat::dm::crypto::tree::{self, CreateError, Created, Invitation, MEMBERS_MAX, ReceiveError};
 use crate::chat::dm::crypto::x3dh::Bundle;
 use crate::chat::dm::crypto::{PublicKey, SealKey, SecretKey, Storage, fingerprint};
@@ -505,8 +505,13 @@ impl Book {
             self.storage.pairs.insert(notice.id, notice.sender.clone());
         }
         self.storage.keys.insert(notice.id, received.key);
+        let signed = received.members.is_some();
+        if !signed {
+            let made = Made { by: notice.sender.clone(), signed, taken: false };
+            self.storage.setups.insert(notice.id, made);
+        }
         self.unshared = true;
-        Ok(Some(Event::Key { dm: notice.id, from: notice.sender.clone(), signed: received.members.is_some() }))
+        Ok(Some(Event::Key { dm: notice.id, from: notice.sender.clone(), signed }))
     }
 
     /// Takes in what the server says about a direct message. Whether it is new here; nothing when there is no room.
@@ -559,6 +564,7 @@ impl Book {
             users: known.users.clone(),
             pair: self.storage.pairs.contains_key(&dm),
             ready: self.storage.keys.contains_key(&dm),
+            unsigned: self.storage.setups.get(&dm).is_some_and(|made| !made.signed),
             call: known.call.keys().cloned().collect(),
         })
     }
@@ -995,6 +1001,11 @@ mod tests {
         let unsigned = changed(&|it| it.setup_sig = None);
         bob.wants_signed(true, 1);
         assert_eq!(bob.invited(&unsigned), Err(wrong(ReceiveError::Unsigned)));
+        let mut credulous = Book::restore("bob", bob.kept()).unwrap();
+        credulous.wants_signed(false, 2);
+        credulous.update(&dm(DM, &[&alice, &bob]));
+        assert!(matches!(credulous.invited(&unsigned), Ok(Some(Event::Key { signed: false, .. }))));
+        assert!(credulous.shown(DM).unwrap().unsigned, "it is said for as long as it is there");
         // After a rotation the old prekey will do.
         bob.rotate();
         assert!(matches!(bob.invited(&notice), Ok(Some(Event::Key { signed: true, .. }))));

@@ -117,6 +117,8 @@ pub struct Shown {
     pub pair: bool,
     /// Whether something can be said in it: there is a key.
     pub ready: bool,
+    /// Whether its creator did not sign its keys: the server could have them.
+    pub unsigned: bool,
     /// Who is in its call.
     pub call: Vec<String>,
 }
@@ -127,7 +129,8 @@ impl Shown {
         let call = if self.call.is_empty() { String::new() } else { format!(", in call: {}", names(&self.call)) };
         let kind = if self.pair { "" } else { " group" };
         let ready = if self.ready { "" } else { ", no key yet" };
-        format!("#{}{kind}{called}: {}{call}{ready}", self.dm, names(&self.users))
+        let unsigned = if self.unsigned { ", not signed by who made it" } else { "" };
+        format!("#{}{kind}{called}: {}{call}{ready}{unsigned}", self.dm, names(&self.users))
     }
 }
 

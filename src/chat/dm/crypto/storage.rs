@@ -46,6 +46,8 @@ pub struct Storage {
     pub unpaired: BTreeSet<i64>,
     /// Direct messages that were left, and [`trace`]s of their keys: neither comes back.
     pub left: BTreeMap<i64, String>,
+    /// By whom direct messages were made. The page keeps it of all; this client of those whose setup was not signed.
+    pub setups: BTreeMap<i64, Made>,
     /// Whether invitations without a signed setup are refused.
     pub signed_only: SignedOnly,
     /// What other clients keep.
@@ -63,6 +65,18 @@ pub struct Forgotten {
     /// again afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+}
+
+/// By whom a direct message was made, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// By whom.
+    pub by: String,
+    /// Whether the setup was signed: if not, the server could have the key.
+    pub signed: bool,
+    /// Whether a person took it all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub taken: bool,
 }
 
 /// What a person wants, and since when; the later word holds.
@@ -88,6 +102,7 @@ struct Odd {
     pairs: BTreeMap<String, Value>,
     forgotten: BTreeMap<String, Value>,
     left: BTreeMap<String, Value>,
+    setups: BTreeMap<String, Value>,
 }
 
 /// What is remembered of a key that is given up: enough to know it again, too little to open anything.
@@ -178,6 +193,7 @@ impl Storage {
     pub fn leave(&mut self, dm: i64) {
         self.pairs.remove(&dm);
         self.unpaired.remove(&dm);
+        self.setups.remove(&dm);
         if let Some(key) = self.keys.remove(&dm) {
             self.left.insert(dm, trace(&key));
             self.prune();
@@ -226,6 +242,7 @@ impl Storage {
         }
         let left = &self.left;
         self.unpaired.retain(|dm| !left.contains_key(dm));
+        self.setups.retain(|dm, _| !left.contains_key(dm));
         self.prune();
         for (dm, key) in other.keys {
             if !self.left.contains_key(&dm) && !self.keys.contains_key(&dm) && self.number_of(&key).is_none() {
@@ -256,6 +273,12 @@ impl Storage {
                 self.verified.insert(name);
             }
         }
+        for (dm, made) in other.setups {
+            if !self.left.contains_key(&dm) {
+                let taken = made.taken;
+                self.setups.entry(dm).or_insert(made).taken |= taken;
+            }
+        }
         if other.signed_only.at > self.signed_only.at {
             self.signed_only = other.signed_only;
         }
@@ -265,6 +288,7 @@ impl Storage {
         self.odd.pairs.extend(other.odd.pairs);
         self.odd.forgotten.extend(other.odd.forgotten);
         self.odd.left.extend(other.odd.left);
+        self.odd.setups.extend(other.odd.setups);
         contradicted
     }
 
@@ -298,6 +322,7 @@ impl Storage {
             && self.verified.iter().all(verified)
             && self.forgotten.iter().all(|(name, it)| it.times <= other.times(name))
             && self.unpaired.is_subset(&other.unpaired)
+            && self.setups.iter().all(|(dm, made)| other.setups.get(dm).is_some_and(|it| it.taken || !made.taken))
             && self.signed_only.at <= other.signed_only.at
             // What the other forgot already to make room is none of it, either.
             && (other.left.len() >= LEFT_MAX || self.left.keys().all(|dm| other.left.contains_key(dm))))
@@ -318,6 +343,7 @@ impl Storage {
             ),
             unpaired: self.unpaired.clone(),
             left: with_odd(&self.odd.left, self.left.iter().map(|(dm, trace)| (dm.to_string(), trace.clone()))),
+            setups: with_odd(&self.odd.setups, self.setups.iter().map(|(dm, made)| (dm.to_string(), made.clone()))),
             signed_only: self.signed_only,
             rest: self.rest.clone(),
         };
@@ -348,6 +374,8 @@ struct Document {
     unpaired: BTreeSet<i64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     left: BTreeMap<String, Entry<String>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    setups: BTreeMap<String, Entry<Made>>,
     #[serde(rename = "signedOnly", default, skip_serializing_if = "SignedOnly::is_unsaid")]
     signed_only: SignedOnly,
     #[serde(flatten)]
@@ -402,6 +430,7 @@ impl Document {
         let (forgotten, odd_forgotten) =
             sort(self.forgotten, |name, it: &Forgotten| Some((name.to_owned(), it.clone())));
         let (left, odd_left) = sort(self.left, |dm, trace| Some((dm.parse().ok()?, trace.clone())));
+        let (setups, odd_setups) = sort(self.setups, |dm, made: &Made| Some((dm.parse().ok()?, made.clone())));
         pairs.retain(|dm, _| !self.unpaired.contains(dm));
         Storage {
             prekey: self.prekey.map(prekey),
@@ -413,9 +442,17 @@ impl Document {
             forgotten,
             unpaired: self.unpaired,
             left,
+            setups,
             signed_only: Some(self.signed_only).filter(|it| !it.is_unsaid()).unwrap_or_default(),
             rest: self.rest,
-            odd: Odd { keys: odd_keys, pins: odd_pins, pairs: odd_pairs, forgotten: odd_forgotten, left: odd_left },
+            odd: Odd {
+                keys: odd_keys,
+                pins: odd_pins,
+                pairs: odd_pairs,
+                forgotten: odd_forgotten,
+                left: odd_left,
+                setups: odd_setups,
+            },
         }
     }
 }
