@@ -1,5 +1,7 @@
 //! A PostgreSQL server of our own, from the distribution's package.
 
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -23,10 +25,25 @@ impl Postgres {
         }
         let data = server.data();
         run(server.command("initdb").args(["-A", "trust", "-U", "postgres", "-N", "-D", &data]));
-        let options = format!("-c listen_addresses= -c fsync=off -k {}", server.dir.path().display());
-        let log = format!("{}/log", server.dir.path().display());
-        run(server.command("pg_ctl").args(["-w", "-D", &data, "-l", &log, "-o", &options, "start"]));
+        server.serve();
         Some(server)
+    }
+
+    fn serve(&self) {
+        let options = format!("-c listen_addresses= -c fsync=off -k {}", self.dir.path().display());
+        let log = format!("{}/log", self.dir.path().display());
+        run(self.command("pg_ctl").args(["-w", "-D", &self.data(), "-l", &log, "-o", &options, "start"]));
+    }
+
+    /// Ends every connection and whatever was under way, and serves again.
+    pub fn restart(&self) {
+        run(self.command("pg_ctl").args(["-D", &self.data(), "-m", "immediate", "-w", "stop"]));
+        self.serve();
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join(".s.PGSQL.5432")
     }
 
     /// The URL of a database of its own.
