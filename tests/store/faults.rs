@@ -406,6 +406,52 @@ pub(super) async fn a_changed_row_is_found_on_reading(place: Place) {
     a.close().await.unwrap();
 }
 
+pub(super) async fn what_is_not_certified_is_not_spoken_to(place: Place) {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, other) = (dir.path().join("ours.pem"), dir.path().join("other.pem"));
+    std::fs::write(&ours, certified.cert.pem()).unwrap();
+    std::fs::write(&other, rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap().cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(heliostat::net::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let (port, _serving) = place.encrypted(config).await;
+    let url = |host: &str, more: &str| {
+        let options = place.url.rsplit_once("options=").unwrap().1;
+        format!("postgres://postgres:hunter2@{host}:{port}/stories?{more}&options={options}")
+    };
+    let a =
+        node_at(&url("localhost", &format!("sslmode=verify-full&sslrootcert={}", ours.display())), "a", LEASE).await;
+    let _tenure = taken(&a, id(1)).await;
+    a.commit(id(1), vec![group(9), append(1, 1)]).await.unwrap();
+    assert_eq!(whole_log(&*a, id(1)).await, [1]);
+    a.close().await.unwrap();
+    let (ours, other) = (ours.display(), other.display());
+    for (host, more) in [
+        ("localhost", format!("sslmode=require&sslrootcert={other}")),
+        ("127.0.0.1", format!("sslmode=require&sslrootcert={ours}")),
+        ("localhost", "sslmode=require".to_owned()),
+        ("localhost", "sslmode=prefer".to_owned()),
+        ("localhost", format!("sslmode=require&sslrootcert={}", dir.path().join("none").display())),
+    ] {
+        let settings = Settings {
+            url: url(host, &more),
+            name: String::new(),
+            address: String::new(),
+            lease: LEASE,
+            clock: Clock::system(),
+        };
+        let refused = PostgresStore::open(settings).await.unwrap_err();
+        let told = format!("{refused} {refused:?}");
+        assert!(told.to_lowercase().contains("certificate"), "{more}: {told}");
+        assert!(!told.contains("hunter2"), "{told}");
+    }
+}
+
 /// Told last: the others' server is the same.
 pub(super) async fn a_restart_of_the_server_loses_nothing_and_ends_nobody(place: Place) {
     let a = place.node("a", LEASE).await;

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(super) struct Relay {
@@ -64,6 +66,33 @@ impl Relay {
     pub(super) async fn until_open(&self, most: usize) {
         self.open.subscribe().wait_for(|&open| open <= most).await.unwrap();
     }
+}
+
+/// The same server behind TLS, as `certified` by its authority; serves until it is dropped.
+pub(super) async fn encrypting(socket: &Path, certified: ServerConfig) -> (u16, DropGuard) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (acceptor, socket, stop) =
+        (TlsAcceptor::from(Arc::new(certified)), socket.to_owned(), CancellationToken::new());
+    let stopped = stop.clone();
+    let serving = async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let (acceptor, socket) = (acceptor.clone(), socket.clone());
+            tokio::spawn(async move {
+                // What asks for TLS is eight bytes long, and answered with one.
+                let mut request = [0; 8];
+                near.read_exact(&mut request).await?;
+                assert_eq!(request, [0, 0, 0, 8, 4, 210, 22, 47], "nothing is said before TLS");
+                near.write_all(b"S").await?;
+                let mut near = acceptor.accept(near).await?;
+                let mut far = UnixStream::connect(&socket).await?;
+                tokio::io::copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    };
+    tokio::spawn(async move { stopped.run_until_cancelled(serving).await.unwrap_or(()) });
+    (port, stop.drop_guard())
 }
 
 async fn accept(
