@@ -115,6 +115,8 @@ impl Engine for PostgresEngine {
             }
             Err(Failure::LeaseLost) => {
                 self.tenures.lose(node);
+                // All of them were asked under it.
+                self.is_cut_off = true;
                 Err(StoreError::Lost)
             }
             Err(Failure::Kept(error)) => Err(error),
