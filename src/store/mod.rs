@@ -81,6 +81,8 @@
 pub mod copy;
 pub mod memory;
 pub mod nodes;
+pub mod postgres;
+mod seal;
 pub mod sqlite;
 pub mod tenure;
 mod writer;
@@ -90,6 +92,7 @@ use std::path::Path;
 use futures_util::future::BoxFuture;
 
 pub use memory::MemoryStore;
+pub use postgres::{PostgresError, PostgresStore};
 pub use sqlite::{DirLock, OpenError, SqliteStore};
 pub use tenure::{Owner, Standing, Taken, Tenure};
 
@@ -236,6 +239,16 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Whether it can still keep anything.
     fn condition(&self) -> Condition {
         Condition { alive: true, failing: false }
+    }
+
+    /// The nodes that share it and live, this one among them; none where no other can reach it.
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<Owner>, StoreError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    /// Whether groups can be this node's at the moment. Not so while a node that shares its store has no lease.
+    fn is_leased(&self) -> bool {
+        true
     }
 
     /// Writes everything that is kept into a new database in `dir`, which another store can be opened on. Blocks for long,
