@@ -376,7 +376,7 @@ async fn a_chat_server_sees_the_end_of_one_connection_before_the_next_begins_whe
 async fn when_a_link_breaks_its_devices_are_sent_away_and_find_everything_again() {
     let world = world();
     let (a, b) = (world.node("a").await, world.node("b").await);
-    let mut here = b.joins(1, SlotState::New).await;
+    let here = b.joins(1, SlotState::New).await;
     let mut there = a.joins(2, SlotState::New).await;
     here.says(reflect(1, 10)).await;
     assert_eq!(number(&there.hears_reflected().await), 1);
