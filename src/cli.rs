@@ -79,6 +79,9 @@ pub enum Command {
     Config(ConfigCommand),
     /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, record a group, drain, change what is logged
     Admin(tools::admin::Args),
+    /// Copy what a mediator keeps from one store to another, as from SQLite to PostgreSQL
+    #[command(subcommand)]
+    Store(tools::store::Tool),
     /// Print the manual page, or write those of all commands
     Man(ManArgs),
     /// Print completions for a shell
@@ -371,6 +374,7 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Replay(args) => tools::replay::run(args).await,
         Command::Trace(args) => tools::trace::run(args).await,
         Command::Admin(args) => tools::admin::run(args).await,
+        Command::Store(tool) => tools::store::run(tool).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Man(args) => man(&args).into_diagnostic().map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => completions(shell).into_diagnostic().map(|()| ExitCode::SUCCESS),

@@ -1,4 +1,4 @@
-//! A backup of the real server while it works, and another server that goes on with it.
+//! A backup of the real server while it works, and another server that goes on with it. And a store that is moved to others.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
 
@@ -89,4 +89,45 @@ async fn everything_that_was_acknowledged_before_a_backup_began_is_in_it_and_nob
     assert!(String::from_utf8_lossy(&listed.stdout).contains("ABCD1234"), "{listed:?}");
     let key = |dir: &Path| std::fs::read(dir.join("csp-server.key")).unwrap();
     assert_eq!(key(&data), key(&copy), "clients know the chat server by its key");
+}
+
+/// What `store copy` says of both sides.
+fn copy(from: &str, to: &str) -> String {
+    let output = heliostat(&["store", "copy", from, to]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains(&format!("{to} holds the same as {from}")), "{said}");
+    said.lines().next().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_moved_has_everything_for_everybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let [data, moved] = ["data", "moved"].map(|name| dir.path().join(name));
+    let mut server = Binary::start(&data);
+    let family = Family::new(server.mediator());
+    drop(family.joins(2).await);
+    let mut phone = family.joins(1).await;
+    for n in 0..BEFORE {
+        reflects(&mut phone, n).await;
+    }
+    let place = |dir: &Path| format!("sqlite:{}", dir.display());
+    let refused = heliostat(&["store", "copy", &place(&data), &place(&moved)]).output().unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && why.contains("a server is running on"), "{why}");
+    // As a crash leaves it, with a slot that was connected.
+    server.kill();
+    drop(phone);
+
+    let said = copy(&place(&data), &place(&moved));
+    assert!(said.starts_with(&format!("1 groups, 2 slots, {BEFORE} messages")), "{said}");
+    let server = Binary::start(&moved);
+    let family = Family { key: family.key, url: server.mediator() };
+    let mut tablet = soon(Device::connect(&family.url, &family.config(2).existing())).await.unwrap();
+    for n in 0..BEFORE {
+        assert_eq!(reflected(&mut tablet).await, n.to_be_bytes(), "in order");
+    }
+    let mut phone = family.returns(1).await;
+    reflects(&mut phone, BEFORE).await;
+    assert_eq!(reflected(&mut tablet).await, BEFORE.to_be_bytes(), "and it goes on");
 }
