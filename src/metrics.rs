@@ -826,10 +826,20 @@ metrics! {
              grows to that while those found at the start are still being counted";
         store_checkpoints: Counter = "heliostat_store_checkpoints_total", COUNT, NONE,
             "Times the write-ahead log was copied into the database.", "";
-        database_bytes: Gauge = "heliostat_store_database_bytes", BYTES, NONE, "Size of the database file.", "";
+        database_bytes: Gauge = "heliostat_store_database_bytes", BYTES, NONE, "Size of the database: of its file, or as its server says.", "";
         wal_bytes: Gauge = "heliostat_store_wal_bytes", BYTES, NONE, "Size of the write-ahead log.", "";
         store_failing: Gauge = "heliostat_store_failing", COUNT, NONE,
             "1 when the last transaction of the store failed, else 0.", "";
+    }
+    "Several nodes" {
+        groups_owned: Gauge = "heliostat_groups_owned", COUNT, NONE,
+            "Device groups that this node has taken from the database it shares; 0 without one.", "";
+        lease_renewals: By<Outcome, Counter> = "heliostat_lease_renewals_total", COUNT, NONE,
+            "Attempts to renew this node's lease.", "";
+        lease_renewal_seconds: Histogram = "heliostat_lease_renewal_seconds", SECONDS, SHORT_S,
+            "How long renewing the lease took.", "its count is heliostat_lease_renewals_total with result done";
+        lease_losses: Counter = "heliostat_lease_losses_total", COUNT, NONE,
+            "Times this node lost its lease, and all of its groups with it.", "";
     }
     "Chat servers of ours" {
         chat_connections: By<Room, Gauge> = "heliostat_chat_connections", COUNT, NONE,

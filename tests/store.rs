@@ -1,6 +1,14 @@
-//! The promise of the store, asked of both engines, and what only the one on disk can break.
+//! The promise of the store, asked of every engine, and what only those can break that keep something elsewhere.
+//!
+//! PostgreSQL is started from the distribution's package. Where there is none, its part is not run and says so;
+//! `HELIOSTAT_REQUIRE_POSTGRES=1` makes that a failure.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test says what it expects by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test says what it expects by panicking"
+)]
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,6 +28,9 @@ use heliostat::wire::d2m::{DeviceGroupId, DeviceId, Envelope, ReflectFlags, Refl
 use proptest::prelude::*;
 use rusqlite::Connection;
 use tempfile::TempDir;
+
+#[path = "store/postgres.rs"]
+mod postgres;
 
 const NOW: u64 = 1_700_000_000_000;
 
@@ -113,6 +124,15 @@ macro_rules! promised_by_both {
                 super::$name(&heliostat::store::MemoryStore::new()).await;
             }
         )* }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn postgres_promises() {
+            let promises: Vec<postgres::Story<'_>> = vec![$((
+                stringify!($name),
+                Box::new(|place| Box::pin(postgres::promise(place, async |store: &dyn Store| $name(store).await))),
+            )),*];
+            postgres::tell(promises).await;
+        }
     };
 }
 
@@ -382,13 +402,15 @@ async fn told(store: &dyn Store) -> (Vec<Option<Snapshot>>, Vec<Page>, Vec<BTree
     (snapshots, pages, due)
 }
 
+fn any_commits() -> impl Strategy<Value = Vec<(u8, Vec<Write>)>> {
+    proptest::collection::vec((1..=3_u8, proptest::collection::vec(any_write(), 1..8)), 1..25)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_engines_say_the_same(
-        commits in proptest::collection::vec((1..=3_u8, proptest::collection::vec(any_write(), 1..8)), 1..25)
-    ) {
+    fn both_engines_say_the_same(commits in any_commits()) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let dir = tempfile::tempdir().unwrap();

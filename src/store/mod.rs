@@ -81,6 +81,8 @@
 pub mod copy;
 pub mod memory;
 pub mod nodes;
+pub mod postgres;
+mod seal;
 pub mod sqlite;
 pub mod tenure;
 mod writer;
@@ -90,6 +92,7 @@ use std::path::Path;
 use futures_util::future::BoxFuture;
 
 pub use memory::MemoryStore;
+pub use postgres::{PostgresError, PostgresStore};
 pub use sqlite::{DirLock, OpenError, SqliteStore};
 pub use tenure::{Owner, Standing, Taken, Tenure};
 

@@ -16,12 +16,12 @@ use rusqlite::{
 use tokio::sync::Semaphore;
 
 use super::copy;
+use super::seal::{self, unbroken};
 use super::writer::{Engine, Job, Writer};
 use super::{
     Census, Condition, Durability, Exhausted, Filling, NO_GROUP, SEQ_BITS, SEQ_MAX, Store, StoreError, TAKEN, check,
     count_entry,
 };
-use crate::crypto::kdf;
 use crate::files;
 use crate::group::ranges::RangeSet;
 use crate::group::record::{GroupRecord, Held, LogEntry, Page, Seq, SlotRecord, SlotSnapshot, Snapshot, Write};
@@ -279,7 +279,7 @@ impl Store for SqliteStore {
     fn commit(&self, group: DeviceGroupId, writes: Vec<Write>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             check(&writes)?;
-            self.writer.commit(Job { group, writes }).await
+            self.writer.commit(Job { group, writes, under: None }).await
         })
     }
 
@@ -729,7 +729,7 @@ fn write_group(tx: &Transaction<'_>, no: GroupNo, id: DeviceGroupId, record: &Gr
         record.seq_reserved.0.cast_signed(),
         record.last_timestamp_ms.cast_signed(),
         record.encrypted_shared_device_data,
-        group_seal(no, id, record),
+        seal::group(no.0, id, record),
     ])?;
     Ok(())
 }
@@ -762,7 +762,7 @@ fn write_slot(tx: &Transaction<'_>, no: GroupNo, record: &SlotRecord) -> Result<
         record.held.pending.cast_signed(),
         record.held.entries.cast_signed(),
         record.held.bytes.cast_signed(),
-        slot_seal(no, record),
+        seal::slot(no.0, None, record),
     ])?;
     Ok(())
 }
@@ -774,7 +774,7 @@ fn append(tx: &Transaction<'_>, no: GroupNo, entry: &LogEntry) -> Result<(), Sto
         entry.origin.0.cast_signed(),
         timestamp_ms.cast_signed(),
         envelope,
-        entry_seal(key(no, entry.seq), entry.origin, timestamp_ms, envelope),
+        seal::entry(key(no, entry.seq), None, entry.origin, timestamp_ms, envelope),
     ]);
     match appended {
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Err(TAKEN),
@@ -897,7 +897,7 @@ fn read_group(tx: &Transaction<'_>, id: DeviceGroupId) -> Result<Option<(GroupNo
         last_timestamp_ms: unsigned(row, 2)?,
         encrypted_shared_device_data: row.get(3)?,
     };
-    unbroken(row.get(4)?, group_seal(no, id, &record), "a group")?;
+    unbroken(row.get(4)?, seal::group(no.0, id, &record), "a group")?;
     Ok(Some((no, record)))
 }
 
@@ -924,7 +924,7 @@ fn slot_of(no: GroupNo, row: &Row<'_>) -> Result<SlotRecord, StoreError> {
             bytes: unsigned(row, "held_bytes")?,
         },
     };
-    unbroken(row.get("seal")?, slot_seal(no, &record), "a slot")?;
+    unbroken(row.get("seal")?, seal::slot(no.0, None, &record), "a slot")?;
     Ok(record)
 }
 
@@ -957,7 +957,7 @@ fn stretch(tx: &Transaction<'_>, no: GroupNo, after: Seq, through: Seq, cost_max
         if !page.fits(envelope.len()) {
             return Ok(page.cut_short());
         }
-        unbroken(row.get(4)?, entry_seal(key, origin, timestamp_ms, envelope), "an entry of the log")?;
+        unbroken(row.get(4)?, seal::entry(key, None, origin, timestamp_ms, envelope), "an entry of the log")?;
         let seq = seq_of(key);
         let id = ReflectedId(seq.wire_id());
         let message = Reflected::new(Envelope::copy_from(envelope), ReflectFlags::default(), id, timestamp_ms);
@@ -1014,61 +1014,6 @@ const SLOTS_DUE: &str = "SELECT groups.device_group_id FROM slots INDEXED BY slo
 
 fn unsigned(row: &Row<'_>, column: impl rusqlite::RowIndex) -> rusqlite::Result<u64> {
     row.get(column).map(i64::cast_unsigned)
-}
-
-// ---- seals
-
-/// Eight bytes over what a row says and where it belongs, so that neither a flipped bit nor a row in the wrong place goes unnoticed.
-type Seal = [u8; 8];
-
-fn seal(of: &[u8], numbers: &[u64], blobs: &[&[u8]]) -> Seal {
-    let mut input =
-        Vec::with_capacity(8 * (numbers.len() + blobs.len()) + blobs.iter().map(|b| b.len()).sum::<usize>());
-    input.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-    for blob in blobs {
-        input.extend_from_slice(&(blob.len() as u64).to_le_bytes());
-        input.extend_from_slice(blob);
-    }
-    let hash = kdf::blake2b(b"", of, b"heliostat-store", &input);
-    let [seal @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = *hash.expose();
-    seal
-}
-
-fn group_seal(no: GroupNo, id: DeviceGroupId, record: &GroupRecord) -> Seal {
-    seal(
-        b"group",
-        &[no.0.cast_unsigned(), record.seq_reserved.0, record.last_timestamp_ms],
-        &[id.as_bytes(), &record.encrypted_shared_device_data],
-    )
-}
-
-fn slot_seal(no: GroupNo, record: &SlotRecord) -> Seal {
-    seal(
-        b"slot",
-        &[
-            no.0.cast_unsigned(),
-            record.device.0,
-            u64::from(record.expiration == SlotExpiration::Persistent),
-            u64::from(record.connected),
-            record.last_disconnect_ms,
-            record.since.0,
-            record.cursor.0,
-            record.issued.0,
-            record.counted_through.0,
-            record.held.pending,
-            record.held.entries,
-            record.held.bytes,
-        ],
-        &[&record.encrypted_device_info, &record.acked.to_bytes(), &record.acked_unseen.to_bytes()],
-    )
-}
-
-fn entry_seal(key: i64, origin: DeviceId, timestamp_ms: u64, envelope: &[u8]) -> Seal {
-    seal(b"log", &[key.cast_unsigned(), origin.0, timestamp_ms], &[envelope])
-}
-
-fn unbroken(kept: Seal, computed: Seal, what: &str) -> Result<(), StoreError> {
-    if kept == computed { Ok(()) } else { Err(StoreError::Damaged(format!("the seal of {what} does not match"))) }
 }
 
 /// What SQLite found broken, and what does not have the type it was written with, is damage; everything else a failure.

@@ -13,6 +13,7 @@ use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::tenure::{Epoch, NodeId};
 use super::{Condition, StoreError};
 use crate::group::record::Write;
 use crate::log::SPANS;
@@ -37,6 +38,15 @@ const _: () = assert!(ENVELOPE_MAX * 64 <= BATCH_BYTES_MAX, "64 groups share a s
 pub(super) struct Job {
     pub(super) group: DeviceGroupId,
     pub(super) writes: Vec<Write>,
+    /// What has to be true of the group still; `None` where no other node can take it.
+    pub(super) under: Option<Under>,
+}
+
+/// The tenure that a job was asked under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Under {
+    pub(super) node: NodeId,
+    pub(super) epoch: Epoch,
 }
 
 impl Job {
@@ -58,11 +68,24 @@ pub(super) trait Engine: Send + 'static {
     /// Keeps all of `jobs` in one transaction, or nothing.
     fn commit(&mut self, jobs: &[Job]) -> Result<(), StoreError>;
 
+    /// Whether the jobs of a batch that has just failed may be tried one by one: not when there is nobody to ask, nor when the
+    /// batch may have been kept after all.
+    fn may_ask_again(&self) -> bool {
+        true
+    }
+
+    /// Whether it could keep something now. Asked for probes, behind the jobs they waited with.
+    fn probe(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Comes after every batch, when its answers are out.
-    fn between_batches(&mut self);
+    fn between_batches(&mut self) {}
 
     /// Comes when nothing waits: a short piece of tidying. Says whether there is more of it.
-    fn idle(&mut self) -> bool;
+    fn idle(&mut self) -> bool {
+        false
+    }
 
     /// The end, in order.
     fn close(self) -> Result<(), StoreError>;
@@ -148,8 +171,11 @@ fn run(mut engine: impl Engine, mut asked: mpsc::Receiver<Ask>, failing: &Atomic
         }
         keep(&mut engine, &jobs, answers.drain(..), clock, failing);
         jobs.clear();
-        for answer in probes.drain(..) {
-            answer.send(Ok(())).unwrap_or(());
+        if !probes.is_empty() {
+            let probed = engine.probe();
+            for answer in probes.drain(..) {
+                answer.send(probed.clone()).unwrap_or(());
+            }
         }
         engine.between_batches();
     }
@@ -184,7 +210,9 @@ fn keep(
     let together = commit(engine, jobs, clock, failing);
     for (job, answer) in jobs.iter().zip(answers) {
         let kept = match &together {
-            Err(_) if jobs.len() > 1 => commit(engine, std::slice::from_ref(job), clock, failing),
+            Err(_) if jobs.len() > 1 && engine.may_ask_again() => {
+                commit(engine, std::slice::from_ref(job), clock, failing)
+            }
             kept => kept.clone(),
         };
         // Whoever does not wait any more learns from the next load.
@@ -207,8 +235,9 @@ fn commit(engine: &mut impl Engine, jobs: &[Job], clock: Clock, failing: &Atomic
         }
         Err(_) => metrics.store_failures.increment(1),
     }
-    // A group's own mistake is not the disk's failure.
-    let is_failing = !matches!(kept, Ok(()) | Err(StoreError::Refused(_) | StoreError::Exhausted(_)));
+    // A group's own mistake is not the disk's failure, nor is another node's success.
+    let is_failing =
+        !matches!(kept, Ok(()) | Err(StoreError::Refused(_) | StoreError::Exhausted(_) | StoreError::Lost));
     if failing.swap(is_failing, Ordering::Relaxed) != is_failing {
         metrics.store_failing.set(f64::from(u8::from(is_failing)));
     }
@@ -239,12 +268,6 @@ mod tests {
             if (self.fails)(jobs) { Err(StoreError::Failed("no".to_owned())) } else { Ok(()) }
         }
 
-        fn between_batches(&mut self) {}
-
-        fn idle(&mut self) -> bool {
-            false
-        }
-
         fn close(self) -> Result<(), StoreError> {
             self.batches.lock().unwrap().push(0);
             Ok(())
@@ -252,7 +275,7 @@ mod tests {
     }
 
     fn job(n: u8, writes: Vec<Write>) -> Job {
-        Job { group: DeviceGroupId::new([n; 32]), writes }
+        Job { group: DeviceGroupId::new([n; 32]), writes, under: None }
     }
 
     fn is_bad(job: &Job) -> bool {
