@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use heliostat::cli::{Cli, ServeArgs};
 use heliostat::config::Config;
 use serde_json::Value;
@@ -201,6 +201,14 @@ fn beside_cluster(path: &str) -> PathBuf {
     file(CLUSTER).parent().unwrap().join(path).canonicalize().unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// Whether the binary understands such words.
+fn understood(words: &[&str]) {
+    // The command that makes the nodes' certificates comes with the links between them.
+    if words[0] != "cluster" || Cli::command().find_subcommand("cluster").is_some() {
+        Cli::try_parse_from([&["heliostat"], words].concat()).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+    }
+}
+
 /// What stands behind an option, each time.
 fn options<'a>(words: &[&'a str], option: &str) -> Vec<&'a str> {
     words.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1]).collect()
@@ -257,6 +265,7 @@ fn the_nodes_of_the_cluster_fit_each_other_the_balancer_and_the_database() {
     let haproxy = read("deploy/cluster/haproxy.cfg");
     let plan = made_by(&haproxy);
     let certificates = strings(&services["certificates"]["command"]);
+    understood(&certificates);
     let out = options(&certificates, "--out")[0];
     // The volume's root is at another place there.
     let made_in = |inside: &Path| {
@@ -273,8 +282,7 @@ fn the_nodes_of_the_cluster_fit_each_other_the_balancer_and_the_database() {
     let mut chat = Vec::new();
     for name in names {
         let service = &services[name];
-        let words = strings(&service["command"]);
-        Cli::try_parse_from([&["heliostat"], &*words].concat()).unwrap();
+        understood(&strings(&service["command"]));
         let environment = service["environment"].as_object().unwrap();
         let environment = environment.iter().map(|(key, value)| (key.into(), value.as_str().unwrap().into()));
         let args = ServeArgs { config: Some(config.clone()), ..ServeArgs::default() };
@@ -341,13 +349,9 @@ fn the_page_about_clusters_shows_commands_and_a_configuration_that_are_understoo
     let joined = page.replace("\\\n", " ");
     let mut found = 0;
     for command in joined.lines().filter_map(|line| line.strip_prefix("$ heliostat ")) {
-        // Comes with the links between nodes.
-        if command.starts_with("cluster ") {
-            continue;
-        }
         let words = command.split('>').next().unwrap().split_whitespace();
         let words: Vec<&str> = words.map(|word| if word == "…" { "n=10.0.0.1:8080" } else { word }).collect();
-        Cli::try_parse_from([&["heliostat"], &*words].concat()).unwrap_or_else(|error| panic!("{command}: {error}"));
+        understood(&words);
         if words[0] == "shard" && !words.contains(&"--for") {
             let table = String::from_utf8(heliostat(&words)).unwrap();
             assert!(page.contains(&table), "{table}");

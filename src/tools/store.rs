@@ -32,10 +32,11 @@ use futures_util::{Stream, TryStreamExt as _, stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use miette::{IntoDiagnostic as _, Report, Result, WrapErr as _, miette};
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 use crate::group::record::{LogEntry, Seq, SlotSnapshot, Snapshot, Write};
 use crate::store::sqlite::DATABASE_FILE;
-use crate::store::{Durability, OpenError, SEQ_MAX, SqliteStore, Store, StoreError, Taken};
+use crate::store::{Durability, OpenError, PostgresStore, SEQ_MAX, SqliteStore, Store, StoreError, Taken, postgres};
 use crate::time::Clock;
 use crate::wire::d2m::{DeviceGroupId, SlotExpiration};
 
@@ -45,6 +46,9 @@ const AT_ONCE: usize = 64;
 const LISTED: usize = 1_000;
 /// What is read of a log at a time, by [`Store::page`]'s counting, and written in one commit.
 const PAGE: usize = 256 * 1_024;
+
+/// For how long a database that is copied remembers this process, should it be killed.
+const LEASE: Duration = Duration::from_secs(10);
 
 /// `store`
 #[derive(Debug, Subcommand)]
@@ -56,7 +60,8 @@ pub enum Tool {
 /// `store copy`
 #[derive(Debug, clap::Args)]
 pub struct CopyArgs {
-    /// The store that is read, which no server may be using: `sqlite:DIR`, a data directory, or `postgres://…`
+    /// The store that is read, which no server may be using: `sqlite:DIR`, a data directory; `postgres://…`; or `file:PATH` of a file that
+    /// holds such a URL with its password
     from: Place,
     /// The store that is written, which has to be empty. A data directory is made when there is none
     to: Place,
@@ -70,15 +75,24 @@ pub struct CopyArgs {
 enum Place {
     /// A data directory.
     Sqlite(PathBuf),
+    /// A database, by its URL.
+    Postgres(Zeroizing<String>),
 }
 
 impl FromStr for Place {
-    type Err = &'static str;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("sqlite", dir)) if !dir.is_empty() => Ok(Self::Sqlite(dir.into())),
-            _ => Err("a store is sqlite:DIR, a data directory, or postgres://USER@HOST/DATABASE"),
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(text.to_owned().into())),
+            Some(("file", path)) => {
+                let held = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+                let held = Zeroizing::new(held);
+                let url = held.trim();
+                if url.starts_with("postgres") { url.parse() } else { Err(format!("{path} holds no postgres://…")) }
+            }
+            _ => Err("a store is sqlite:DIR, a data directory, or postgres://USER@HOST/DATABASE".to_owned()),
         }
     }
 }
@@ -88,6 +102,15 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(dir) => write!(f, "sqlite:{}", dir.display()),
+            Self::Postgres(url) => {
+                let plain = url.split(['?', '#']).next().unwrap_or_default();
+                let place = plain.split_once("://").map_or(plain, |(_, place)| place);
+                let (user, place) = place.rsplit_once('@').unwrap_or(("", place));
+                match user.split(':').next().filter(|user| !user.is_empty()) {
+                    Some(user) => write!(f, "postgres://{user}@{place}"),
+                    None => write!(f, "postgres://{place}"),
+                }
+            }
         }
     }
 }
@@ -101,6 +124,7 @@ impl fmt::Debug for Place {
 /// A store that is open.
 enum Opened {
     Sqlite(Arc<SqliteStore>),
+    Postgres(Arc<PostgresStore>),
 }
 
 impl Opened {
@@ -117,18 +141,21 @@ impl Opened {
     async fn open(place: &Place) -> Result<Self> {
         match place {
             Place::Sqlite(dir) => sqlite(dir).map(Self::Sqlite),
+            Place::Postgres(url) => postgres(url).await.map(Self::Postgres),
         }
     }
 
     fn store(&self) -> &dyn Store {
         match self {
             Self::Sqlite(store) => &**store,
+            Self::Postgres(store) => &**store,
         }
     }
 
     async fn close(self) -> Result<()> {
         match self {
             Self::Sqlite(store) => store.close().await.into_diagnostic(),
+            Self::Postgres(store) => store.close().await.into_diagnostic(),
         }
     }
 }
@@ -142,6 +169,30 @@ fn sqlite(dir: &Path) -> Result<Arc<SqliteStore>> {
         ),
         other => miette!("{other}"),
     })
+}
+
+/// Joins the nodes of a database, of which there may be no other.
+async fn postgres(url: &str) -> Result<Arc<PostgresStore>> {
+    let settings = postgres::Settings {
+        url: url.to_owned(),
+        name: "store-copy".to_owned(),
+        // It takes no seats: whoever would send one here is told that nobody listens.
+        address: "127.0.0.1:0".to_owned(),
+        lease: LEASE,
+        clock: Clock::system(),
+    };
+    let store = PostgresStore::open(settings).await.map_err(|error| miette!("{error}"))?;
+    let this = store.node().into_diagnostic()?;
+    let others = store.nodes().await.into_diagnostic()?;
+    if let Some(other) = others.into_iter().find(|other| other.node != this) {
+        store.close().await.into_diagnostic()?;
+        return Err(miette!(
+            help = "stop all its nodes first; one that was killed counts until its lease is over",
+            "the node {} is running on it",
+            other.name
+        ));
+    }
+    Ok(store)
 }
 
 /// Carries out the command.
@@ -312,8 +363,8 @@ async fn having<T>(
         Taken::Alone => work.await,
         Taken::Here(tenure) => {
             let done = work.await;
-            store.give_up(group, tenure).await.map_err(whose)?;
-            done
+            let given_up = store.give_up(group, tenure).await.map_err(whose);
+            done.and_then(|done| given_up.map(|()| done))
         }
         Taken::Elsewhere(owner) => Err(CopyError::InUse(owner.name)),
     }
@@ -647,8 +698,22 @@ mod tests {
         running.close().await.unwrap();
         let error = run(args("data", "data")).await.unwrap_err();
         assert!(format!("{error:?}").contains("a server is running on"), "a store and itself: {error:?}");
-        for text in ["data", "sqlite:", "mysql://localhost/db"] {
+        for text in ["data", "sqlite:", "mysql://localhost/db", "file:/nowhere"] {
             assert!(text.parse::<Place>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn no_password_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = "postgres://me:s3cret@db.internal:5432/heliostat?sslmode=require&password=s3cret";
+        let file = dir.path().join("url");
+        std::fs::write(&file, format!("{url}\n")).unwrap();
+        for text in [url.to_owned(), format!("file:{}", file.display())] {
+            let place = text.parse::<Place>().unwrap();
+            assert_eq!(place.to_string(), "postgres://me@db.internal:5432/heliostat");
+            assert_eq!(format!("{place:?}"), "Place(postgres://me@db.internal:5432/heliostat)");
+        }
+        assert_eq!("postgres://db/h".parse::<Place>().unwrap().to_string(), "postgres://db/h");
     }
 }
