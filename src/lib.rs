@@ -5,7 +5,7 @@
 //! | floor | modules | what lives there |
 //! |---|---|---|
 //! | 5 | [`cli`] [`config`] [`logging`] [`server`] [`tools`] | doors: command line, sockets, admin pages, tools |
-//! | 4 | [`session`] [`upstream`] [`client`] | one device connection's life; the pipe to the chat server; the device side |
+//! | 4 | [`session`] [`upstream`] [`cluster`] [`client`] | one device connection's life; the pipe to the chat server; the way to other nodes; the device side |
 //! | 3 | [`hub`] | who is awake; decide, keep, speak |
 //! | 2 | [`store`] | what is promised to disk |
 //! | 1 | [`group`] | what is decided; pure |
@@ -19,6 +19,7 @@ pub mod capture;
 pub mod chat;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 pub mod config;
 pub mod crypto;
 pub mod files;

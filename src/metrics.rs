@@ -298,6 +298,30 @@ label! {
 }
 
 label! {
+    /// Which end of a link between nodes this is.
+    Forwarded("direction") {
+        /// Devices here, their groups there.
+        Out = "out",
+        /// Devices there, their groups here.
+        In = "in",
+    }
+}
+
+label! {
+    /// What is wrong with another node.
+    LinkFailure("why") {
+        /// No connection, or none that can be believed.
+        Unreachable = "unreachable",
+        /// The link broke.
+        Broken = "broken",
+        /// Nothing came for too long.
+        Silent = "silent",
+        /// It said what no node says, on one seat's stream.
+        Protocol = "protocol",
+    }
+}
+
+label! {
     /// How connecting to a chat server ended.
     Connect("result") {
         /// Connected.
@@ -801,6 +825,15 @@ metrics! {
             "its count is heliostat_proxy_connects_total with result connected";
         proxy_bytes: By<Direction, Counter> = "heliostat_proxy_bytes_total", BYTES, NONE,
             "Bytes between devices and chat servers.", "";
+    }
+    "Between nodes (all 0 where there is one)" {
+        forwarded_seats: By<Forwarded, Gauge> = "heliostat_cluster_forwarded_seats", COUNT, NONE,
+            "Devices that are connected to one node and whose group is decided at another: out those that are connected here, \
+             in those whose group is here.", "";
+        links: By<Forwarded, Gauge> = "heliostat_cluster_links", COUNT, NONE,
+            "Connections to other nodes that are open: out those that this node made, in those that it accepted.", "";
+        link_failures: By<LinkFailure, Counter> = "heliostat_cluster_link_failures_total", COUNT, NONE,
+            "What went wrong with other nodes. Devices whose link was lost were closed with 1001.", "";
     }
     "The store (all 0 where nothing is kept)" {
         commit_seconds: Histogram = "heliostat_commit_seconds", SECONDS, SHORT_S,

@@ -19,7 +19,7 @@ const FLOORS: [&[&str]; 6] = [
     &["group"],
     &["store"],
     &["hub"],
-    &["session", "upstream", "client"],
+    &["session", "upstream", "cluster", "client"],
     &["main", "lib", "cli", "config", "logging", "server", "tools", "traces", "testkit"],
 ];
 /// The floor of doors: the only one that knows the chat rooms.

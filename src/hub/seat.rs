@@ -72,6 +72,9 @@ pub struct Outbox {
     unanswered: Arc<Unanswered>,
     /// Cost of what was written and not given back yet.
     owed: usize,
+    /// The first debt is paid at once: it says that the device has its ServerInfo, of which a group elsewhere would not hear if
+    /// the way there were lost before the connection ended.
+    prompt: bool,
 }
 
 /// The session's sending half. Dropping it leaves the group.
@@ -133,7 +136,7 @@ pub(super) fn pair(conn: ConnectionId, mailbox: Mailbox, tasks: &TaskTracker) ->
         introduced: false,
         tasks: tasks.clone(),
     };
-    let outbox = Outbox { conn, mailbox, payloads, unanswered, owed: 0 };
+    let outbox = Outbox { conn, mailbox, payloads, unanswered, owed: 0, prompt: false };
     (Line { outbox: sender, cut, proxies }, Seat { outbox, place })
 }
 
@@ -150,7 +153,8 @@ pub struct FarSeat {
 pub enum Said {
     /// Something the device asks for.
     Request(Request),
-    /// Payloads of this cost are on the device's socket: as much more may be sent.
+    /// Payloads of this cost are on the device's socket: as much more may be sent. The first time also: the device has its
+    /// ServerInfo.
     Written(usize),
     /// The last one: the connection is over, its chat server connection too.
     Left {
@@ -162,7 +166,8 @@ pub enum Said {
 /// A seat whose group is elsewhere, and its other end.
 pub(super) fn far_pair(conn: ConnectionId, tasks: &TaskTracker) -> (FarSeat, Seat) {
     let (mailbox, said) = mpsc::channel(FAR_MAILBOX);
-    let (line, seat) = pair(conn, mailbox, tasks);
+    let (line, mut seat) = pair(conn, mailbox, tasks);
+    seat.outbox.prompt = true;
     (FarSeat { said, line }, seat)
 }
 
@@ -224,7 +229,7 @@ impl Outbox {
     /// collected, which cannot stall anything, since an outbox is full only when more than that is owed.
     pub async fn written(&mut self, payload: &ToDevice) {
         self.owed = self.owed.saturating_add(cost(payload));
-        if self.owed >= OUTBOX_COST / 4 {
+        if self.owed >= OUTBOX_COST / 4 || std::mem::take(&mut self.prompt) {
             let paid = std::mem::take(&mut self.owed);
             let _gone = self.mailbox.send(Post::Input(Input::Written(self.conn, paid))).await;
         }

@@ -106,7 +106,7 @@ fn make_server(files: &CertFiles, ca: &Path, ca_key: &Path, now: Duration) -> Re
 }
 
 /// A certificate for `days` from now; it counts from a day ago, because clocks differ.
-fn params(common_name: &str, now: Duration, days: u32) -> CertificateParams {
+pub(crate) fn params(common_name: &str, now: Duration, days: u32) -> CertificateParams {
     let mut params = CertificateParams::default();
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + now.saturating_sub(DAY);
@@ -123,7 +123,7 @@ fn remove(file: &Path) -> Result<(), TlsError> {
     }
 }
 
-fn write(file: &Path, text: &str, secret: bool) -> Result<(), TlsError> {
+pub(crate) fn write(file: &Path, text: &str, secret: bool) -> Result<(), TlsError> {
     files::write_whole(file, text, secret).map_err(|source| TlsError::file(file, source))
 }
 

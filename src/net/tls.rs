@@ -81,12 +81,12 @@ pub enum TlsError {
 
 impl TlsError {
     /// A file does not hold what it should.
-    pub(super) fn content(file: &Path, reason: impl fmt::Display) -> Self {
+    pub(crate) fn content(file: &Path, reason: impl fmt::Display) -> Self {
         Self::Content { file: file.to_owned(), reason: reason.to_string() }
     }
 
     /// A file cannot be read or written.
-    pub(super) fn file(file: &Path, source: std::io::Error) -> Self {
+    pub(crate) fn file(file: &Path, source: std::io::Error) -> Self {
         Self::File { file: file.to_owned(), source }
     }
 }
@@ -200,6 +200,12 @@ impl Certificate {
     #[must_use]
     pub const fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// What signs.
+    #[must_use]
+    pub const fn key(&self) -> &Arc<CertifiedKey> {
+        &self.key
     }
 }
 
@@ -330,7 +336,7 @@ fn certs_of(file: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Tl
 }
 
 /// What a PEM file holds; it may hold a key.
-pub(super) fn read_pem(file: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+pub(crate) fn read_pem(file: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     // As large as it gets from the beginning: a vector that grows leaves copies of a key behind.
     let mut text = Zeroizing::new(Vec::with_capacity(16 * 1_024));
     let read = std::fs::File::open(file).and_then(|open| open.take(PEM_MAX + 1).read_to_end(&mut text));
@@ -342,7 +348,7 @@ pub(super) fn read_pem(file: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
 }
 
 /// Takes a certificate apart; `file` is where it came from.
-pub(super) fn parse<'a>(file: &Path, der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, TlsError> {
+pub(crate) fn parse<'a>(file: &Path, der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, TlsError> {
     X509Certificate::from_der(der).map(|(_, cert)| cert).map_err(|error| TlsError::content(file, error))
 }
 

@@ -1,0 +1,448 @@
+//! Several nodes in one process, linked over real sockets: a device at one of them, its group at another. What they share is the
+//! twin of a store.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test may panic"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use heliostat::cluster::authority::Authority;
+use heliostat::cluster::{Links, Pace, Settings};
+use heliostat::group::limits::{OUTBOX_COST, PAGE_COST, cost};
+use heliostat::group::view::Presence;
+use heliostat::group::{Farewell, Introduction, Limits, Request};
+use heliostat::hub::neighbours::Neighbours;
+use heliostat::hub::{Admitted, Hub, Outgoing, Seat};
+use heliostat::net::tasks::Tasks;
+use heliostat::store::Store;
+use heliostat::store::memory::MemoryStore;
+use heliostat::store::nodes::{Node, Nodes};
+use heliostat::time::Clock;
+use heliostat::wire::d2m::{
+    BeginTransaction, DeviceGroupId, DeviceId, Envelope, Reflect, ReflectFlags, ReflectId, SlotExpiration, SlotState,
+    SlotsExhausted, ToDevice,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+const GROUP: DeviceGroupId = DeviceGroupId::new([7; 32]);
+/// Longer than anything here takes; only a failure waits for it.
+const SOON: Duration = Duration::from_secs(20);
+
+async fn soon<F: Future>(future: F) -> F::Output {
+    timeout(SOON, future).await.expect("within a few seconds")
+}
+
+/// What all nodes share.
+struct World {
+    nodes: Nodes,
+    clock: Clock,
+    dir: tempfile::TempDir,
+    pace: Pace,
+}
+
+/// One node, and the way to it.
+struct Member {
+    hub: Hub,
+    store: Arc<Node>,
+    links: Arc<Links>,
+    serving: Tasks,
+    path: watch::Sender<Path>,
+}
+
+/// What becomes of bytes on their way to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    Open,
+    /// Connections are accepted, and nothing passes.
+    Frozen,
+    /// Connections are cut, and accepted ones too.
+    Cut,
+}
+
+fn world() -> World {
+    let nodes = Nodes::over(Arc::new(MemoryStore::new()));
+    World { nodes, clock: Clock::system(), dir: tempfile::tempdir().unwrap(), pace: Pace::default() }
+}
+
+impl World {
+    fn authority(&self) -> Authority {
+        Authority::open(self.dir.path(), self.clock.now().wall_ms).unwrap()
+    }
+
+    async fn node(&self, name: &str) -> Member {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, path) = relay(listener.local_addr().unwrap()).await;
+        let store = self.nodes.node(name, &address);
+        let authority = self.authority();
+        let settings = Settings {
+            cert: authority.vouch(name, &["127.0.0.1".to_owned()]).unwrap(),
+            authority: authority.certificate(),
+            address,
+            pace: self.pace,
+        };
+        let links = Links::new(settings, self.clock).unwrap();
+        let (kept, neighbours): (Arc<dyn Store>, Arc<dyn Neighbours>) =
+            (Arc::<Node>::clone(&store), Arc::<Links>::clone(&links));
+        let hub = Hub::new(kept, Limits::default(), self.clock).among(neighbours);
+        let serving = Tasks::new();
+        tokio::spawn(Arc::clone(&links).serve(listener, hub.clone(), serving.clone()));
+        Member { hub, store, links, serving, path }
+    }
+}
+
+/// A path to a node on which bytes can be held up.
+async fn relay(to: std::net::SocketAddr) -> (String, watch::Sender<Path>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (path, stands) = watch::channel(Path::Open);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut stands = stands.clone();
+            tokio::spawn(async move {
+                let Ok(mut far) = TcpStream::connect(to).await else { return };
+                for end in [&near, &far] {
+                    end.set_nodelay(true).unwrap();
+                }
+                loop {
+                    let now = *stands.borrow_and_update();
+                    let ended = match now {
+                        Path::Open => tokio::select! {
+                            _ = tokio::io::copy_bidirectional(&mut near, &mut far) => true,
+                            changed = stands.changed() => changed.is_err(),
+                        },
+                        Path::Frozen => stands.changed().await.is_err(),
+                        Path::Cut => true,
+                    };
+                    if ended {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, path)
+}
+
+fn admitted(device: u64, expected_slot_state: SlotState) -> Admitted {
+    let introduction = Introduction {
+        device: DeviceId(device),
+        slots_exhausted: SlotsExhausted::Reject,
+        slot_expiration: SlotExpiration::Persistent,
+        expected_slot_state,
+        encrypted_device_info: vec![1, 2, 3],
+    };
+    Admitted::vouched(GROUP, introduction)
+}
+
+impl Member {
+    /// A device that has its ServerInfo.
+    async fn joins(&self, device: u64, expected: SlotState) -> Device {
+        let seat = soon(self.hub.join(admitted(device, expected))).await.unwrap();
+        let mut device = Device(seat);
+        let first = device.hears().await;
+        assert!(matches!(first, ToDevice::ServerInfo(_)), "{first:?}");
+        device.0.place.introduced();
+        device
+    }
+
+    async fn connected(&self) -> usize {
+        let inspection = self.hub.inspect(GROUP).await.unwrap().unwrap();
+        inspection.view.devices.iter().filter(|device| matches!(device.presence, Presence::Connected(_))).count()
+    }
+}
+
+/// A session, as its group sees it.
+struct Device(Seat);
+
+impl Device {
+    async fn next(&mut self) -> Option<Outgoing> {
+        let next = soon(self.0.outbox.next()).await;
+        if let Some(Outgoing::Payload(payload)) = &next {
+            self.0.outbox.written(payload).await;
+        }
+        next
+    }
+
+    /// The next payload that is not about who leads and what waits.
+    async fn hears(&mut self) -> ToDevice {
+        loop {
+            match self.next().await {
+                Some(Outgoing::Payload(ToDevice::ReflectionQueueDry | ToDevice::RolePromotedToLeader)) => {}
+                Some(Outgoing::Payload(payload)) => return payload,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Returns when its group has heard everything that was said until now, also that it got its ServerInfo.
+    async fn is_heard(&mut self) {
+        self.says(Request::GetDevicesInfo).await;
+        assert!(matches!(self.hears().await, ToDevice::DevicesInfo(_)));
+    }
+
+    /// What waits for it, if anything does, without taking it from there.
+    fn finds(&mut self) -> Option<Outgoing> {
+        self.0.outbox.try_next()
+    }
+
+    /// The last word, behind whatever was said before.
+    async fn ends(&mut self) -> Option<Outgoing> {
+        loop {
+            match self.next().await {
+                Some(Outgoing::Payload(_)) => {}
+                last => return last,
+            }
+        }
+    }
+
+    async fn says(&self, request: Request) {
+        soon(self.0.place.say(request)).await.unwrap();
+    }
+
+    /// The envelope of the next reflected message.
+    async fn hears_reflected(&mut self) -> Vec<u8> {
+        match self.hears().await {
+            ToDevice::Reflected(message) => message.envelope().to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn reflect(n: u32, bytes: usize) -> Request {
+    let mut envelope = n.to_le_bytes().to_vec();
+    envelope.resize(bytes.max(4), 0);
+    let envelope = Envelope::copy_from(&envelope);
+    Request::Reflect(Reflect { flags: ReflectFlags::default(), reflect_id: ReflectId(n), envelope })
+}
+
+fn number(envelope: &[u8]) -> u32 {
+    u32::from_le_bytes(envelope[..4].try_into().unwrap())
+}
+
+async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    soon(async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_device_of_another_node_is_one_of_the_group() {
+    let world = world();
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let mut here = b.joins(1, SlotState::New).await;
+    let mut there = a.joins(2, SlotState::New).await;
+    assert_eq!(world.nodes.owner(GROUP), Some(b.store.id()));
+    assert_eq!(a.hub.awake(), 0, "the group is awake at one node only");
+    for n in 0..200 {
+        here.says(reflect(n, 100)).await;
+        there.says(reflect(1_000 + n, 60_000)).await;
+    }
+    for (device, own, others) in [(&mut here, 0, 1_000), (&mut there, 1_000, 0)] {
+        let (mut acked, mut heard) = (Vec::new(), Vec::new());
+        while acked.len() < 200 || heard.len() < 200 {
+            match device.hears().await {
+                ToDevice::ReflectAck(ack) => acked.push(ack.reflect_id.0),
+                ToDevice::Reflected(message) => heard.push(number(message.envelope())),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(acked, (own..own + 200).collect::<Vec<_>>());
+        assert_eq!(heard, (others..others + 200).collect::<Vec<_>>());
+    }
+    // It leaves, and so it is known there.
+    drop(there);
+    until(async || b.connected().await == 1).await;
+    drop(here);
+    until(async || b.hub.awake() == 0).await;
+    let again = a.joins(2, SlotState::Existing).await;
+    assert_eq!(world.nodes.owner(GROUP), Some(a.store.id()), "whoever wakes it has it");
+    drop(again);
+}
+
+#[tokio::test]
+async fn a_device_that_does_not_read_holds_no_more_than_its_outbox_and_keeps_nobody_waiting() {
+    const MANY: u32 = 200;
+    let world = world();
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let mut sender = b.joins(1, SlotState::New).await;
+    let (mut slow, mut quick) = (a.joins(2, SlotState::New).await, a.joins(3, SlotState::New).await);
+    for n in 0..MANY {
+        sender.says(reflect(n, 32_000)).await;
+        assert!(matches!(sender.hears().await, ToDevice::ReflectAck(_)));
+    }
+    for n in 0..MANY {
+        assert_eq!(number(&quick.hears_reflected().await), n);
+    }
+    // All that came for it while it did not read: what the group lets out before it is paid for, and the last page.
+    let (mut held, mut next) = (0, 0);
+    let mut unpaid = Vec::new();
+    while let Some(found) = slow.finds() {
+        let Outgoing::Payload(payload) = found else { panic!("{found:?}") };
+        held += cost(&payload);
+        if let ToDevice::Reflected(message) = &payload {
+            assert_eq!(number(message.envelope()), next);
+            next += 1;
+        }
+        unpaid.push(payload);
+    }
+    assert!(held <= OUTBOX_COST + PAGE_COST && next < MANY, "{held} bytes, {next} messages");
+    for payload in &unpaid {
+        slow.0.outbox.written(payload).await;
+    }
+    while next < MANY {
+        assert_eq!(number(&slow.hears_reflected().await), next);
+        next += 1;
+    }
+}
+
+#[tokio::test]
+async fn the_lock_is_one_wherever_devices_are() {
+    let world = world();
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let mut here = b.joins(1, SlotState::New).await;
+    let mut there = a.joins(2, SlotState::New).await;
+    let begin = || BeginTransaction { encrypted_scope: vec![9], ttl_s: 60 };
+    there.says(Request::BeginTransaction(begin())).await;
+    assert_eq!(there.hears().await, ToDevice::BeginTransactionAck);
+    here.says(Request::BeginTransaction(begin())).await;
+    let ToDevice::TransactionRejected(holder) = here.hears().await else { panic!("no rejection") };
+    assert_eq!((holder.device_id, holder.encrypted_scope), (DeviceId(2), vec![9]));
+    there.says(reflect(5, 10)).await;
+    assert!(matches!(there.hears().await, ToDevice::ReflectAck(_)));
+    there.says(Request::CommitTransaction).await;
+    assert_eq!(there.hears().await, ToDevice::CommitTransactionAck);
+    assert_eq!(number(&here.hears_reflected().await), 5);
+    assert!(matches!(here.hears().await, ToDevice::TransactionEnded(_)));
+    // Who holds it and leaves, loses it.
+    there.says(Request::BeginTransaction(begin())).await;
+    assert_eq!(there.hears().await, ToDevice::BeginTransactionAck);
+    drop(there);
+    assert!(matches!(here.hears().await, ToDevice::TransactionEnded(_)));
+}
+
+#[tokio::test]
+async fn a_chat_server_sees_the_end_of_one_connection_before_the_next_begins_wherever_they_are() {
+    let world = world();
+    let (a, b, c) = (world.node("a").await, world.node("b").await, world.node("c").await);
+    let mut here = b.joins(1, SlotState::New).await;
+    let mut there = a.joins(2, SlotState::New).await;
+    let proxy = there.0.place.proxies.token();
+    let released = Arc::new(AtomicBool::new(false));
+    let comes_again = async {
+        let again = c.joins(2, SlotState::Existing).await;
+        assert!(released.load(Ordering::SeqCst), "the first connection's was open");
+        again
+    };
+    let goes = async {
+        soon(there.0.place.cut.cancelled()).await;
+        tokio::task::yield_now().await;
+        released.store(true, Ordering::SeqCst);
+        drop(proxy);
+        assert_eq!(there.ends().await, Some(Outgoing::Close(Farewell::Replaced)));
+        drop(there);
+    };
+    let (mut again, ()) = tokio::join!(comes_again, goes);
+    // Its leaving is not taken for that of the other connection.
+    here.says(Request::DropDevice(DeviceId(2))).await;
+    assert_eq!(here.hears().await, ToDevice::DropDeviceAck(DeviceId(2)));
+    assert_eq!(again.ends().await, Some(Outgoing::Close(Farewell::Dropped)));
+}
+
+#[tokio::test]
+async fn when_a_link_breaks_its_devices_are_sent_away_and_find_everything_again() {
+    let world = world();
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let mut here = b.joins(1, SlotState::New).await;
+    let mut there = a.joins(2, SlotState::New).await;
+    here.says(reflect(1, 10)).await;
+    assert_eq!(number(&there.hears_reflected().await), 1);
+    there.is_heard().await;
+    b.path.send_replace(Path::Cut);
+    assert_eq!(there.ends().await, Some(Outgoing::Moved));
+    assert!(there.0.place.cut.is_cancelled(), "nothing of its chat server connection is left");
+    drop(there);
+    until(async || b.connected().await == 1).await;
+    here.says(reflect(2, 10)).await;
+    b.path.send_replace(Path::Open);
+    // Its slot is there: that it had its ServerInfo was known before the link broke.
+    let mut there = a.joins(2, SlotState::Existing).await;
+    assert_eq!(number(&there.hears_reflected().await), 1, "it was not acknowledged");
+    assert_eq!(number(&there.hears_reflected().await), 2);
+}
+
+#[tokio::test]
+async fn a_link_on_which_nothing_comes_any_more_is_given_up() {
+    let mut world = world();
+    world.pace.ping_every = Duration::from_millis(50);
+    world.pace.silent = Duration::from_millis(600);
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let _here = b.joins(1, SlotState::New).await;
+    let mut there = a.joins(2, SlotState::New).await;
+    there.is_heard().await;
+    let silent = world.clock.now().monotonic;
+    b.path.send_replace(Path::Frozen);
+    assert_eq!(there.ends().await, Some(Outgoing::Moved));
+    let took = world.clock.now().monotonic - silent;
+    assert!(took >= world.pace.silent * 4 / 5, "nothing was wrong for {took:?} only");
+    // The other end is alone with its seat, too.
+    until(async || b.connected().await == 1).await;
+    b.path.send_replace(Path::Open);
+    drop(there);
+    drop(a.joins(2, SlotState::Existing).await);
+}
+
+#[tokio::test]
+async fn a_link_is_kept_while_it_is_used_and_closed_when_it_is_not() {
+    let mut world = world();
+    world.pace.idle = Duration::from_millis(200);
+    world.pace.ping_every = Duration::from_millis(20);
+    world.pace.silent = Duration::from_millis(600);
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let mut here = b.joins(1, SlotState::New).await;
+    let mut there = a.joins(2, SlotState::New).await;
+    there.is_heard().await;
+    // Much longer than silence may last, and than a link without a seat does.
+    tokio::time::sleep(2 * world.pace.silent).await;
+    here.says(reflect(1, 10)).await;
+    drop(there);
+    // The accepting side waits for its links only, once it is stopped: it has none.
+    until(async || b.serving.tracker().is_empty()).await;
+    drop(a.joins(2, SlotState::Existing).await);
+}
+
+#[tokio::test]
+async fn a_node_that_stops_sends_guests_away_and_the_next_one_takes_their_group() {
+    let world = world();
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let here = b.joins(1, SlotState::New).await;
+    let mut there = a.joins(2, SlotState::New).await;
+    there.is_heard().await;
+    let leaves = async {
+        assert_eq!(there.ends().await, Some(Outgoing::Moved));
+        drop(there);
+    };
+    let (finished, ()) = tokio::join!(b.serving.finish(SOON), leaves);
+    assert_eq!(finished, Ok(()));
+    assert_eq!(b.connected().await, 1);
+    let comes_again = async { a.joins(2, SlotState::Existing).await };
+    let goes = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(here);
+    };
+    let (there, ()) = tokio::join!(comes_again, goes);
+    assert_eq!(world.nodes.owner(GROUP), Some(a.store.id()));
+    drop(there);
+    a.links.close().await;
+}
