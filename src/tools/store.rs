@@ -204,12 +204,16 @@ pub async fn run(tool: Tool) -> Result<ExitCode> {
     let clock = Clock::system();
     let began = clock.now().monotonic;
     let source = Opened::source(&from).await.wrap_err("nothing can be copied")?;
-    let target = Opened::open(&to).await.wrap_err("nothing can be copied there")?;
-    let copied = copy(source.store(), target.store(), resume, &bar()).await;
-    // What was written stays, whatever came of it.
-    let closed = target.close().await;
-    source.close().await?;
-    let both = copied.map_err(advice)?;
+    let (copied, closed) = match Opened::open(&to).await.wrap_err("nothing can be copied there") {
+        Ok(target) => {
+            let copied = copy(source.store(), target.store(), resume, &bar()).await.map_err(advice);
+            (copied, target.close().await)
+        }
+        Err(error) => (Err(error), Ok(())),
+    };
+    // In order in any case: a database would take this process for a living node for a while.
+    let closed = closed.and(source.close().await);
+    let both = copied?;
     closed?;
     let took = Duration::from_secs(clock.now().monotonic.saturating_sub(began).as_secs().max(1));
     let mut out = std::io::stdout().lock();
