@@ -77,6 +77,9 @@ pub enum Command {
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Prepare nodes that share a database: certificates by which they know each other
+    #[command(subcommand)]
+    Cluster(tools::cluster::Tool),
     /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, record a group, drain, change what is logged
     Admin(tools::admin::Args),
     /// Copy what a mediator keeps from one store to another, as from SQLite to PostgreSQL
@@ -376,6 +379,7 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Decode(args) => tools::decode::run(args).await,
         Command::Replay(args) => tools::replay::run(args).await,
         Command::Trace(args) => tools::trace::run(args).await,
+        Command::Cluster(tool) => tools::cluster::run(tool).await,
         Command::Admin(args) => tools::admin::run(args).await,
         Command::Store(tool) => tools::store::run(tool).await,
         Command::Shard(tool) => tools::shard::run(tool).await,

@@ -21,17 +21,25 @@ use heliostat::group::{Farewell, Introduction, Limits, Request};
 use heliostat::hub::neighbours::Neighbours;
 use heliostat::hub::{Admitted, Hub, Outgoing, Seat};
 use heliostat::net::tasks::Tasks;
+use heliostat::net::tls::{self, CertFiles};
 use heliostat::store::Store;
 use heliostat::store::memory::MemoryStore;
 use heliostat::store::nodes::{Node, Nodes};
 use heliostat::time::Clock;
 use heliostat::wire::d2m::{
-    BeginTransaction, DeviceGroupId, DeviceId, Envelope, Reflect, ReflectFlags, ReflectId, SlotExpiration, SlotState,
-    SlotsExhausted, ToDevice,
+    BeginTransaction, ClientHello, DeviceGroupId, DeviceId, Envelope, FromDevice, PayloadType, Reflect, ReflectFlags,
+    ReflectId, SlotExpiration, SlotState, SlotsExhausted, ToDevice,
 };
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 const GROUP: DeviceGroupId = DeviceGroupId::new([7; 32]);
 /// Longer than anything here takes; only a failure waits for it.
@@ -56,6 +64,7 @@ struct Member {
     links: Arc<Links>,
     serving: Tasks,
     path: watch::Sender<Path>,
+    address: String,
 }
 
 /// What becomes of bytes on their way to a node.
@@ -79,14 +88,17 @@ impl World {
     }
 
     async fn node(&self, name: &str) -> Member {
+        self.node_vouched_for(name, &self.authority()).await
+    }
+
+    async fn node_vouched_for(&self, name: &str, authority: &Authority) -> Member {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, path) = relay(listener.local_addr().unwrap()).await;
         let store = self.nodes.node(name, &address);
-        let authority = self.authority();
         let settings = Settings {
             cert: authority.vouch(name, &["127.0.0.1".to_owned()]).unwrap(),
             authority: authority.certificate(),
-            address,
+            address: address.clone(),
             pace: self.pace,
         };
         let links = Links::new(settings, self.clock).unwrap();
@@ -95,7 +107,7 @@ impl World {
         let hub = Hub::new(kept, Limits::default(), self.clock).among(neighbours);
         let serving = Tasks::new();
         tokio::spawn(Arc::clone(&links).serve(listener, hub.clone(), serving.clone()));
-        Member { hub, store, links, serving, path }
+        Member { hub, store, links, serving, path, address }
     }
 }
 
@@ -410,7 +422,7 @@ async fn a_link_is_kept_while_it_is_used_and_closed_when_it_is_not() {
     world.pace.ping_every = Duration::from_millis(20);
     world.pace.silent = Duration::from_millis(600);
     let (a, b) = (world.node("a").await, world.node("b").await);
-    let mut here = b.joins(1, SlotState::New).await;
+    let here = b.joins(1, SlotState::New).await;
     let mut there = a.joins(2, SlotState::New).await;
     there.is_heard().await;
     // Much longer than silence may last, and than a link without a seat does.
@@ -445,4 +457,181 @@ async fn a_node_that_stops_sends_guests_away_and_the_next_one_takes_their_group(
     assert_eq!(world.nodes.owner(GROUP), Some(a.store.id()));
     drop(there);
     a.links.close().await;
+}
+
+#[tokio::test]
+async fn who_is_no_node_of_ours_gets_no_device_and_is_asked_for_the_group_by_way_of_the_store() {
+    let world = world();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let of_others = Authority::open(elsewhere.path(), world.clock.now().wall_ms).unwrap();
+    let (a, stranger) = (world.node("a").await, world.node_vouched_for("stranger", &of_others).await);
+    let mut here = stranger.joins(1, SlotState::New).await;
+    let goes = async {
+        let moved = async { assert_eq!(here.ends().await, Some(Outgoing::Moved)) };
+        let looks = async {
+            loop {
+                stranger.store.look();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = moved => {}
+            () = looks => {}
+        }
+        drop(here);
+    };
+    let (there, ()) = tokio::join!(a.joins(2, SlotState::New), goes);
+    assert_eq!(world.nodes.owner(GROUP), Some(a.store.id()));
+    drop(there);
+}
+
+#[test]
+fn a_node_does_not_start_with_what_others_would_not_believe() {
+    let world = world();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let of_others = Authority::open(elsewhere.path(), world.clock.now().wall_ms).unwrap();
+    let authority = world.authority();
+    let settings = |address: &str, authority: &Authority| Settings {
+        cert: authority.vouch("a", &["a.example.org".to_owned(), "::1".to_owned()]).unwrap(),
+        authority: world.authority().certificate(),
+        address: address.to_owned(),
+        pace: world.pace,
+    };
+    for address in ["a.example.org:7443", "[::1]:7443"] {
+        Links::new(settings(address, &authority), world.clock).unwrap();
+    }
+    for address in ["b.example.org:7443", "127.0.0.1:7443", "nowhere at all"] {
+        let error = Links::new(settings(address, &authority), world.clock).unwrap_err().to_string();
+        assert!(error.contains("a.pem") && error.contains(address), "{error}");
+    }
+    Links::new(settings("a.example.org:7443", &of_others), world.clock).unwrap_err();
+}
+
+/// The other end of a link, with any certificate or none.
+async fn dials(to: &Member, trusts: &Authority, with: Option<&CertFiles>) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(tls::read_certs(&trusts.certificate()).unwrap().remove(0)).unwrap();
+    let config = ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match with {
+        Some(files) => {
+            let key = PrivateKeyDer::from_pem_file(&files.key).unwrap();
+            config.with_client_auth_cert(tls::read_certs(&files.cert).unwrap(), key).unwrap()
+        }
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"heliostat-cluster/1".to_vec()];
+    let tcp = TcpStream::connect(&to.address).await?;
+    TlsConnector::from(Arc::new(config)).connect("127.0.0.1".try_into().unwrap(), tcp).await
+}
+
+#[tokio::test]
+async fn strangers_are_told_nothing() {
+    let world = world();
+    let b = world.node("b").await;
+    let ours = world.authority();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let of_others = Authority::open(elsewhere.path(), world.clock.now().wall_ms).unwrap();
+    let theirs = of_others.vouch("b", &["127.0.0.1".to_owned()]).unwrap();
+    for with in [None, Some(&theirs)] {
+        // In TLS 1.3 whoever dials believes to be connected, and is told otherwise with the first answer.
+        let mut tls = dials(&b, &ours, with).await.unwrap();
+        let mut told = Vec::new();
+        let ended = soon(tls.read_to_end(&mut told)).await;
+        assert!(ended.is_err() && told.is_empty(), "{ended:?}: {told:?}");
+    }
+    let us = ours.vouch("c", &["127.0.0.1".to_owned()]).unwrap();
+    let mut tls = dials(&b, &ours, Some(&us)).await.unwrap();
+    assert!(soon(tls.read_u8()).await.is_ok(), "a node is told how much it may say");
+}
+
+/// A field of a protobuf message: bytes, or another message.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    prost::encode_length_delimiter(bytes.len(), &mut out).unwrap();
+    out.extend_from_slice(bytes);
+    out
+}
+
+fn with_length(message: &[u8]) -> Vec<u8> {
+    [&u32::try_from(message.len()).unwrap().to_le_bytes(), message].concat()
+}
+
+fn hello(version: u8, device: u64) -> Vec<u8> {
+    let introduction = FromDevice::ClientHello(Box::new(ClientHello {
+        response: [0; 72],
+        device_id: DeviceId(device),
+        slots_exhausted: SlotsExhausted::Reject,
+        slot_expiration: SlotExpiration::Persistent,
+        encrypted_device_info: vec![],
+        expected_slot_state: SlotState::New,
+    }));
+    let version = [1 << 3, version];
+    let hello = [&version[..], &field(2, GROUP.as_bytes()), &field(3, &introduction.encode())].concat();
+    with_length(&field(1, &hello))
+}
+
+#[tokio::test]
+async fn nonsense_ends_the_stream_it_came_on_and_nothing_else() {
+    let world = world();
+    let b = world.node("b").await;
+    let ours = world.authority();
+    let us = ours.vouch("mallory", &["127.0.0.1".to_owned()]).unwrap();
+    let tls = dials(&b, &ours, Some(&us)).await.unwrap();
+    let (requests, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio::spawn(connection);
+    let opens = async |said: Vec<u8>, ends: bool| {
+        let mut requests = requests.clone().ready().await.unwrap();
+        let request = http::Request::post("https://owner/seat").body(()).unwrap();
+        let (response, mut stream) = requests.send_request(request, false).unwrap();
+        stream.send_data(said.into(), ends).unwrap();
+        (response, stream)
+    };
+    let request = |container: &FromDevice| with_length(&field(2, &container.encode()));
+
+    let (good, mut says) = opens(hello(1, 1), false).await;
+    let mut good = soon(good).await.unwrap().into_body();
+    let seated = soon(good.data()).await.unwrap().unwrap();
+    assert_eq!(seated[..6], [2, 0, 0, 0, 1 << 3 | 2, 0]);
+    until(async || b.connected().await == 1).await;
+
+    let bad = [
+        ("another version", hello(2, 2)),
+        ("too long", vec![0xff; 100]),
+        ("no protobuf", with_length(&[0xff; 100])),
+        ("nothing in it", with_length(&[])),
+        ("no group", with_length(&field(1, &[1 << 3, 1]))),
+        ("a request first", request(&FromDevice::GetDevicesInfo)),
+        ("a second hello", [hello(1, 2), hello(1, 2)].concat()),
+        ("chat server bytes", [hello(1, 2), request(&FromDevice::Proxy(vec![1].into()))].concat()),
+        ("no container", [hello(1, 2), with_length(&field(2, &[1]))].concat()),
+    ];
+    for (what, said) in bad {
+        let (response, _says) = opens(said, false).await;
+        let ended = soon(async {
+            let mut hears = response.await?.into_body();
+            while let Some(data) = hears.data().await {
+                hears.flow_control().release_capacity(data?.len())?;
+            }
+            Ok::<_, h2::Error>(())
+        });
+        let reason = ended.await.err().and_then(|error| error.reason());
+        assert_eq!(reason, Some(h2::Reason::PROTOCOL_ERROR), "{what}");
+    }
+    // In the middle of a word.
+    drop(opens(hello(1, 2)[..20].to_vec(), true).await);
+    until(async || b.connected().await == 1).await;
+
+    says.send_data(request(&FromDevice::GetDevicesInfo).into(), false).unwrap();
+    let mut heard = Vec::new();
+    let info = [PayloadType::DEVICES_INFO.0, 0, 0, 0];
+    while !heard.windows(4).any(|four| four == info) {
+        let data = soon(good.data()).await.unwrap().unwrap();
+        good.flow_control().release_capacity(data.len()).unwrap();
+        heard.extend_from_slice(&data);
+    }
+    says.send_data(vec![0xff; 4].into(), false).unwrap();
+    until(async || b.hub.awake() == 0).await;
 }

@@ -13,6 +13,8 @@ use crate::files;
 use crate::net::development::{params, write};
 use crate::net::tls::{self, CertFiles, TlsError};
 
+/// What its own files are called; no node may be.
+pub const AUTHORITY: &str = "authority";
 /// How long the authority lasts.
 const AUTHORITY_DAYS: u32 = 3_650;
 /// How long a node's certificate lasts: long enough not to be a chore, short enough to be practised.
@@ -35,7 +37,7 @@ impl Authority {
     pub fn open(dir: &Path, now_wall_ms: u64) -> Result<Self, TlsError> {
         let now = Duration::from_millis(now_wall_ms);
         files::make_private_dir(dir).map_err(|source| TlsError::file(dir, source))?;
-        let (cert, key) = (Self::certificate_in(dir), dir.join("authority.key"));
+        let (cert, key) = (Self::certificate_in(dir), Self::key_in(dir));
         // Never made anew beside what is there: nodes that trust it would not trust the next.
         if !cert.exists() && !key.exists() {
             let mut params = params("Heliostat nodes", now, AUTHORITY_DAYS);
@@ -66,8 +68,18 @@ impl Authority {
         Self::certificate_in(&self.dir)
     }
 
+    /// Its key, which none does.
+    #[must_use]
+    pub fn key(&self) -> PathBuf {
+        Self::key_in(&self.dir)
+    }
+
     fn certificate_in(dir: &Path) -> PathBuf {
-        dir.join("authority.pem")
+        dir.join(format!("{AUTHORITY}.pem"))
+    }
+
+    fn key_in(dir: &Path) -> PathBuf {
+        dir.join(format!("{AUTHORITY}.key"))
     }
 
     /// Makes a key and a certificate for the node with this name, reached at these hosts: names or IP addresses. The name is a part

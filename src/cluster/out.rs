@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use h2::client::{Connection, SendRequest};
+use h2::SendStream;
+use h2::client::{Connection, ResponseFuture, SendRequest};
 use http::Request;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -93,12 +94,10 @@ impl Neighbours for Links {
 impl Shared {
     /// Returns when the owner gave the device a seat.
     async fn ask(self: &Arc<Self>, owner: &Owner, admitted: Admitted) -> Result<Line, NeighbourError> {
-        let (link, token) = self.link(owner).await?;
+        let (response, stream, token) = self.opens(owner).await?;
         let group = admitted.group();
         let lost = |_: Lost| NeighbourError::Unreachable;
         let broken = |error: h2::Error| lost(error.into());
-        let mut requests = link.requests.ready().await.map_err(broken)?;
-        let (response, stream) = requests.send_request(request(), false).map_err(broken)?;
         let mut mouth = Mouth::new(stream);
         mouth.put(&ToOwner::Hello(Box::new(admitted)));
         mouth.flush().await.map_err(lost)?;
@@ -118,6 +117,24 @@ impl Shared {
         };
         tracing::debug!(%group, node = owner.name, ?why, "a node gave a device no seat");
         Err(why)
+    }
+
+    /// A stream to a node, and what keeps its link open.
+    async fn opens(
+        self: &Arc<Self>,
+        owner: &Owner,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>, TaskTrackerToken), NeighbourError> {
+        // A link that breaks is found broken by whoever uses it next: then nothing was said on it, and the next one may do.
+        for _ in 0..2 {
+            let (link, token) = self.link(owner).await?;
+            if let Ok(mut requests) = link.requests.ready().await
+                && let Ok((response, stream)) = requests.send_request(request(), false)
+            {
+                return Ok((response, stream, token));
+            }
+            link.gone.cancel();
+        }
+        Err(NeighbourError::Unreachable)
     }
 
     /// The link to a node, and what keeps it open.

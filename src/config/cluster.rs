@@ -36,20 +36,6 @@ settings! {
     }
 }
 
-impl ClusterConfig {
-    /// What operators call this node.
-    #[must_use]
-    pub fn name(&self) -> String {
-        self.name.clone().unwrap_or_else(|| self.address())
-    }
-
-    /// Where other nodes reach it.
-    #[must_use]
-    pub fn address(&self) -> String {
-        self.address.clone().unwrap_or_else(|| self.listen.to_string())
-    }
-}
-
 /// What a node is called.
 #[derive(Debug)]
 struct Name;

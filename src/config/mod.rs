@@ -1506,8 +1506,9 @@ mod tests {
         let effective = Sources::default().read().unwrap().show();
         for rule in RULES {
             for key in rule.keys {
-                let (section, name) = key.rsplit_once('.').unwrap();
-                let inside = effective.split(&format!("[{section}]\n")).nth(1).unwrap().split("\n[").next().unwrap();
+                let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+                let begins = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
+                let inside = effective.split_once(&begins).unwrap().1.split("\n[").next().unwrap();
                 assert!(
                     inside.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{name} "))),
                     "{key}"

@@ -102,8 +102,6 @@ impl Actor {
         mut posts: mpsc::Receiver<Post>,
         pulse: Arc<Heart>,
     ) {
-        let counters = metrics::get();
-        let _awake = Presence::new(&counters.groups_awake, Some(&counters.groups_woken), Some(&counters.groups_slept));
         let limits = shared.limits.subscribe();
         let now_hold = limits.borrow().clone();
         let taken = match shared.store.take(id).await {
@@ -115,6 +113,9 @@ impl Actor {
             }
             Err(error) => Err(error),
         };
+        // What another node has is not awake here.
+        let counters = metrics::get();
+        let _awake = Presence::new(&counters.groups_awake, Some(&counters.groups_woken), Some(&counters.groups_slept));
         let woken = match taken {
             Ok(tenure) => shared.store.load(id).await.map(|snapshot| (tenure, snapshot)),
             Err(error) => Err(error),

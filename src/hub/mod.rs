@@ -308,6 +308,14 @@ impl Hub {
         self.0.store.census(after, most).await
     }
 
+    /// The nodes among which groups are divided, this one included; none when there is no other.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot tell.
+    pub async fn nodes(&self) -> Result<Vec<Owner>, StoreError> {
+        self.0.store.nodes().await
+    }
+
     /// Removes slots of sleeping groups whose time is over, until `stop`.
     pub async fn sweep(&self, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {

@@ -3,18 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
 use super::actor::{Ask, Post, Wish};
-use super::{Hub, Outgoing, Seat};
+use super::neighbours::{NeighbourError, Neighbours};
+use super::{FarSeat, Hub, Outgoing, Seat};
 use crate::crypto::{Secret, boxes, kdf};
 use crate::group::limits::OUTBOX_COST;
 use crate::group::{Farewell, Limits, Request};
 use crate::hub::{Admitted, Challenge, JoinError};
-use crate::store::Store;
 use crate::store::memory::MemoryStore;
+use crate::store::nodes::{Node, Nodes};
+use crate::store::{Owner, Store};
 use crate::time::Clock;
 use crate::wire::d2m::{
-    ClientHello, DeviceGroupId, DeviceId, Envelope, Reflect, ReflectFlags, ReflectId, SlotExpiration, SlotState,
-    SlotsExhausted, ToDevice,
+    BeginTransaction, ClientHello, DeviceGroupId, DeviceId, Envelope, Reflect, ReflectFlags, ReflectId, SlotExpiration,
+    SlotState, SlotsExhausted, ToDevice,
 };
 
 struct House {
@@ -251,4 +256,106 @@ async fn a_group_is_known_when_it_is_awake_or_kept() {
     house.falls_silent().await;
     assert_eq!(house.hub.knows(group).await, Ok(true));
     assert_eq!(house.hub.knows(DeviceGroupId::new([1; 32])).await, Ok(false));
+}
+
+/// A way to other nodes that leads nowhere.
+#[derive(Debug)]
+struct NoWay(NeighbourError);
+
+impl Neighbours for NoWay {
+    fn seat(&self, _: Owner, _: Admitted, _: FarSeat) -> BoxFuture<'_, Result<(), NeighbourError>> {
+        Box::pin(std::future::ready(Err(self.0)))
+    }
+}
+
+/// One of several nodes with the same store.
+fn node_of(nodes: &Nodes, name: &str, way: NeighbourError) -> (House, Arc<Node>) {
+    let node = nodes.node(name, "");
+    let kept: Arc<dyn Store> = Arc::<Node>::clone(&node);
+    let hub = Hub::new(kept, Limits::default(), Clock::following(1_700_000_000_000)).among(Arc::new(NoWay(way)));
+    (House { hub, store: Arc::default(), key: Secret::new([7; 32]) }, node)
+}
+
+/// The last word, and what was said before it.
+async fn said_until_the_end(seat: &mut Seat) -> (Vec<ToDevice>, Option<Outgoing>) {
+    let mut said = Vec::new();
+    loop {
+        match seat.outbox.next().await {
+            Some(Outgoing::Payload(payload)) => said.push(payload),
+            last => return (said, last),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_lost_a_group_acknowledges_nothing_of_it() {
+    let begin = Request::BeginTransaction(BeginTransaction { encrypted_scope: vec![], ttl_s: 60 });
+    // The one is kept; the other is not, and would promise as much.
+    for asks in [reflect(2), begin] {
+        let nodes = Nodes::over(Arc::default());
+        let (a, store) = node_of(&nodes, "a", NeighbourError::Moved);
+        let (b, _) = node_of(&nodes, "b", NeighbourError::Moved);
+        let mut seat = a.joins(1, SlotState::New).await;
+        seat.place.say(reflect(1)).await.unwrap();
+        while !matches!(seat.outbox.next().await, Some(Outgoing::Payload(ToDevice::ReflectAck(_)))) {}
+        store.fence();
+        // The other one has the group now, and gave the lock away.
+        let mut other = b.joins(2, SlotState::New).await;
+        other
+            .place
+            .say(Request::BeginTransaction(BeginTransaction { encrypted_scope: vec![], ttl_s: 60 }))
+            .await
+            .unwrap();
+        while !matches!(other.outbox.next().await, Some(Outgoing::Payload(ToDevice::BeginTransactionAck))) {}
+        seat.place.say(asks.clone()).await.unwrap();
+        let (said, last) = said_until_the_end(&mut seat).await;
+        assert_eq!(last, Some(Outgoing::Moved), "{asks:?}");
+        assert!(!said.iter().any(super::seat::answers), "{asks:?}: {said:?}");
+        drop(seat);
+        a.falls_silent().await;
+        let refused = a.hub.join_here(a.admitted(1, SlotState::Existing, SlotExpiration::Persistent)).await;
+        assert!(matches!(refused, Err(JoinError::Store(crate::store::StoreError::Lost))), "{refused:?}");
+        store.awake();
+        let refused = a.hub.join_here(a.admitted(1, SlotState::Existing, SlotExpiration::Persistent)).await;
+        assert!(matches!(&refused, Err(JoinError::Elsewhere(owner)) if owner.name == "b"), "{refused:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_another_node_cannot_reach_is_sent_there() {
+    let nodes = Nodes::over(Arc::default());
+    let (a, store) = node_of(&nodes, "a", NeighbourError::Unreachable);
+    let (b, other) = node_of(&nodes, "b", NeighbourError::Unreachable);
+    let mut seat = a.joins(1, SlotState::New).await;
+    let mut comes = Box::pin(b.joins(2, SlotState::New));
+    assert!(comes.as_mut().now_or_never().is_none());
+    store.look();
+    assert_eq!(said_until_the_end(&mut seat).await.1, Some(Outgoing::Moved));
+    assert!(seat.place.cut.is_cancelled());
+    // Until it left, the group is nobody else's; and nobody is seated there any more.
+    assert!(comes.as_mut().now_or_never().is_none());
+    let refused = a.hub.join_here(a.admitted(3, SlotState::New, SlotExpiration::Persistent)).await;
+    assert!(matches!(refused, Err(JoinError::Moving)), "{refused:?}");
+    drop(seat);
+    let _seat = comes.await;
+    let group = DeviceGroupId::new(boxes::public(&b.key));
+    assert_eq!(nodes.owner(group), Some(other.id()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_waits_a_while_for_a_group_that_moves_and_then_it_is_told_to_come_again() {
+    let nodes = Nodes::over(Arc::default());
+    let (a, _) = node_of(&nodes, "a", NeighbourError::Moved);
+    let (b, _) = node_of(&nodes, "b", NeighbourError::Moved);
+    let clock = Clock::following(0);
+    let seat = a.joins(1, SlotState::New).await;
+    let refused = b.hub.join(b.admitted(2, SlotState::New, SlotExpiration::Persistent)).await;
+    assert!(matches!(refused, Err(JoinError::Moving)), "{refused:?}");
+    let waited = clock.now().monotonic;
+    assert!(waited >= super::SEATED_WITHIN && waited < 2 * super::SEATED_WITHIN, "{waited:?}");
+    let leaves = async {
+        tokio::time::sleep(super::SEATED_WITHIN / 2).await;
+        drop(seat);
+    };
+    let (_seat, ()) = tokio::join!(b.joins(2, SlotState::New), leaves);
 }

@@ -35,7 +35,7 @@ use crate::group::{GroupView, Pulse};
 use crate::hub::{Hub, Inspection, JoinError};
 use crate::log::LogId;
 use crate::logging::{self, BadFilter};
-use crate::store::StoreError;
+use crate::store::{Owner, StoreError};
 use crate::wire::d2m::{DeviceGroupId, DeviceId};
 
 /// How long a group may take to answer an operator: longer than a slow disk, shorter than patience.
@@ -64,6 +64,24 @@ pub struct GroupList {
     pub awake: u64,
     /// How many are kept and asleep.
     pub asleep: u64,
+}
+
+/// The answer of `nodes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeList {
+    /// Those that live.
+    pub nodes: Vec<NodeLine>,
+}
+
+/// One node of several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLine {
+    /// What its operator calls it.
+    pub name: String,
+    /// Where other nodes reach it.
+    pub address: String,
+    /// Under which number it runs: another one after each start, and after each lease it lost.
+    pub number: i64,
 }
 
 /// One group of many.
@@ -205,6 +223,7 @@ pub(super) fn router() -> Router<State> {
         .route("/api/groups/{group}/devices/{device}/drop", post(drop_device))
         .route("/api/groups/{group}/devices/{device}/kick", post(kick))
         .route("/api/groups/{group}/capture", post(capture))
+        .route("/api/nodes", get(nodes))
         .route("/api/backup", post(back_up))
         .route("/api/drain", post(drain))
         .route("/api/log", get(log_filter).post(change_log))
@@ -252,6 +271,12 @@ async fn groups(Extract(state): Extract<State>, RawQuery(asked): RawQuery) -> Re
         pulses.iter().take(limit).map(line).collect()
     };
     Ok(Json(GroupList { groups, awake, asleep: kept.groups.saturating_sub(awake) }))
+}
+
+async fn nodes(Extract(state): Extract<State>) -> Result<Json<NodeList>, ApiError> {
+    let nodes = state.hub.nodes().await?;
+    let line = |Owner { node, name, address }: Owner| NodeLine { name, address, number: node.0 };
+    Ok(Json(NodeList { nodes: nodes.into_iter().map(line).collect() }))
 }
 
 /// What makes a group worth looking at, the worst first.

@@ -221,6 +221,10 @@ impl Health {
             let why = if alive { "the last write failed" } else { "its writer is gone" };
             out.push(Degraded { what: "store", why: why.to_owned() });
         }
+        if !self.0.store.is_leased() {
+            let why = "the database has not been heard of for too long: groups are other nodes' until it is";
+            out.push(Degraded { what: "lease", why: why.to_owned() });
+        }
         let now = self.0.clock.now();
         let certificate = self.0.certificate.get().map(|certificate| (certificate.0)());
         out.extend(certificate.and_then(|presented| {
@@ -253,7 +257,7 @@ impl Health {
     pub fn ready(&self) -> Ready {
         let draining = self.is_draining();
         Ready {
-            ready: !draining && self.alive().is_ok(),
+            ready: !draining && self.alive().is_ok() && self.0.store.is_leased(),
             draining,
             durability: self.0.durability,
             degraded: self.degraded(),

@@ -60,6 +60,7 @@ use self::health::Health;
 use self::live::Live;
 use self::routes::Public;
 use crate::capture::Captures;
+use crate::cluster::Links;
 use crate::config::Secret;
 use crate::group::Limits;
 use crate::hub::Hub;
@@ -69,6 +70,7 @@ use crate::net::listen::{self, Door, Listener};
 use crate::net::proxies::Proxies;
 use crate::net::tasks::{Tasks, Unfinished};
 use crate::net::tls::Tls;
+use crate::net::watch;
 use crate::session::{Context, Rates, Timeouts};
 use crate::store::{Store, StoreError};
 use crate::time::Clock;
@@ -206,6 +208,15 @@ impl Mediator {
         let handler = move |io, peer| http(io, peer, Arc::default(), router.clone(), stop.clone());
         let accepting = self.admin.spawn(listen::serve(listener, Door::default(), self.admin.clone(), handler));
         self.health.watch_door("admin", &accepting);
+    }
+
+    /// Lets other nodes seat devices in groups of this one.
+    pub fn open_links(&self, listener: TcpListener, links: Arc<Links>) {
+        let stop = self.tasks.stop_token().clone();
+        let watched = Arc::clone(&links);
+        self.tasks.spawn(async move { watched.watch(watch::LOOK_EVERY, stop).await });
+        let accepting = self.tasks.spawn(links.serve(listener, self.hub.clone(), self.tasks.clone()));
+        self.health.watch_door("nodes", &accepting);
     }
 
     /// Whether it lives, takes devices, and what is degraded.

@@ -25,8 +25,10 @@ use super::parent::Parent;
 use super::{Admission, Mediator, Parts, Settings, bind, supervisor};
 use crate::chat::toxgroup::wire::Dialect;
 use crate::chat::{chatos, csp, dm, skynet, toxgroup};
-use crate::config::{Changed, Config, Durability, NodeFormat, Rooms, Security, ToxGroupConfig};
+use crate::cluster::{self, Links};
+use crate::config::{Changed, ClusterConfig, Config, Durability, NodeFormat, Rooms, Security, ToxGroupConfig};
 use crate::group::Limits;
+use crate::hub::neighbours::Neighbours;
 use crate::metrics::Outcome;
 use crate::net::acme::Acme;
 use crate::net::development;
@@ -37,6 +39,7 @@ use crate::net::tls::{CertFiles, Certificate, Tls};
 use crate::net::watch::{LOOK_EVERY, Looked, Watch, log_replaced};
 use crate::session::{Rates, Timeouts};
 use crate::store::memory::MemoryStore;
+use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, DirLock, Store};
 use crate::time::Clock;
@@ -76,9 +79,10 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     let _the_environments_is_stronger = logging::configure(config.log.filter.as_str()).into_diagnostic()?;
     let clock = Clock::system();
     let data = &config.data_dir;
-    let now_ms = clock.now().wall_ms;
     // Opening may have to repair after a crash; it must not hold up the runtime.
-    let kept = Kept::open(&config, now_ms).await?;
+    let links = open_links(&config, clock).await?;
+    let node = Node::of(&config, links.as_ref())?;
+    let kept = Kept::open(&config, &node, clock).await?;
     let public = take_or_open(inherited.devices, "devices", config.listen.address, "--listen").await?;
     let admin = take_or_open(inherited.admin, "the operator", config.admin.listen, "--admin-listen").await?;
     let secured = Secured::open(&config, clock)?;
@@ -138,7 +142,7 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     let skynet = skynet.map(|(skynet, _)| skynet);
     let parts = Parts {
         store: Arc::clone(&kept.store),
-        neighbours: None,
+        neighbours: links.as_ref().map(|(links, _)| Arc::<Links>::clone(links) as Arc<dyn Neighbours>),
         dial: Arc::new(TcpDial),
         upstream: UpstreamLimits::default(),
         settings: settings(&config, addresses.rooms),
@@ -150,19 +154,34 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     tokio::spawn(log::rotate(clock, watching.clone()));
     tokio::spawn(metrics::keep_up(clock, watching));
     let mediator = Mediator::start(public, secured.door.clone(), parts);
-    let backups = kept.sqlite.is_some().then(|| Backups::new(Arc::clone(&kept.store), config.data_dir.clone()));
+    let backups =
+        matches!(kept.engine, Kind::Sqlite(_)).then(|| Backups::new(Arc::clone(&kept.store), config.data_dir.clone()));
+    let node = Some(node).filter(|_| matches!(kept.engine, Kind::Postgres(_)));
+    let links = links.map(|(links, listener)| {
+        mediator.open_links(listener, Arc::clone(&links));
+        links
+    });
     mediator.open_admin(admin, config.admin.token.clone(), backups, config.admin.capture);
     if print_port {
-        banner(&mut std::io::stderr().lock(), &config, &secured, &addresses, csp.as_ref(), kept.durability)
-            .and_then(|()| {
-                let mut out = std::io::stdout().lock();
-                writeln!(out, "{}", addresses.public.port())?;
-                out.flush()
-            })
-            .into_diagnostic()?;
+        banner(
+            &mut std::io::stderr().lock(),
+            &config,
+            &secured,
+            &addresses,
+            csp.as_ref(),
+            node.as_ref(),
+            kept.durability,
+        )
+        .and_then(|()| {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{}", addresses.public.port())?;
+            out.flush()
+        })
+        .into_diagnostic()?;
     } else {
         let mut out = std::io::stdout().lock();
-        banner(&mut out, &config, &secured, &addresses, csp.as_ref(), kept.durability).into_diagnostic()?;
+        banner(&mut out, &config, &secured, &addresses, csp.as_ref(), node.as_ref(), kept.durability)
+            .into_diagnostic()?;
     }
     // Only now, because an authority looks at the open door.
     let watch = secured.upkeep.watch();
@@ -212,6 +231,9 @@ pub async fn run(config: Config, process: Process) -> miette::Result<ExitCode> {
     tracing::info!("stopping");
     if let Err(unfinished) = mediator.stop().await {
         tracing::warn!(%unfinished, "connections were left behind");
+    }
+    if let Some(links) = links {
+        links.close().await;
     }
     upkeep.abort();
     stop_chat.cancel();
@@ -291,6 +313,41 @@ async fn ended_unasked(
         () = chatos => miette!("the ChatOs server ended unexpectedly"),
         () = skynet => miette!("the Skynet server ended unexpectedly"),
         () = dm => miette!("the DM server ended unexpectedly"),
+    }
+}
+
+/// What leads to other nodes, and where they come in; `None` for a node alone.
+async fn open_links(config: &Config, clock: Clock) -> miette::Result<Option<(Arc<Links>, TcpListener)>> {
+    let ClusterConfig { cert: Some(cert), key: Some(key), authority: Some(authority), listen, .. } = &config.cluster
+    else {
+        return Ok(None);
+    };
+    let settings = cluster::Settings {
+        cert: CertFiles { cert: cert.clone(), key: key.clone() },
+        authority: authority.clone(),
+        address: config.cluster.address.clone().unwrap_or_else(|| listen.to_string()),
+        pace: cluster::Pace::default(),
+    };
+    let links = Links::new(settings, clock).into_diagnostic()?;
+    let listener = open_door("other nodes", *listen, "--set cluster.listen=").await?;
+    Ok(Some((links, listener)))
+}
+
+/// What an operator is told of a node of several.
+struct Node {
+    name: String,
+    /// Where others are told to come in.
+    address: String,
+    /// Where they do.
+    links: Option<SocketAddr>,
+}
+
+impl Node {
+    fn of(config: &Config, links: Option<&(Arc<Links>, TcpListener)>) -> miette::Result<Self> {
+        let links = links.map(|(_, listener)| listener.local_addr()).transpose().into_diagnostic()?;
+        let ClusterConfig { name, address, listen, .. } = &config.cluster;
+        let address = address.clone().unwrap_or_else(|| links.unwrap_or(*listen).to_string());
+        Ok(Self { name: name.clone().unwrap_or_else(|| address.clone()), address, links })
     }
 }
 
@@ -600,36 +657,60 @@ async fn open_door(for_whom: &str, address: SocketAddr, flag: &str) -> miette::R
 /// there: embedded chat servers always keep what they have in files, and two that share them would overwrite each other.
 struct Kept {
     store: Arc<dyn Store>,
-    sqlite: Option<Arc<SqliteStore>>,
+    engine: Kind,
     durability: &'static str,
     /// A store on disk has its own.
     _lock: Option<DirLock>,
 }
 
+/// What is to be closed in the end.
+enum Kind {
+    Memory,
+    Sqlite(Arc<SqliteStore>),
+    Postgres(Arc<PostgresStore>),
+}
+
 impl Kept {
-    async fn open(config: &Config, now_ms: u64) -> miette::Result<Self> {
+    async fn open(config: &Config, node: &Node, clock: Clock) -> miette::Result<Self> {
         let data = config.data_dir.clone();
-        match config.durability {
-            Durability::Memory => {
-                let rooms = &config.chat;
-                let keeps = rooms.csp.enabled || rooms.skynet.enabled || rooms.dm.enabled || rooms.toxgroup.enabled;
-                let lock = keeps.then(|| DirLock::take(&data)).transpose().into_diagnostic()?;
-                Ok(Self { store: Arc::new(MemoryStore::new()), sqlite: None, durability: "memory", _lock: lock })
+        let now_ms = clock.now().wall_ms;
+        let rooms = &config.chat;
+        let rooms_keep = rooms.csp.enabled || rooms.skynet.enabled || rooms.dm.enabled || rooms.toxgroup.enabled;
+        let lock = || rooms_keep.then(|| DirLock::take(&data)).transpose().into_diagnostic();
+        match (config.durability, &config.store) {
+            (Durability::Memory, _) => {
+                let store = Arc::new(MemoryStore::new());
+                Ok(Self { store, engine: Kind::Memory, durability: "memory", _lock: lock()? })
             }
-            Durability::Fsync => {
+            (Durability::Fsync, Some(url)) => {
+                let lock = lock()?;
+                let settings = postgres::Settings {
+                    url: url.expose().to_owned(),
+                    name: node.name.clone(),
+                    address: node.address.clone(),
+                    lease: config.cluster.lease,
+                    clock,
+                };
+                let postgres = PostgresStore::open(settings).await.into_diagnostic()?;
+                let store: Arc<dyn Store> = Arc::<PostgresStore>::clone(&postgres);
+                Ok(Self { store, engine: Kind::Postgres(postgres), durability: "fsync", _lock: lock })
+            }
+            (Durability::Fsync, None) => {
                 let open = move || SqliteStore::open(&data, store::Durability::Fsync, now_ms);
                 let sqlite = tokio::task::spawn_blocking(open).await.into_diagnostic()?.into_diagnostic()?;
                 let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(&sqlite);
-                Ok(Self { store, sqlite: Some(sqlite), durability: "fsync", _lock: None })
+                Ok(Self { store, engine: Kind::Sqlite(sqlite), durability: "fsync", _lock: None })
             }
         }
     }
 
     async fn close(self) -> miette::Result<()> {
-        match self.sqlite {
-            Some(sqlite) => sqlite.close().await.into_diagnostic().wrap_err("the store did not close in order"),
-            None => Ok(()),
-        }
+        let closed = match self.engine {
+            Kind::Memory => Ok(()),
+            Kind::Sqlite(sqlite) => sqlite.close().await,
+            Kind::Postgres(postgres) => postgres.close().await,
+        };
+        closed.into_diagnostic().wrap_err("the store did not close in order")
     }
 }
 
@@ -760,6 +841,7 @@ fn banner(
     secured: &Secured,
     addresses: &Addresses,
     csp: Option<&csp::Running>,
+    node: Option<&Node>,
     durability: &str,
 ) -> std::io::Result<()> {
     let scheme = if secured.door.tls.is_some() { "wss" } else { "ws" };
@@ -803,6 +885,10 @@ fn banner(
     if let Some(hub) = addresses.hub {
         let web = if config.chat.toxgroup.cert.is_some() { "wss" } else { "ws" };
         writeln!(out, "  Tox groups   {}  (UDP and TCP; {web}://{}; thin users on {})", hub.tcp, hub.web, hub.thin)?;
+    }
+    if let Some(Node { name, address: _, links }) = node {
+        let others = links.map_or_else(|| "alone".to_owned(), |links| format!("links on {links}"));
+        writeln!(out, "  node         {name}  (groups in PostgreSQL; {others})")?;
     }
     writeln!(out, "  admin        http://{}/", addresses.admin)?;
     writeln!(out, "  data         {}  (durability {durability})", config.data_dir.display())?;

@@ -241,6 +241,16 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         Condition { alive: true, failing: false }
     }
 
+    /// The nodes that share it and live, this one among them; none where no other can reach it.
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<Owner>, StoreError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    /// Whether groups can be this node's at the moment. Not so while a node that shares its store has no lease.
+    fn is_leased(&self) -> bool {
+        true
+    }
+
     /// Writes everything that is kept into a new database in `dir`, which another store can be opened on. Blocks for long,
     /// while commits go on.
     ///

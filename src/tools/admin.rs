@@ -20,7 +20,9 @@ use crate::capture::{Event, Reader};
 use crate::cli::admin_authority;
 use crate::files;
 use crate::group::view::{Connection, Delivery, DeviceView, LockView, Presence};
-use crate::server::api::{AwakeLine, Done, Explanation, GroupDetails, GroupLine, GroupList, LogFilter, Refusal};
+use crate::server::api::{
+    AwakeLine, Done, Explanation, GroupDetails, GroupLine, GroupList, LogFilter, NodeLine, NodeList, Refusal,
+};
 use crate::server::backup::Backup;
 use crate::server::explain::time;
 use crate::wire::d2m::DeviceId;
@@ -102,6 +104,8 @@ enum Command {
         /// The new directory: a data directory that a server can be started on
         dir: PathBuf,
     },
+    /// List the nodes that share a database, this one included
+    Nodes,
     /// Stop the server in order, as SIGTERM does
     Drain,
     /// Show what is logged, or change it until the next start
@@ -141,6 +145,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
             let dir = dir.to_str().ok_or_else(|| miette!("{} is not UTF-8", dir.display()))?;
             door.post("backup", dir, backup).await
         }
+        Command::Nodes => door.get("nodes", nodes).await,
         Command::Drain => door.post("drain", "", done).await,
         Command::Log { filter: None } => door.get("log", filter).await,
         Command::Log { filter: Some(new) } => door.post("log", new, filter).await,
@@ -318,6 +323,14 @@ fn groups(GroupList { groups, awake, asleep }: &GroupList) -> String {
     let more = if known > shown { format!(", {shown} shown") } else { String::new() };
     let _infallible = writeln!(out, "{awake} awake, {asleep} asleep{more}");
     out
+}
+
+fn nodes(NodeList { nodes }: &NodeList) -> String {
+    if nodes.is_empty() {
+        return "this server shares its groups with no other\n".to_owned();
+    }
+    let row = |NodeLine { name, address, number }: &NodeLine| [name.clone(), address.clone(), number.to_string()];
+    table(["NODE", "ADDRESS", "NUMBER"], nodes.iter().map(row))
 }
 
 fn state_of(it: &AwakeLine) -> String {

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`admin`] | operating a server that runs |
 //! | [`chatos`] | a line client for ChatOs, also as one of many devices |
+//! | [`cluster`] | certificates of nodes that share a database |
 //! | [`mod@bench`] | how fast a running server is, and what it costs |
 //! | [`conform`] | judges mediators and clients, clause by clause |
 //! | [`decode`] | names every field of a frame, a URL, a close code, a capture |
@@ -27,6 +28,7 @@ pub mod admin;
 pub mod bench;
 mod captured;
 pub mod chatos;
+pub mod cluster;
 pub mod conform;
 pub mod decode;
 pub mod describe;

@@ -24,6 +24,7 @@ pub struct Binary {
     child: Child,
     url: String,
     admin: String,
+    links: Option<String>,
 }
 
 impl Binary {
@@ -45,16 +46,19 @@ impl Binary {
     fn run(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut links = None;
         let mut find = |scheme: &str| {
-            said.by_ref()
-                .find_map(|line| Some(line.split_whitespace().find(|word| word.starts_with(scheme))?.to_owned()))
+            said.by_ref().find_map(|line| {
+                links = links.take().or_else(|| Some(line.split_once("links on ")?.1.trim_end_matches(')').to_owned()));
+                Some(line.split_whitespace().find(|word| word.starts_with(scheme))?.to_owned())
+            })
         };
         let (Some(url), Some(admin)) = (find("ws://"), find("http://")) else {
             panic!("the server ended: {}", child.wait().unwrap())
         };
         // Whatever it prints later must find a reader.
         std::thread::spawn(move || said.count());
-        Self { child, url, admin }
+        Self { child, url, admin, links }
     }
 
     /// Starts it where it cannot, and returns what it said.
@@ -82,6 +86,11 @@ impl Binary {
     /// The admin door, as `http://HOST:PORT/`.
     pub fn admin(&self) -> &str {
         &self.admin
+    }
+
+    /// Where other nodes reach it, if it has others.
+    pub fn links(&self) -> Option<&str> {
+        self.links.as_deref()
     }
 
     pub fn id(&self) -> u32 {

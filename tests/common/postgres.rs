@@ -1,4 +1,5 @@
 //! A PostgreSQL server of our own, from the distribution's package.
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -7,25 +8,34 @@ use std::process::{Command, Stdio};
 pub struct Postgres {
     dir: tempfile::TempDir,
     bin: PathBuf,
+    fsync: &'static str,
 }
 
 impl Postgres {
-    /// `None` when there is none installed where Debian's package puts it.
+    /// `None` when there is none installed where Debian's package puts it. It survives its own crash, not the machine's, which
+    /// tests need not wait for.
     pub fn start() -> Option<Self> {
+        Self::start_with("off")
+    }
+
+    /// One that syncs, for measuring.
+    pub fn durable() -> Option<Self> {
+        Self::start_with("on")
+    }
+
+    fn start_with(fsync: &'static str) -> Option<Self> {
         let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
         let mut bins: Vec<_> = versions.map(|it| it.unwrap().path().join("bin")).collect();
         bins.retain(|bin| bin.join("initdb").exists());
         bins.sort();
         let dir = tempfile::Builder::new().prefix("heliostat-pg").tempdir().unwrap();
-        let server = Self { bin: bins.pop()?, dir };
+        let server = Self { bin: bins.pop()?, dir, fsync };
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(server.dir.path()));
         }
         let data = server.data();
         run(server.command("initdb").args(["-A", "trust", "-U", "postgres", "-N", "-D", &data]));
-        let options = format!("-c listen_addresses= -c fsync=off -k {}", server.dir.path().display());
-        let log = format!("{}/log", server.dir.path().display());
-        run(server.command("pg_ctl").args(["-w", "-D", &data, "-l", &log, "-o", &options, "start"]));
+        server.begin();
         Some(server)
     }
 
@@ -34,6 +44,24 @@ impl Postgres {
         let dir = self.dir.path().display();
         run(self.command("createdb").args(["-h", &dir.to_string(), "-U", "postgres", name]));
         format!("postgres://postgres@localhost/{name}?host={dir}")
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join(".s.PGSQL.5432")
+    }
+
+    /// Breaks every connection, as a crash of the server does, and starts it again on what it kept.
+    pub fn restart(&self) {
+        let data = self.data();
+        run(self.command("pg_ctl").args(["-w", "-D", &data, "-m", "immediate", "stop"]));
+        self.begin();
+    }
+
+    fn begin(&self) {
+        let (data, dir, fsync) = (self.data(), self.dir.path().display(), self.fsync);
+        let options = format!("-c listen_addresses= -c fsync={fsync} -k {dir}");
+        run(self.command("pg_ctl").args(["-w", "-D", &data, "-l", &format!("{dir}/log"), "-o", &options, "start"]));
     }
 
     fn data(&self) -> String {

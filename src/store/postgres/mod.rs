@@ -250,14 +250,6 @@ impl PostgresStore {
         self.owners.owner(group).await
     }
 
-    /// All living nodes.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`] when the database cannot be asked.
-    pub async fn nodes(&self) -> Result<Vec<Owner>, StoreError> {
-        self.owners.nodes().await
-    }
-
     async fn ask(&self, group: DeviceGroupId, writes: Vec<Write>) -> Result<(), StoreError> {
         let under = self.tenures.asks(group)?;
         let kept = self.writer.commit(Job { group, writes, under: Some(under) }).await;
@@ -330,6 +322,14 @@ impl Store for PostgresStore {
 
     fn condition(&self) -> Condition {
         self.writer.condition()
+    }
+
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<Owner>, StoreError>> {
+        Box::pin(self.owners.nodes())
+    }
+
+    fn is_leased(&self) -> bool {
+        self.tenures.node().is_ok()
     }
 
     fn back_up(&self, _dir: &Path) -> Result<(), StoreError> {
