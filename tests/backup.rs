@@ -5,7 +5,6 @@
 #[path = "common/binary.rs"]
 mod binary;
 mod common;
-#[allow(unreachable_pub, reason = "other tests have it, too")]
 #[path = "common/postgres.rs"]
 mod postgres;
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 use heliostat::cli::{Cli, ServeArgs};
 use heliostat::config::Config;
 use serde_json::Value;
@@ -203,10 +203,7 @@ fn beside_cluster(path: &str) -> PathBuf {
 
 /// Whether the binary understands such words.
 fn understood(words: &[&str]) {
-    // The command that makes the nodes' certificates comes with the links between them.
-    if words[0] != "cluster" || Cli::command().find_subcommand("cluster").is_some() {
-        Cli::try_parse_from([&["heliostat"], words].concat()).unwrap_or_else(|error| panic!("{words:?}: {error}"));
-    }
+    Cli::try_parse_from([&["heliostat"], words].concat()).unwrap_or_else(|error| panic!("{words:?}: {error}"));
 }
 
 /// What stands behind an option, each time.
@@ -287,10 +284,9 @@ fn the_nodes_of_the_cluster_fit_each_other_the_balancer_and_the_database() {
         let environment = environment.iter().map(|(key, value)| (key.into(), value.as_str().unwrap().into()));
         let args = ServeArgs { config: Some(config.clone()), ..ServeArgs::default() };
         let config = args.config(environment).unwrap().config;
-        assert_eq!(
-            (config.cluster.name(), config.cluster.address()),
-            (name.to_owned(), format!("{name}:{}", config.cluster.listen.port()))
-        );
+        let address_for_others = format!("{name}:{}", config.cluster.listen.port());
+        assert_eq!(config.cluster.name.as_deref(), Some(name));
+        assert_eq!(config.cluster.address, Some(address_for_others));
         assert!(options(&certificates, "--node").contains(&format!("{name}={name}").as_str()));
         for path in [&config.cluster.cert, &config.cluster.key, &config.cluster.authority] {
             made_in(path.as_deref().unwrap());
@@ -345,7 +341,7 @@ fn the_page_about_clusters_shows_commands_and_a_configuration_that_are_understoo
     let token = file("deploy/throwaway-test-only-admin-token");
     let config = config.replace("/etc/heliostat/admin-token", token.to_str().unwrap());
     let config = Config::parse("cluster.md", &config).unwrap();
-    assert_eq!(config.cluster.name(), "node-1");
+    assert_eq!(config.cluster.name.as_deref(), Some("node-1"));
     let joined = page.replace("\\\n", " ");
     let mut found = 0;
     for command in joined.lines().filter_map(|line| line.strip_prefix("$ heliostat ")) {

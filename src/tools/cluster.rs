@@ -1,6 +1,5 @@
 //! `heliostat cluster`: what the nodes of a cluster need of each other.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
