@@ -525,7 +525,7 @@ mod tests {
         acked_unseen.insert(device + 20);
         SlotRecord {
             device: DeviceId(device),
-            expiration: if device % 2 == 0 { SlotExpiration::Persistent } else { SlotExpiration::Volatile },
+            expiration: if device.is_multiple_of(2) { SlotExpiration::Persistent } else { SlotExpiration::Volatile },
             encrypted_device_info: vec![7; 100],
             connected: false,
             last_disconnect_ms: NOW - device,

@@ -76,7 +76,7 @@ impl Server {
         // a plan that was made while a table was small would go on reading all of it.
         client
             .batch_execute(&format!(
-                "SET statement_timeout = {statement_ms}; SET lock_timeout = {LOCK_MS};
+                "SET client_min_messages = warning; SET statement_timeout = {statement_ms}; SET lock_timeout = {LOCK_MS};
                  SET idle_in_transaction_session_timeout = {SILENT_IN_TRANSACTION_MS};
                  SET default_transaction_isolation = 'read committed'; SET enable_seqscan = off;
                  SELECT set_config('synchronous_commit', 'on', FALSE)
