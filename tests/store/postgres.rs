@@ -2,6 +2,7 @@
 //! costs a second: each story in a schema of its own, some at a time.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,8 +102,8 @@ impl Store for Taking {
         Box::pin(async move {
             {
                 let mut tenures = self.tenures.lock().await;
-                if !tenures.contains_key(&group) {
-                    tenures.insert(group, taken(&*self.node, group).await);
+                if let Entry::Vacant(vacant) = tenures.entry(group) {
+                    vacant.insert(taken(&self.node, group).await);
                 }
             }
             self.node.commit(group, writes).await
@@ -191,7 +192,7 @@ async fn it_says_the_same_as_the_one_in_memory(place: Place) {
     let here = tokio::runtime::Handle::current();
     // The other stories go on meanwhile.
     let compared = tokio::task::spawn_blocking(move || {
-        let mut runner = TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
+        let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
         let same = runner.run(&super::any_commits(), |commits| {
             here.block_on(async {
                 let memory = MemoryStore::new();
