@@ -51,6 +51,7 @@ async fn soon<F: Future>(future: F) -> F::Output {
 
 /// What all nodes share.
 struct World {
+    kept: Arc<MemoryStore>,
     nodes: Nodes,
     clock: Clock,
     dir: tempfile::TempDir,
@@ -78,8 +79,9 @@ enum Path {
 }
 
 fn world() -> World {
-    let nodes = Nodes::over(Arc::new(MemoryStore::new()));
-    World { nodes, clock: Clock::system(), dir: tempfile::tempdir().unwrap(), pace: Pace::default() }
+    let kept = Arc::new(MemoryStore::new());
+    let nodes = Nodes::over(Arc::clone(&kept));
+    World { kept, nodes, clock: Clock::system(), dir: tempfile::tempdir().unwrap(), pace: Pace::default() }
 }
 
 impl World {
@@ -144,7 +146,7 @@ async fn relay(to: std::net::SocketAddr) -> (String, watch::Sender<Path>) {
     (address, path)
 }
 
-fn admitted(device: u64, expected_slot_state: SlotState) -> Admitted {
+fn admitted(group: DeviceGroupId, device: u64, expected_slot_state: SlotState) -> Admitted {
     let introduction = Introduction {
         device: DeviceId(device),
         slots_exhausted: SlotsExhausted::Reject,
@@ -152,13 +154,17 @@ fn admitted(device: u64, expected_slot_state: SlotState) -> Admitted {
         expected_slot_state,
         encrypted_device_info: vec![1, 2, 3],
     };
-    Admitted::vouched(GROUP, introduction)
+    Admitted::vouched(group, introduction)
 }
 
 impl Member {
     /// A device that has its ServerInfo.
     async fn joins(&self, device: u64, expected: SlotState) -> Device {
-        let seat = soon(self.hub.join(admitted(device, expected))).await.unwrap();
+        self.joins_of(GROUP, device, expected).await
+    }
+
+    async fn joins_of(&self, group: DeviceGroupId, device: u64, expected: SlotState) -> Device {
+        let seat = soon(self.hub.join(admitted(group, device, expected))).await.unwrap();
         let mut device = Device(seat);
         let first = device.hears().await;
         assert!(matches!(first, ToDevice::ServerInfo(_)), "{first:?}");
@@ -316,6 +322,54 @@ async fn a_device_that_does_not_read_holds_no_more_than_its_outbox_and_keeps_nob
     while next < MANY {
         assert_eq!(number(&slow.hears_reflected().await), next);
         next += 1;
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_has_too_much_to_do_keeps_its_own_devices_waiting_and_no_others() {
+    /// Twice what may wait: at the device's node, on the link, and at the owner.
+    const TOO_MANY: u32 = 1_200;
+    const OTHER: DeviceGroupId = DeviceGroupId::new([8; 32]);
+    let world = world();
+    let (a, b) = (world.node("a").await, world.node("b").await);
+    let _here = b.joins(1, SlotState::New).await;
+    let mut busy = a.joins(2, SlotState::New).await;
+    let mut near = b.joins_of(OTHER, 1, SlotState::New).await;
+    let mut far = a.joins_of(OTHER, 2, SlotState::New).await;
+    busy.is_heard().await;
+    // With a block of numbers for what follows, which then needs nothing to be kept.
+    far.says(reflect(0, 4)).await;
+    assert!(matches!(far.hears().await, ToDevice::ReflectAck(_)));
+    near.hears_reflected().await;
+    // Nothing is kept for a while, so that a group that has to keep something goes no further.
+    world.kept.hold();
+    let mut said = 0;
+    let says = async {
+        for n in 0..TOO_MANY {
+            busy.0.place.say(reflect(n, 1_024)).await.unwrap();
+            said += 1;
+        }
+    };
+    let others = async {
+        soon(world.kept.until_waiting(1)).await;
+        let envelope = Envelope::copy_from(&[9]);
+        let ephemeral = Reflect { flags: ReflectFlags { ephemeral: true }, reflect_id: ReflectId(1), envelope };
+        for _ in 0..200 {
+            far.says(Request::Reflect(ephemeral.clone())).await;
+            assert_eq!(near.hears_reflected().await, [9]);
+            near.says(Request::Reflect(ephemeral.clone())).await;
+            assert_eq!(far.hears_reflected().await, [9]);
+        }
+    };
+    tokio::select! {
+        () = says => panic!("nobody waited"),
+        () = others => {}
+    }
+    assert!(said < TOO_MANY * 2 / 3, "{said} requests of a kibibyte were on their way");
+    world.kept.release();
+    for n in 0..said {
+        let ToDevice::ReflectAck(ack) = busy.hears().await else { panic!("no acknowledgement") };
+        assert_eq!(ack.reflect_id.0, n);
     }
 }
 

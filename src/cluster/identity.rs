@@ -76,10 +76,17 @@ impl Identity {
     }
 
     /// Reads the files again; what is connected stays connected. Says whether they held something new.
+    ///
+    /// # Errors
+    /// [`TlsError`] when that cannot be used, once for the same.
     pub(super) fn look(&self) -> Result<bool, TlsError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let now = contents(&self.settings);
-        if now == seen.presented || seen.reported == Some(now) {
+        if now == seen.presented {
+            seen.reported = None;
+            return Ok(false);
+        }
+        if seen.reported == Some(now) {
             return Ok(false);
         }
         match ends(&self.settings, self.clock) {
@@ -176,4 +183,42 @@ pub(super) fn node_name(certs: Option<&[CertificateDer<'_>]>) -> String {
     let parsed = first.and_then(|der| tls::parse(Path::new("a node's certificate"), der).ok());
     let name = parsed.as_ref().and_then(|cert| cert.subject().iter_common_name().next()?.as_str().ok());
     name.unwrap_or("without a name").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Pace, authority::Authority};
+    use super::*;
+
+    #[test]
+    fn what_is_shown_to_other_nodes_is_what_is_in_the_files_and_can_be_used() {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), Clock::system());
+        let authority = Authority::open(dir.path(), clock.now().wall_ms).unwrap();
+        let hosts = ["127.0.0.1".to_owned()];
+        let cert = authority.vouch("a", &hosts).unwrap();
+        let (pace, address) = (Pace::default(), "127.0.0.1:7443".to_owned());
+        let settings = Settings { cert: cert.clone(), authority: authority.certificate(), address, pace };
+        let identity = Identity::open(settings, clock).unwrap();
+        let shown = || Arc::clone(&identity.ends.load());
+        let first = shown();
+        assert!(!identity.look().unwrap());
+        authority.vouch("a", &hosts).unwrap();
+        assert!(identity.look().unwrap());
+        let second = shown();
+        assert!(!Arc::ptr_eq(&first, &second));
+        // For another host, so that nobody would believe it: said once, and the present one stays.
+        let good = [&cert.cert, &cert.key].map(|file| std::fs::read(file).unwrap());
+        authority.vouch("a", &["127.0.0.2".to_owned()]).unwrap();
+        let error = identity.look().unwrap_err().to_string();
+        assert!(error.contains("a.pem") && error.contains("127.0.0.1"), "{error}");
+        assert!(!identity.look().unwrap() && Arc::ptr_eq(&second, &shown()));
+        // As it was before, and then broken again: that is news.
+        let bad = std::fs::read(&cert.key).unwrap();
+        std::fs::write(&cert.key, &good[1]).unwrap();
+        identity.look().unwrap_err();
+        std::fs::write(&cert.cert, &good[0]).unwrap();
+        assert!(!identity.look().unwrap());
+        std::fs::write(&cert.key, bad).unwrap();
+        identity.look().unwrap_err();
+    }
 }

@@ -15,8 +15,8 @@
 //! The streams are those of HTTP/2, by `h2`. It is in the tree already, since `hyper` brings it; it takes and gives `Bytes` on tokio's
 //! own traits; its bounds are all there (streams, each one's window, the connection's, what is buffered, frames that are too small,
 //! streams that are reset too often), were attacked by everybody, and hold. *Rejected: yamux*, which is smaller on the wire and
-//! would be fine, but brings five crates and a second set of I/O traits, opens every stream with 256 KiB of credit, and cannot
-//! say why a stream ended. *Rejected: a connection for each seat*, which is a handshake for each device and two sockets for each,
+//! would be fine, but brings crates that nothing else needs and a second set of I/O traits, gives every stream 256 KiB of credit,
+//! and cannot say why one ended. *Rejected: a connection for each seat*, which is a handshake for each device and two sockets for each,
 //! where one is what limits a node. *Rejected: framing of our own*: as the group counts what it sends, the way to the device needs no
 //! window; the way from it does.
 //!

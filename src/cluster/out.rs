@@ -182,7 +182,7 @@ impl Shared {
         node: String,
     ) {
         let _open = Presence::new(metrics::get().links.of(Forwarded::Out), None, None);
-        let _gone = gone.drop_guard();
+        let (given_up, _gone) = (gone.clone(), gone.drop_guard());
         let ping = connection.ping_pong();
         let mut connection = pin!(connection);
         let ended = tokio::select! {
@@ -193,6 +193,8 @@ impl Shared {
             }
             () = unused(&way, &seats, self.pace.idle) => None,
             () = self.closing.cancelled() => None,
+            // Another one has taken its place.
+            () = given_up.cancelled() => return,
         };
         match ended {
             Some(Err(error)) => self.fails(LinkFailure::Broken, &node, &error.to_string()),

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use super::actor::{Ask, Post, Wish};
@@ -326,19 +325,28 @@ async fn a_group_that_another_node_cannot_reach_is_sent_there() {
     let nodes = Nodes::over(Arc::default());
     let (a, store) = node_of(&nodes, "a", NeighbourError::Unreachable);
     let (b, other) = node_of(&nodes, "b", NeighbourError::Unreachable);
-    let mut seat = a.joins(1, SlotState::New).await;
-    let mut comes = Box::pin(b.joins(2, SlotState::New));
-    assert!(comes.as_mut().now_or_never().is_none());
-    store.look();
-    assert_eq!(said_until_the_end(&mut seat).await.1, Some(Outgoing::Moved));
-    assert!(seat.place.cut.is_cancelled());
-    // Until it left, the group is nobody else's; and nobody is seated there any more.
-    assert!(comes.as_mut().now_or_never().is_none());
-    let refused = a.hub.join_here(a.admitted(3, SlotState::New, SlotExpiration::Persistent)).await;
-    assert!(matches!(refused, Err(JoinError::Moving)), "{refused:?}");
-    drop(seat);
-    let _seat = comes.await;
     let group = DeviceGroupId::new(boxes::public(&b.key));
+    let mut seat = a.joins(1, SlotState::New).await;
+    let goes = async {
+        let looks = async {
+            loop {
+                store.look();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let (_, last) = tokio::select! {
+            ended = said_until_the_end(&mut seat) => ended,
+            () = looks => unreachable!("it looks for ever"),
+        };
+        assert_eq!(last, Some(Outgoing::Moved));
+        assert!(seat.place.cut.is_cancelled());
+        // Nobody is seated there any more; and until the last one left, the group is nobody else's.
+        let refused = a.hub.join_here(a.admitted(3, SlotState::New, SlotExpiration::Persistent)).await;
+        assert!(matches!(refused, Err(JoinError::Moving)), "{refused:?}");
+        assert_eq!(nodes.owner(group), Some(store.id()));
+        drop(seat);
+    };
+    let (_seat, ()) = tokio::join!(b.joins(2, SlotState::New), goes);
     assert_eq!(nodes.owner(group), Some(other.id()));
 }
 
