@@ -101,7 +101,7 @@ pub(super) async fn a_node_that_hung_for_longer_than_its_lease_keeps_nothing(pla
     relay.freeze();
     let late = tokio::spawn({
         let a = Arc::clone(&a);
-        async move { a.commit(id(1), by(2, 1)).await }
+        async move { a.commit(id(1), by(7, 1)).await }
     });
     let _b_has_it = taken_at_last(&b, id(1)).await;
     assert_eq!(log_of(&*b, id(1)).await, [(1, 1)]);
