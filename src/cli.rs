@@ -82,6 +82,12 @@ pub enum Command {
     Cluster(tools::cluster::Tool),
     /// Operate a server that runs: list, inspect and explain groups, drop and kick devices, record a group, drain, change what is logged
     Admin(tools::admin::Args),
+    /// Copy what a mediator keeps from one store to another, as from SQLite to PostgreSQL
+    #[command(subcommand)]
+    Store(tools::store::Tool),
+    /// Spread device groups over the nodes of a cluster by the path of their URLs
+    #[command(subcommand)]
+    Shard(tools::shard::Tool),
     /// Print the manual page, or write those of all commands
     Man(ManArgs),
     /// Print completions for a shell
@@ -375,6 +381,8 @@ async fn run(command: Command, inherited: Inherited) -> miette::Result<ExitCode>
         Command::Trace(args) => tools::trace::run(args).await,
         Command::Cluster(tool) => tools::cluster::run(tool).await,
         Command::Admin(args) => tools::admin::run(args).await,
+        Command::Store(tool) => tools::store::run(tool).await,
+        Command::Shard(tool) => tools::shard::run(tool).await,
         Command::Config(command) => command.run().map(|()| ExitCode::SUCCESS),
         Command::Man(args) => man(&args).into_diagnostic().map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => completions(shell).into_diagnostic().map(|()| ExitCode::SUCCESS),

@@ -854,7 +854,7 @@ metrics! {
         store_deleted: Counter = "heliostat_store_messages_deleted_total", COUNT, NONE,
             "Messages that were deleted because nobody waits for them any more.", "";
         store_messages: Gauge = "heliostat_store_messages", COUNT, NONE,
-            "Messages that are kept.",
+            "Messages that are kept; in PostgreSQL they are not counted.",
             "those found at the start plus heliostat_store_messages_appended_total less heliostat_store_messages_deleted_total; \
              grows to that while those found at the start are still being counted";
         store_checkpoints: Counter = "heliostat_store_checkpoints_total", COUNT, NONE,

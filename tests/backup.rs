@@ -1,19 +1,26 @@
-//! A backup of the real server while it works, and another server that goes on with it.
+//! A backup of the real server while it works, and another server that goes on with it. And a store that is moved to others.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
 
 #[path = "common/binary.rs"]
 mod binary;
 mod common;
+#[path = "common/postgres.rs"]
+mod postgres;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use heliostat::client::Device;
+use heliostat::store::PostgresStore;
+use heliostat::store::postgres::Settings;
+use heliostat::time::Clock;
 use heliostat::wire::d2m::ReflectFlags;
 
 use self::binary::Binary;
 use self::common::{Family, reflected, soon};
+use self::postgres::Postgres;
 
 /// Acknowledged before the backup begins.
 const BEFORE: u32 = 200;
@@ -89,4 +96,90 @@ async fn everything_that_was_acknowledged_before_a_backup_began_is_in_it_and_nob
     assert!(String::from_utf8_lossy(&listed.stdout).contains("ABCD1234"), "{listed:?}");
     let key = |dir: &Path| std::fs::read(dir.join("csp-server.key")).unwrap();
     assert_eq!(key(&data), key(&copy), "clients know the chat server by its key");
+}
+
+/// What `store copy` says of both sides.
+fn copy(from: &str, to: &str) -> String {
+    let output = heliostat(&["store", "copy", from, to]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let shown = |place: &str| place.split('?').next().unwrap().to_owned();
+    assert!(said.contains(&format!("{} holds the same as {}", shown(to), shown(from))), "{said}");
+    said.lines().next().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_moved_has_everything_for_everybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let [data, moved] = ["data", "moved"].map(|name| dir.path().join(name));
+    let mut server = Binary::start(&data);
+    let family = Family::new(server.mediator());
+    drop(family.joins(2).await);
+    let mut phone = family.joins(1).await;
+    for n in 0..BEFORE {
+        reflects(&mut phone, n).await;
+    }
+    // Others, in which one device is away, one has everything, and one got none of it because it said it.
+    let mut others = Vec::new();
+    for n in 1..=4 {
+        let other = Family::new(server.mediator());
+        drop(other.joins(2).await);
+        let (mut listens, mut speaks) = (other.joins(3).await, other.joins(1).await);
+        for _ in 0..10 * n {
+            soon(speaks.reflect_and_wait(&vec![7; 2_000 * n], ReflectFlags::default())).await.unwrap();
+            reflected(&mut listens).await;
+        }
+        others.push((listens, speaks));
+    }
+    let place = |dir: &Path| format!("sqlite:{}", dir.display());
+    let refused = heliostat(&["store", "copy", &place(&data), &place(&moved)]).output().unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && why.contains("a server is running on"), "{why}");
+    // As a crash leaves it, with a slot that was connected.
+    server.kill();
+    drop((phone, others));
+
+    // Into a database and out of it again, where there is one.
+    let said = match Postgres::start() {
+        Some(postgres) => {
+            let database = postgres.database("moved");
+            let there = copy(&place(&data), &database);
+            let node = PostgresStore::open(Settings {
+                url: database.clone(),
+                name: "east-1".to_owned(),
+                address: "127.0.0.1:1".to_owned(),
+                lease: Duration::from_secs(10),
+                clock: Clock::system(),
+            });
+            let node = node.await.unwrap();
+            let refused = heliostat(&["store", "copy", &database, &place(&moved)]).output().unwrap();
+            let why = String::from_utf8_lossy(&refused.stderr);
+            assert!(!refused.status.success() && why.contains("the node east-1 is running on it"), "{why}");
+            node.close().await.unwrap();
+            assert_eq!(copy(&database, &place(&moved)), there, "the same, to the last byte");
+            assert_eq!(
+                heliostat(&["store", "copy", &place(&data), &database]).status().unwrap().code(),
+                Some(1),
+                "not empty any more"
+            );
+            there
+        }
+        None => {
+            assert!(
+                std::env::var_os("HELIOSTAT_REQUIRE_POSTGRES").is_none(),
+                "PostgreSQL is required and not installed"
+            );
+            copy(&place(&data), &place(&moved))
+        }
+    };
+    assert!(said.starts_with(&format!("5 groups, 14 slots, {} messages", BEFORE + 100)), "{said}");
+    let server = Binary::start(&moved);
+    let family = Family { key: family.key, url: server.mediator() };
+    let mut tablet = soon(Device::connect(&family.url, &family.config(2).existing())).await.unwrap();
+    for n in 0..BEFORE {
+        assert_eq!(reflected(&mut tablet).await, n.to_be_bytes(), "in order");
+    }
+    let mut phone = family.returns(1).await;
+    reflects(&mut phone, BEFORE).await;
+    assert_eq!(reflected(&mut tablet).await, BEFORE.to_be_bytes(), "and it goes on");
 }

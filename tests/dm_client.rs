@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use heliostat::chat::dm::crypto::{PublicKey, SecretKey, fingerprint, words};
 use heliostat::chat::dm::{self, Config, Rates, Settings};
 use heliostat::client::Trust;
@@ -29,6 +30,7 @@ use heliostat::tools::dm::{Client, Command, Doubt, Event, Failure, Heard, Line, 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::Message as Frame;
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -731,7 +733,15 @@ async fn steps_9_10_and_14_to_18_what_is_said_and_what_becomes_of_it() {
     alice.does("/to bob").await;
 }
 
+/// At the same time: most of it is waiting.
 #[tokio::test]
+async fn steps_11_to_13_what_waits_for_its_time() {
+    tokio::join!(
+        steps_11_and_12_what_is_said_later_and_deletes_itself(),
+        step_13_a_server_that_was_away_forgets_nothing(),
+    );
+}
+
 async fn steps_11_and_12_what_is_said_later_and_deletes_itself() {
     let home = Home::new().await;
     let (mut alice, mut bob) = home.pair().await;
@@ -774,7 +784,6 @@ async fn steps_11_and_12_what_is_said_later_and_deletes_itself() {
     assert_eq!(alice.history("/history").await.len(), 1);
 }
 
-#[tokio::test]
 async fn step_13_a_server_that_was_away_forgets_nothing() {
     let mut home = Home::new().await;
     let (mut alice, mut bob) = home.pair().await;
@@ -944,29 +953,31 @@ async fn step_22_garbage_is_answered_or_ends_its_connection_alone() {
         }
     }
     assert_eq!(alice.refused("what", json!({})).await, "unknown_event");
-    let mut stranger = Stranger::at(&home).await;
-    for frame in [
-        format!("421[\"login\",{deep}]"),
-        format!("422[\"login\",{{\"username\":{deep}}}]"),
-        "423[\"login\",\"\\ud800\"]".to_owned(),
-        "42[\"get_friends\",{}]".to_owned(),
+    // What is JSON is refused, however it is meant; what is none ends the connection.
+    for (frame, code) in [
+        (format!("421[\"login\",{deep}]"), Some("bad_request")),
+        (format!("421[\"login\",{{\"username\":{deep}}}]"), Some("bad_request")),
+        ("421[\"login\",\"\\ud800\"]".to_owned(), Some("bad_request")),
+        ("421[\"get_friends\",{}]".to_owned(), Some("not_logged_in")),
+        ("421[\"login\",{]".to_owned(), None),
+        ("421{}".to_owned(), None),
     ] {
-        stranger.line.say(frame);
-    }
-    stranger.number = 10;
-    let alive = async {
-        stranger.number += 1;
-        let number = stranger.number;
-        assert!(stranger.line.ask(number, "username_exists", json!({ "username": "alice" })));
-        loop {
-            match stranger.line.next().await {
-                Ok(Heard::Answer(it, answer)) if it == number => break Some(answer.success),
-                Ok(_) => {}
-                Err(_) => break None,
+        let mut stranger = Stranger::at(&home).await;
+        stranger.line.say(frame.clone());
+        let refused = async {
+            loop {
+                match stranger.line.next().await {
+                    Ok(Heard::Answer(1, answer)) => break answer.code,
+                    Ok(_) => {}
+                    Err(_) => break None,
+                }
             }
+        };
+        assert_eq!(soon(refused).await.as_deref(), code, "{}", &frame[..frame.len().min(60)]);
+        if code.is_some() {
+            assert_eq!(stranger.asks("username_exists", json!({ "username": "alice" })).await, Ok(json!(true)));
         }
-    };
-    assert_ne!(soon(alive).await, Some(false), "an answer, or a clean end");
+    }
     let mut stranger = Stranger::at(&home).await;
     stranger.line.say(format!("421[\"login\",\"{}\"]", "x".repeat(1_500_000)));
     let ended = async { while stranger.line.next().await.is_ok() {} };
@@ -1014,7 +1025,15 @@ impl Relay {
     }
 }
 
+/// At the same time: most of it is waiting.
 #[tokio::test]
+async fn what_becomes_of_connections_that_end() {
+    tokio::join!(
+        what_was_said_arrives_once_whatever_becomes_of_the_connection(),
+        a_server_that_ends_every_connection_is_asked_ever_more_slowly(),
+    );
+}
+
 async fn what_was_said_arrives_once_whatever_becomes_of_the_connection() {
     let mut home = Home::new().await;
     let relay = Relay::before(home.address).await;
@@ -1061,6 +1080,7 @@ async fn what_was_said_arrives_once_whatever_becomes_of_the_connection() {
     bob.hears("once").await;
     find!(bob, Event::Vanished { .. } => ());
     alice.idles().await;
+    assert!(alice.lines().iter().any(|line| line.contains("it is not known whether")), "{:#?}", alice.lines());
     bob.has_not(|event| matches!(event, Event::Said(said) if said.text.as_deref() == Some("once"))).await;
 }
 
@@ -1103,6 +1123,311 @@ async fn a_device_that_was_away_hears_what_it_missed_and_old_prekeys_open_old_in
     bob.client.close().unwrap();
     let wrong = Client::open(home.place(), Options::default(), &home.state("bob"), "bob", "wrong");
     assert!(wrong.is_err_and(|error| error.to_string().contains("passphrase")));
+}
+
+#[tokio::test]
+async fn however_long_what_was_missed_is_it_arrives() {
+    let home = Home::new().await;
+    let (mut alice, bob) = home.pair().await;
+    bob.client.close().unwrap();
+    // In one answer, they would be longer than any request may be.
+    let text = |n: usize| format!("{n:02} {}", "x".repeat(dm::wire::MESSAGE_MAX - 100));
+    for n in 0..17 {
+        alice.does(&text(n)).await;
+    }
+    let mut bob = home.open("bob", "bob");
+    for n in 0..17 {
+        bob.hears(&text(n)).await;
+    }
+    bob.does("/to alice").await;
+    assert_eq!(bob.history("/history 17").await.len(), 17);
+    assert!(!bob.seen.iter().any(|event| matches!(event, Event::Lost { .. })), "on one connection");
+}
+
+#[tokio::test]
+async fn what_devices_share_is_not_written_over_because_it_is_not_understood() {
+    let home = Home::new().await;
+    let (mut alice, _bob) = home.pair().await;
+    let pair = alice.here();
+    let identity = alice.client.book().identity().clone();
+    // A form that is not ours, and what does not open at all.
+    let strange = hex::encode(identity.personal().seal(br#"{"sharedKeys":{},"verified":{"bob":true}}"#));
+    for (n, shared) in [strange, "00".repeat(40)].into_iter().enumerate() {
+        alice.asks("set_user", json!({ "own_storage": shared })).await;
+        alice.client.drop_connection();
+        alice.types("/verified bob").await;
+        alice.idles().await;
+        let told = alice.seen.drain(..).any(|event| event.is_failure() && event.line().contains("/overwrite"));
+        assert_eq!(told, n == 0, "once");
+        assert!(alice.fails("/rotate").await.contains("/overwrite"));
+        alice.seen.clear();
+        let tablet = home.recover("tablet", "alice", identity.clone()).await;
+        assert!(matches!(tablet, Err(Failure::Shared(_))), "it has nothing else");
+        assert_eq!(alice.asks("get_full_user", json!({})).await["own_storage"], shared);
+    }
+    alice.does("/overwrite").await;
+    let tablet = home.recover("tablet", "alice", identity.clone()).await.unwrap();
+    assert_eq!(tablet.client.book().key(pair), alice.client.book().key(pair));
+    assert!(tablet.client.book().fingerprint("bob").unwrap().1);
+    // Whoever has no other device begins anew.
+    alice.client.close().unwrap();
+    tablet.client.close().unwrap();
+    let mut line = Stranger::at(&home).await;
+    let point = line.challenge("alice").await;
+    line.responds(identity.answer("alice", &point)).await.unwrap();
+    line.asks("set_user", json!({ "own_storage": "00".repeat(40) })).await.unwrap();
+    let (dir, afresh) = (home.state("anew"), Options { afresh: true, ..Options::default() });
+    let anew = soon(Client::recover(home.place(), afresh, &dir, "alice", PASSPHRASE, identity.clone())).await.unwrap();
+    let own = line.asks("get_full_user", json!({})).await.unwrap();
+    let published = PublicKey::from_hex(own["spk"].as_str().unwrap()).unwrap();
+    let shared = dm::crypto::Storage::open(&identity.personal(), own["own_storage"].as_str().unwrap()).unwrap();
+    assert_eq!(shared.prekey.unwrap().public(), published);
+    assert_eq!(anew.book().key(pair), None);
+}
+
+#[tokio::test]
+async fn what_one_device_gives_up_no_other_brings_back() {
+    let home = Home::new().await;
+    let (mut alice, _bob) = home.pair().await;
+    let pair = alice.here();
+    let identity = alice.client.book().identity().clone();
+    let mut tablet = home.recover("tablet", "alice", identity).await.unwrap();
+    async fn until(person: &mut Person, so: impl Fn(&heliostat::tools::dm::Book) -> bool) {
+        while !so(person.client.book()) {
+            soon(person.client.wait()).await.unwrap();
+            soon(person.client.attend()).await.unwrap();
+        }
+    }
+    // Both write at once: whoever is overwritten finds out, and writes again.
+    let _carol = home.account("carol").await;
+    tokio::join!(alice.types("/verified bob"), tablet.types("/verified carol"));
+    let both = |book: &heliostat::tools::dm::Book| {
+        ["bob", "carol"].iter().all(|name| book.fingerprint(name).is_some_and(|(_, verified)| verified))
+    };
+    soon(async { tokio::join!(until(&mut alice, both), until(&mut tablet, both)) }).await;
+    tablet.idles().await;
+    alice.idles().await;
+    // What is forgotten.
+    alice.does("/forget bob").await;
+    soon(until(&mut tablet, |book| book.pinned("bob").is_none())).await;
+    tablet.idles().await;
+    alice.settle().await;
+    alice.client.drop_connection();
+    alice.idles().await;
+    assert_eq!((alice.client.book().pinned("bob"), alice.client.book().find("bob").is_err()), (None, true));
+    // What is left.
+    alice.does("/leave").await;
+    soon(until(&mut tablet, |book| book.key(pair).is_none())).await;
+    tablet.idles().await;
+    alice.client.drop_connection();
+    alice.idles().await;
+    assert_eq!((alice.client.book().key(pair), alice.client.book().dms().next()), (None, None));
+}
+
+/// What a server says to a request: what it says by itself before, and its answer; nothing ends the connection.
+type Told = Option<(Vec<(&'static str, Value)>, Value)>;
+
+/// A server that says what it likes, to the requests of one connection after the other.
+async fn liar(mut says: impl FnMut(u32, &str, &Value) -> Told + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for connection in 1.. {
+            let Ok((stream, _)) = listener.accept().await else { return };
+            let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else { continue };
+            let opening = r#"0{"pingInterval":25000,"pingTimeout":20000}"#;
+            let mut waits = VecDeque::from([opening.to_owned()]);
+            'connection: loop {
+                while let Some(frame) = waits.pop_front() {
+                    if socket.send(Frame::text(frame)).await.is_err() {
+                        break 'connection;
+                    }
+                }
+                let Some(Ok(Frame::Text(frame))) = socket.next().await else { break };
+                if frame.as_str() == "40" {
+                    waits.push_back("40{}".to_owned());
+                } else if let Some(request) = frame.strip_prefix("42") {
+                    let (number, request) = request.split_at(request.find('[').unwrap());
+                    let request: Value = serde_json::from_str(request).unwrap();
+                    let Some((notices, answer)) = says(connection, request[0].as_str().unwrap(), &request[1]) else {
+                        break;
+                    };
+                    waits.extend(notices.into_iter().map(|(name, said)| format!("42{}", json!([name, said]))));
+                    waits.push_back(format!("43{number}{}", json!([{ "success": true, "result": answer }])));
+                }
+            }
+        }
+    });
+    address
+}
+
+/// What a server that knows one account would say, and nothing else.
+fn plainly(own: &mut Value, event: &str, args: &Value) -> Value {
+    match event {
+        "register" => {
+            own.clone_from(args);
+            for (name, value) in [("status", "online"), ("biography", ""), ("profile_picture", "")] {
+                own[name] = value.into();
+            }
+            json!(true)
+        }
+        "login" => json!("05".repeat(32)),
+        "get_full_user" => own.clone(),
+        "get_dms" | "get_friend_requests" | "get_message_history" => json!([]),
+        "set_user" => {
+            for (name, value) in args.as_object().unwrap() {
+                own[name] = value.clone();
+            }
+            json!(true)
+        }
+        _ => json!(true),
+    }
+}
+
+fn at(address: SocketAddr) -> Place {
+    Place::direct(&format!("plain://{address}"), &Trust::System).unwrap()
+}
+
+fn full_dm(id: i64, users: &[&str]) -> Value {
+    json!({
+        "id": id, "users": users, "name": null, "created_at": "", "users_in_call": [],
+        "latest_message": null, "scheduled_messages": {},
+    })
+}
+
+#[tokio::test]
+async fn what_is_made_late_is_not_made_again() {
+    let (bob, prekey) = (seeded(0x21), seeded(0x22));
+    let (mut own, mut looks) = (Value::Null, 0);
+    let address = liar(move |connection, event, args| {
+        let answer = plainly(&mut own, event, args);
+        looks += u32::from(connection == 2 && event == "get_dms");
+        match event {
+            "get_user" => {
+                let mut user = registration("bob", &bob, &prekey);
+                for name in ["status", "biography", "profile_picture"] {
+                    user[name] = own[name].clone();
+                }
+                Some((vec![], user))
+            }
+            // The answer is lost, and whoever looks at once does not find it.
+            "create_dm" => None,
+            "get_dms" if looks > 1 => Some((vec![], json!([7]))),
+            "get_dm" => Some((vec![], full_dm(7, &["alice", "bob"]))),
+            _ => Some((vec![], answer)),
+        }
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let client =
+        soon(Client::register(at(address), Options::default(), dir.path(), "alice", PASSPHRASE)).await.unwrap();
+    let mut alice = Person::of(client);
+    alice.types("/dm bob").await;
+    alice.idles().await;
+    assert_eq!(alice.client.book().dms().next(), None);
+    alice.seen.clear();
+    alice.does("/dm bob").await;
+    assert!(alice.here() == 7 && alice.client.book().key(7).is_some());
+}
+
+async fn a_server_that_ends_every_connection_is_asked_ever_more_slowly() {
+    let mut own = Value::Null;
+    let address = liar(move |_, event, args| {
+        // Everything is well until the client is there.
+        let answer = plainly(&mut own, event, args);
+        (event != "get_friends").then_some((vec![], answer))
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut client =
+        soon(Client::register(at(address), Options::default(), dir.path(), "alice", PASSPHRASE)).await.unwrap();
+    let clock = Clock::system();
+    let begun = clock.now().monotonic;
+    for _ in 0..4 {
+        while !client.is_connected() {
+            soon(client.wait()).await.unwrap();
+            soon(client.attend()).await.unwrap();
+        }
+        assert_eq!(client.ask_raw("get_friends", json!({})).await, Err("lost".to_owned()));
+    }
+    let passed = clock.now().monotonic - begun;
+    assert!(passed >= Duration::from_millis(250 + 500 + 1_000), "{passed:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_always_has_something_to_say_does_not_keep_a_client() {
+    let mut own = Value::Null;
+    let address = liar(move |_, event, args| {
+        let answer = plainly(&mut own, event, args);
+        let more = event == "get_full_user";
+        Some((if more { vec![("profile_notification", own.clone())] } else { vec![] }, answer))
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut client =
+        soon(Client::register(at(address), Options::default(), dir.path(), "alice", PASSPHRASE)).await.unwrap();
+    for _ in 0..10 {
+        soon(client.wait()).await.unwrap();
+        soon(client.attend()).await.unwrap();
+    }
+    assert!(client.is_connected());
+}
+
+#[tokio::test]
+async fn an_invitation_that_was_heard_once_is_not_lost_with_the_connection_or_the_process() {
+    let bob = seeded(0x21);
+    let mut own = Value::Null;
+    let (told, mut keys) = tokio::sync::mpsc::channel(1);
+    let address = liar(move |connection, event, args| {
+        let answer = plainly(&mut own, event, args);
+        match (connection, event) {
+            // Once, while the client looks at everything; and then the connection ends.
+            (1, "get_full_user") => {
+                let point = |name: &str| PublicKey::from_hex(own[name].as_str().unwrap()).unwrap();
+                let mut signature = [0; 64];
+                hex::decode_to_slice(own["sig"].as_str().unwrap(), &mut signature).unwrap();
+                let bundle =
+                    dm::crypto::x3dh::Bundle { identity: point("public_key"), prekey: point("spk"), signature };
+                let created = dm::crypto::tree::create(&bob, &[bundle], Secret::random).unwrap();
+                let message = &created.messages[0];
+                let invitation = json!({
+                    "sender": "bob",
+                    "ik": bob.public().to_hex(),
+                    "spk": message.spk.to_hex(),
+                    "ek": message.ek.to_hex(),
+                    "key_tree": created.tree.iter().map(PublicKey::to_hex).collect::<Vec<_>>(),
+                    "position": 1,
+                    "id": 7,
+                    "setup_sig": hex::encode(message.setup_sig),
+                });
+                told.try_send(created.key).unwrap();
+                Some((vec![("x3dh_notification", invitation)], answer))
+            }
+            (1, "get_dms") => None,
+            (_, "get_dms") => Some((vec![], json!([7]))),
+            (_, "get_dm") => Some((vec![], full_dm(7, &["bob", "alice"]))),
+            (2, "get_user") => None,
+            (_, "get_user") => {
+                let mut user = own.clone();
+                user["username"] = "bob".into();
+                user["public_key"] = bob.public().to_hex().into();
+                Some((vec![], user))
+            }
+            _ => Some((vec![], answer)),
+        }
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let first = soon(Client::register(at(address), Options::default(), dir.path(), "alice", PASSPHRASE)).await;
+    assert!(matches!(first, Err(Failure::Lost(_))), "{first:?}");
+    drop(first);
+    let made = keys.recv().await.unwrap();
+    let client = Client::open(at(address), Options::default(), dir.path(), "alice", PASSPHRASE).unwrap();
+    let mut alice = Person::of(client);
+    alice.has_key(7).await;
+    assert_eq!(alice.client.book().key(7), Some(&made));
+    alice.seen.clear();
+    alice.does("/to bob").await;
 }
 
 /// The binary as a server. Killed when it is dropped.

@@ -194,7 +194,7 @@ impl World {
                 }
                 Ok(payload)
             }
-            Some(Outgoing::Close(_)) | None => Err(Over),
+            Some(Outgoing::Close(_) | Outgoing::Moved) | None => Err(Over),
         }
     }
 

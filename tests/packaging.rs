@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Parser as _;
-use heliostat::cli::Cli;
+use heliostat::cli::{Cli, ServeArgs};
 use heliostat::config::Config;
 use serde_json::Value;
 
@@ -185,6 +185,176 @@ fn prometheus_and_grafana_find_each_other_the_mediator_and_their_files() {
         }
     }
     assert!(asked > 20, "the board was read: {asked}");
+}
+
+const CLUSTER: &str = "deploy/cluster/docker-compose.yml";
+
+/// The compose file of the cluster, with what it says by `<<` written out.
+fn cluster() -> Value {
+    let mut text: serde_yaml_ng::Value = serde_yaml_ng::from_str(&read(CLUSTER)).unwrap();
+    text.apply_merge().unwrap();
+    serde_json::to_value(text).unwrap()
+}
+
+/// Where a path of that file is in the repository.
+fn beside_cluster(path: &str) -> PathBuf {
+    file(CLUSTER).parent().unwrap().join(path).canonicalize().unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Whether the binary understands such words.
+fn understood(words: &[&str]) {
+    Cli::try_parse_from([&["heliostat"], words].concat()).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+}
+
+/// What stands behind an option, each time.
+fn options<'a>(words: &[&'a str], option: &str) -> Vec<&'a str> {
+    words.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1]).collect()
+}
+
+/// The words that follow `heliostat` in the comment that says what made a file.
+fn made_by(text: &str) -> Vec<&str> {
+    let command = text.split("# Made by\n").nth(1).unwrap().split("\n#\n").next().unwrap();
+    command.split(['#', '\\', '\n', ' ']).filter(|word| !word.is_empty()).skip(1).collect()
+}
+
+#[test]
+fn every_path_command_and_port_of_the_cluster_exists() {
+    let cluster = cluster();
+    let services = cluster["services"].as_object().unwrap();
+    let volumes: BTreeSet<&String> = cluster["volumes"].as_object().unwrap().keys().collect();
+    let (mut published, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    for (name, service) in services {
+        match service["build"].as_str() {
+            Some(context) => assert!(beside_cluster(context).join("Dockerfile").is_file()),
+            None => assert!(service["image"].as_str().unwrap().contains(':'), "{name} is not pinned"),
+        }
+        for (_, outside) in mounts(service) {
+            if outside.starts_with('.') {
+                beside_cluster(outside);
+            } else {
+                assert!(volumes.iter().any(|volume| *volume == outside), "{name}: {outside}");
+            }
+        }
+        let depends = &service["depends_on"];
+        let named = depends.as_object().map_or_else(Vec::new, |map| map.keys().map(String::as_str).collect());
+        for other in strings(depends).into_iter().chain(named) {
+            assert!(services.contains_key(other), "{name}: {other}");
+        }
+        for port in strings(&service["ports"]) {
+            let outside = port.strip_prefix("127.0.0.1:").unwrap_or_else(|| panic!("{name}: {port} is open to others"));
+            assert!(published.insert(outside.split(':').next().unwrap().to_owned()), "{name}: {port} is taken");
+        }
+        if let Some(address) = service["networks"]["cluster"]["ipv4_address"].as_str() {
+            assert!(addresses.insert(address), "{name}: {address} is taken");
+            let subnet = cluster["networks"]["cluster"]["ipam"]["config"][0]["subnet"].as_str().unwrap();
+            assert!(subnet.parse::<ipnet::IpNet>().unwrap().contains(&address.parse::<std::net::IpAddr>().unwrap()));
+        }
+    }
+    assert_eq!(published.len(), 4, "an admin door each, and the one for devices");
+}
+
+#[test]
+fn the_nodes_of_the_cluster_fit_each_other_the_balancer_and_the_database() {
+    let cluster = cluster();
+    let services = &cluster["services"];
+    let address = |name: &str| services[name]["networks"]["cluster"]["ipv4_address"].as_str().unwrap();
+    let names = ["node-1", "node-2", "node-3"];
+    let haproxy = read("deploy/cluster/haproxy.cfg");
+    let plan = made_by(&haproxy);
+    let certificates = strings(&services["certificates"]["command"]);
+    understood(&certificates);
+    let out = options(&certificates, "--out")[0];
+    // The volume's root is at another place there.
+    let made_in = |inside: &Path| {
+        let volume = inside.strip_prefix("/certificates").unwrap();
+        assert!(Path::new("/data").join(volume).starts_with(out), "{}", inside.display());
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let token = "/etc/throwaway-test-only-admin-token";
+    let text = read("deploy/cluster/heliostat.toml");
+    assert!(text.contains(&format!("file:{token}\"")));
+    let text = text.replace(token, file("deploy/throwaway-test-only-admin-token").to_str().unwrap());
+    let config = dir.path().join("heliostat.toml");
+    std::fs::write(&config, text).unwrap();
+    let mut chat = Vec::new();
+    for name in names {
+        let service = &services[name];
+        understood(&strings(&service["command"]));
+        let environment = service["environment"].as_object().unwrap();
+        let environment = environment.iter().map(|(key, value)| (key.into(), value.as_str().unwrap().into()));
+        let args = ServeArgs { config: Some(config.clone()), ..ServeArgs::default() };
+        let config = args.config(environment).unwrap().config;
+        let address_for_others = format!("{name}:{}", config.cluster.listen.port());
+        assert_eq!(config.cluster.name.as_deref(), Some(name));
+        assert_eq!(config.cluster.address, Some(address_for_others));
+        assert!(options(&certificates, "--node").contains(&format!("{name}={name}").as_str()));
+        for path in [&config.cluster.cert, &config.cluster.key, &config.cluster.authority] {
+            made_in(path.as_deref().unwrap());
+        }
+        assert!(config.cluster.cert.unwrap().to_str().unwrap().contains(name));
+        assert!(mounts(service).contains(&("/certificates", "links")) && mounts(service).contains(&("/data", name)));
+
+        let doors = [config.listen.address, config.cluster.listen, config.admin.listen];
+        assert!(doors.iter().all(|door| door.ip().is_unspecified()), "reachable from outside of the container");
+        assert!(config.listen.plain && config.listen.proxy_protocol, "as the balancer speaks");
+        let trusted: Vec<String> = config.listen.trusted_proxies.iter().map(ToString::to_string).collect();
+        assert_eq!(trusted.len(), 1);
+        assert!(trusted[0].starts_with(address("haproxy")));
+        let node = format!("{name}={}:{}", address(name), config.listen.address.port());
+        assert!(options(&plan, "--node").contains(&node.as_str()), "{node}: {plan:?}");
+        assert_eq!(options(&plan, "--admin-port"), [config.admin.listen.port().to_string()]);
+        assert!(strings(&service["ports"])[0].ends_with(&format!(":{}", config.admin.listen.port())));
+
+        let exempt: Vec<String> = config.chat.csp.exempt.unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(exempt, names.map(address));
+        chat.push(config.chat.csp.enabled);
+        let target = format!("addresses = [\"{}:{}\"]", address("node-1"), config.chat.csp.listen.port());
+        assert!(name != "node-1" || read("deploy/cluster/heliostat.toml").contains(&target));
+    }
+    assert_eq!(chat, [true, false, false], "one chat server, at the first");
+
+    let postgres = &services["postgres"]["environment"];
+    let [user, password, database] =
+        ["USER", "PASSWORD", "DB"].map(|it| postgres[format!("POSTGRES_{it}")].as_str().unwrap());
+    let url = format!("store = \"postgres://{user}:{password}@postgres/{database}\"");
+    assert!(read("deploy/cluster/heliostat.toml").contains(&url), "{url}");
+    // Where the balancer finds its certificate is where HAProxy looks for the key.
+    let certificate = options(&plan, "--certificate")[0];
+    let mounted = mounts(&services["haproxy"]);
+    let at = |inside: &str| beside_cluster(mounted.iter().find(|(it, _)| *it == inside).unwrap().1);
+    assert_eq!(at(certificate), file("certs/throwaway-test-only-cert.pem"));
+    assert_eq!(at(&format!("{certificate}.key")), file("certs/throwaway-test-only-key.pem"));
+    let door = format!("127.0.0.1:{0}:{0}", options(&plan, "--port")[0]);
+    assert_eq!(strings(&services["haproxy"]["ports"]), [door]);
+}
+
+#[test]
+fn the_balancer_of_the_cluster_is_what_the_command_in_it_writes() {
+    let text = read("deploy/cluster/haproxy.cfg");
+    assert_eq!(String::from_utf8(heliostat(&made_by(&text))).unwrap(), text);
+}
+
+#[test]
+fn the_page_about_clusters_shows_commands_and_a_configuration_that_are_understood() {
+    let page = read("docs/cluster.md");
+    let config = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let token = file("deploy/throwaway-test-only-admin-token");
+    let config = config.replace("/etc/heliostat/admin-token", token.to_str().unwrap());
+    let config = Config::parse("cluster.md", &config).unwrap();
+    assert_eq!(config.cluster.name.as_deref(), Some("node-1"));
+    let joined = page.replace("\\\n", " ");
+    let mut found = 0;
+    for command in joined.lines().filter_map(|line| line.strip_prefix("$ heliostat ")) {
+        let words = command.split('>').next().unwrap().split_whitespace();
+        let words: Vec<&str> = words.map(|word| if word == "…" { "n=10.0.0.1:8080" } else { word }).collect();
+        understood(&words);
+        if words[0] == "shard" && !words.contains(&"--for") {
+            let table = String::from_utf8(heliostat(&words)).unwrap();
+            assert!(page.contains(&table), "{table}");
+        }
+        found += 1;
+    }
+    assert!(found >= 5, "the commands were found");
 }
 
 /// The metrics an expression names, each with what it asks of their labels.

@@ -4,8 +4,10 @@
 //! placeholders `$1`, and what is not there is a number or empty. *Rejected*: code generic over the engine, whose bounds would
 //! stand before every function and which would keep two texts of each query all the same.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::any::{Any, AnyPoolOptions, AnyRow};
@@ -45,12 +47,22 @@ pub enum SqlError {
 }
 
 /// Where the database is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Place {
     /// A file in the data directory.
     Sqlite,
     /// A PostgreSQL server, by its URL.
     Postgres(String),
+}
+
+impl fmt::Debug for Place {
+    /// Without the URL: there may be a password in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite => "Sqlite",
+            Self::Postgres(_) => "Postgres(..)",
+        })
+    }
 }
 
 /// What a room keeps in its database.
@@ -78,6 +90,9 @@ pub struct Database {
     begin: &'static str,
     /// Locked until it is closed.
     lock: Arc<Held>,
+    /// A transaction failed: the connection is not used for another one. An engine may end a transaction by itself (SQLite, when the
+    /// disk is full), which the driver does not see: it fails to roll back what is not there, and never begins another.
+    failed: Arc<AtomicBool>,
 }
 
 impl Database {
@@ -112,7 +127,7 @@ impl Database {
             }
         };
         migrator.run(&pool).await?;
-        Ok(Self { pool, begin, lock })
+        Ok(Self { pool, begin, lock, failed: Arc::default() })
     }
 
     /// Begins reads and writes that count all together or not at all.
@@ -120,7 +135,13 @@ impl Database {
     /// # Errors
     /// [`SqlError`] when the engine fails.
     pub async fn begin(&self) -> Result<Tx, SqlError> {
-        Ok(Tx(self.pool.begin_with(self.begin).await?))
+        if self.failed.swap(false, Ordering::Relaxed) {
+            tracing::warn!("the connection to the database is made anew");
+            // In vain when it is broken already: it is not used again.
+            let _in_vain = self.pool.acquire().await?.close().await;
+        }
+        let tx = self.pool.begin_with(self.begin).await?;
+        Ok(Tx { tx, watch: Watch { is_sound: true, failed: Arc::clone(&self.failed) } })
     }
 
     /// Closes it. Whatever else uses it fails from now on.
@@ -135,15 +156,41 @@ impl Database {
 
 /// See [`Database::begin`]. Dropped without [`Self::commit`], nothing has happened.
 #[derive(Debug)]
-pub struct Tx(Transaction<'static, Any>);
+pub struct Tx {
+    tx: Transaction<'static, Any>,
+    watch: Watch,
+}
+
+/// Says when it is dropped whether what failed in a transaction was made good by its commit.
+#[derive(Debug)]
+struct Watch {
+    is_sound: bool,
+    failed: Arc<AtomicBool>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.failed.fetch_or(!self.is_sound, Ordering::Relaxed);
+    }
+}
 
 impl Tx {
+    /// What came of it; of what failed is not known in which state it left the connection.
+    fn of<T>(&mut self, done: Result<T, sqlx::Error>) -> Result<T, SqlError> {
+        self.watch.is_sound &= done.is_ok();
+        Ok(done?)
+    }
+
     /// Makes everything count.
     ///
     /// # Errors
     /// [`SqlError`] when the engine fails; then nothing does.
     pub async fn commit(self) -> Result<(), SqlError> {
-        Ok(self.0.commit().await?)
+        let Self { tx, mut watch } = self;
+        let committed = tx.commit().await;
+        // Whatever failed before was undone: the engine says that the rest counts.
+        watch.is_sound = committed.is_ok();
+        Ok(committed?)
     }
 
     /// All rows of a query.
@@ -151,7 +198,8 @@ impl Tx {
     /// # Errors
     /// [`SqlError`] when the engine fails.
     pub async fn rows(&mut self, sql: impl SqlSafeStr, values: Vec<Value>) -> Result<Vec<AnyRow>, SqlError> {
-        Ok(bind(sql, values).fetch_all(&mut *self.0).await?)
+        let rows = bind(sql, values).fetch_all(&mut *self.tx).await;
+        self.of(rows)
     }
 
     /// The first row of a query, if there is one.
@@ -159,7 +207,8 @@ impl Tx {
     /// # Errors
     /// [`SqlError`] when the engine fails.
     pub async fn row(&mut self, sql: &'static str, values: Vec<Value>) -> Result<Option<AnyRow>, SqlError> {
-        Ok(bind(sql, values).fetch_optional(&mut *self.0).await?)
+        let row = bind(sql, values).fetch_optional(&mut *self.tx).await;
+        self.of(row)
     }
 
     /// Says how many rows were changed.
@@ -167,7 +216,8 @@ impl Tx {
     /// # Errors
     /// [`SqlError`] when the engine fails.
     pub async fn run(&mut self, sql: impl SqlSafeStr, values: Vec<Value>) -> Result<u64, SqlError> {
-        Ok(bind(sql, values).execute(&mut *self.0).await?.rows_affected())
+        let done = bind(sql, values).execute(&mut *self.tx).await;
+        self.of(done).map(|done| done.rows_affected())
     }
 
     /// Rows for a list of ids, which goes where `{}` stands in `sql`, a piece at a time.
@@ -311,4 +361,46 @@ async fn is_alone(connection: &mut AnyConnection, lock: i64) -> Result<bool, sql
         Ok(())
     };
     tokio::time::timeout(GONE_WITHIN, gets).await.map_or(Ok(false), |got: Result<(), sqlx::Error>| got.map(|()| true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_transaction_that_the_engine_ended_was_the_last_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let migrator = || Migrator::with_migrations(Vec::new());
+        let schema = Schema { lock: 0, sqlite: migrator(), postgres: migrator() };
+        let database = Database::open(&Place::Sqlite, &dir.path().join("it.sqlite"), schema).await.unwrap();
+        let mut tx = database.begin().await.unwrap();
+        let full = "CREATE TRIGGER full BEFORE INSERT ON it WHEN NEW.n = 13 BEGIN SELECT RAISE(ROLLBACK, 'full'); END";
+        for sql in ["CREATE TABLE it (n BIGINT PRIMARY KEY)", full, "INSERT INTO it VALUES (1)"] {
+            tx.run(sql, values![]).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let add = async |tx: &mut Tx, n: i64| tx.run("INSERT INTO it VALUES ($1)", values![n]).await;
+        let kept = async || -> Vec<i64> {
+            let mut tx = database.begin().await.unwrap();
+            let rows = tx.rows("SELECT n FROM it ORDER BY n", values![]).await.unwrap();
+            rows.iter().map(|row| get(row, 0).unwrap()).collect()
+        };
+        // It is gone: what comes next is in none, and there is nothing to be committed.
+        let mut tx = database.begin().await.unwrap();
+        add(&mut tx, 2).await.unwrap();
+        assert!(add(&mut tx, 13).await.is_err() && tx.commit().await.is_err());
+        assert_eq!(kept().await, [1]);
+        // Nor to be rolled back.
+        let mut tx = database.begin().await.unwrap();
+        assert!(add(&mut tx, 13).await.is_err());
+        drop(tx);
+        assert_eq!(kept().await, [1]);
+        // What fails alone is no reason to begin anew.
+        let mut tx = database.begin().await.unwrap();
+        assert!(add(&mut tx, 1).await.is_err() && add(&mut tx, 3).await.is_ok());
+        tx.commit().await.unwrap();
+        assert!(!database.failed.load(Ordering::Relaxed));
+        assert_eq!(kept().await, [1, 3]);
+        database.close().await;
+    }
 }

@@ -445,6 +445,9 @@ settings! {
             /// Addresses behind which many clients stand, so that none is held up for what others do: the mediator's above all.
             /// When not set, this machine's own.
             exempt: Option<BTreeSet<IpAddr>> = None, Or(None, List(Parsed("an IP address", "10.0.0.2"))), Restart;
+            /// Whether the proxies in `listen.trusted_proxies` begin each connection to `listen` with the PROXY protocol, version 1 or
+            /// 2, before TLS. Nobody else is served there then. `plain_listen` is not meant: the mediator comes there.
+            proxy_protocol: bool = false, Switch, Restart;
             /// How long after logging in a client is sent the keys of new DMs: it needs a moment to fetch what it has.
             x3dh_after: Duration = dm::Settings::default().x3dh_after, Time(Duration::ZERO..=MINUTE), Restart;
             /// How long a client that was sent keys has to stay for them to count as received. Until then they are sent again at the
@@ -468,12 +471,16 @@ settings! {
             messages_per_user: Option<Rate> = dm::Rates::default().writes, DM_RATE, Restart;
             /// Notifications that a user types in a DM. More are left out without a word.
             typing: Option<Rate> = dm::Rates::default().typing, DM_RATE, Restart;
+            /// Changes of a user's profile that everybody is told of; five periods' may come at once.
+            profile_changes_per_user: Option<Rate> = dm::Rates::default().profiles, DM_RATE, Restart;
             /// DMs that a user makes.
             new_dms_per_user: Option<Rate> = dm::Rates::default().dms, DM_RATE, Restart;
             /// Requests for friendship of a user.
             friend_requests_per_user: Option<Rate> = dm::Rates::default().requests, DM_RATE, Restart;
             /// Accounts made from one address, or on one connection from an address in `chat.dm.exempt`.
             registrations_per_address: Option<Rate> = dm::Rates::default().registrations, DM_RATE, Restart;
+            /// Accounts made from addresses in `chat.dm.exempt`, all together.
+            registrations_from_exempt: Option<Rate> = dm::Rates::default().shared_registrations, DM_RATE, Restart;
             /// Names looked up from one address, likewise.
             lookups_per_address: Option<Rate> = dm::Rates::default().lookups, DM_RATE, Restart;
             /// Lists of all users sent to one connection.
@@ -750,9 +757,9 @@ const RULES: &[Rule<Config>] = &[
         reason: "`staging` is Let's Encrypt's; `directory` names another authority",
     },
     Rule {
-        keys: &["listen.proxy_protocol", "chat.skynet.proxy_protocol"],
+        keys: &["listen.proxy_protocol", "chat.skynet.proxy_protocol", "chat.dm.proxy_protocol"],
         broken: |config| {
-            (config.listen.proxy_protocol || config.chat.skynet.proxy_protocol)
+            (config.listen.proxy_protocol || config.chat.skynet.proxy_protocol || config.chat.dm.proxy_protocol)
                 && config.listen.trusted_proxies.is_empty()
         },
         reason: "`proxy_protocol` without `trusted_proxies` would let nobody in",
@@ -940,9 +947,11 @@ impl DmRatesConfig {
             events: self.requests_per_connection,
             writes: self.messages_per_user,
             typing: self.typing,
+            profiles: self.profile_changes_per_user,
             dms: self.new_dms_per_user,
             requests: self.friend_requests_per_user,
             registrations: self.registrations_per_address,
+            shared_registrations: self.registrations_from_exempt,
             lookups: self.lookups_per_address,
             lists: self.user_lists_per_connection,
             connections: self.connections_per_address,

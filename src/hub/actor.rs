@@ -124,8 +124,12 @@ impl Actor {
             Ok((tenure, Some(snapshot))) => (tenure, Group::restore(shared.clock.now(), snapshot, now_hold), false),
             Ok((tenure, None)) => (tenure, Group::empty(now_hold), true),
             Err(error) => {
-                tracing::error!(group = %id, %error, "a group could not be woken");
-                notices::failed(false);
+                if error == StoreError::Lost {
+                    tracing::debug!(group = %id, "a group could not be woken: this node has no lease");
+                } else {
+                    tracing::error!(group = %id, %error, "a group could not be woken");
+                    notices::failed(false);
+                }
                 Self::refuse(&shared, id, &mut posts, &error.into()).await;
                 return;
             }
@@ -152,11 +156,12 @@ impl Actor {
             // another node will know better.
             if error == StoreError::Lost {
                 tracing::warn!(group = %id, "a group was lost to another node");
+                notices::lost(actor.lock_is_held);
                 actor.move_out().await;
             } else {
                 tracing::error!(group = %id, %error, "a group could not keep what it decided");
+                notices::failed(actor.lock_is_held);
             }
-            notices::failed(actor.lock_is_held);
             let error = error.into();
             for (_, answer) in actor.asked.drain(..) {
                 let _gone = answer.send(Err(JoinError::clone(&error)));

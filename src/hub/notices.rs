@@ -14,8 +14,13 @@ pub(super) fn tell(group: DeviceGroupId, notice: Notice) {
 
 /// A group failed while its lock was held, or not: what it decided after it was last kept is not told any more.
 pub(super) fn failed(lock_is_held: bool) {
+    metrics::get().groups_failed.increment(1);
+    lost(lock_is_held);
+}
+
+/// The same of a group that goes on at another node.
+pub(super) fn lost(lock_is_held: bool) {
     let metrics = metrics::get();
-    metrics.groups_failed.increment(1);
     if lock_is_held {
         metrics.transactions_held.decrement(1.0);
         metrics.transactions_aborted.of(Aborted::GroupFailed).increment(1);

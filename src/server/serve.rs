@@ -460,9 +460,7 @@ async fn open_skynet(
         }
         None => None,
     };
-    let said_by = if room.proxy_protocol { SaidBy::ProxyProtocol } else { SaidBy::default() };
-    let trusted = config.listen.trusted_proxies.iter().filter(|_| room.proxy_protocol).copied().collect();
-    let door = Door { tls, proxies: Arc::new(Proxies::new(trusted, said_by)) };
+    let door = Door { tls, proxies: announced(config, room.proxy_protocol) };
     let doors = vec![(secured, door.clone()), (plain, Door::default())];
     let mut running = skynet::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()?;
     #[cfg(feature = "fcm")]
@@ -471,6 +469,13 @@ async fn open_skynet(
     }
     running.open_web(web, door, public_url.clone(), stop.clone());
     Ok((running, public_url))
+}
+
+/// The proxies that say in the PROXY protocol for whom they come, if they do.
+fn announced(config: &Config, proxy_protocol: bool) -> Arc<Proxies> {
+    let said_by = if proxy_protocol { SaidBy::ProxyProtocol } else { SaidBy::default() };
+    let trusted = config.listen.trusted_proxies.iter().filter(|_| proxy_protocol).copied().collect();
+    Arc::new(Proxies::new(trusted, said_by))
 }
 
 /// Opens the DM server as it is configured: at the first of its addresses with TLS, as far as there is a certificate, and at the
@@ -504,7 +509,8 @@ async fn open_dm(
     if let Some(exempt) = &room.exempt {
         settings.exempt = exempt.iter().copied().collect();
     }
-    let doors = vec![(secured, Door::from(tls)), (plain, Door::default())];
+    let door = Door { tls, proxies: announced(config, room.proxy_protocol) };
+    let doors = vec![(secured, door), (plain, Door::default())];
     dm::start_on(doors, settings, clock, stop.clone()).await.into_diagnostic()
 }
 

@@ -68,7 +68,6 @@
 //! transaction with one sync, and then answers all of them; while it syncs, the next batch gathers. So the cost of a sync is
 //! shared by as many as are waiting, and nobody waits for a timer. Readers have connections of their own and see what has
 //! been committed; they neither wait for the writer nor hold it up.
-
 //!
 //! # Copies
 //!
@@ -77,6 +76,10 @@
 //! builds new trees: nothing is waited for but the disk. SQLite's backup API copies pages instead, and begins anew whenever
 //! another connection has written: on a busy server it would never end. As long as a copy is made, the write-ahead log
 //! cannot start over and grows; the writer does not wait for that, as it would for an ordinary reader.
+//!
+//! # Elsewhere
+//!
+//! What is said of files is said of SQLite. [`postgres`] makes the same promise with a database that several nodes share.
 
 pub mod copy;
 pub mod memory;

@@ -14,6 +14,8 @@
 //! | [`provoke`] | makes a server close a client with any code |
 //! | [`simulate`] | many groups of devices, and a judgement of what reached whom |
 //! | [`skynet`] | a client for Skynet v5, as a library and for lines |
+//! | [`shard`] | which node of a cluster gets which groups, and load balancers that send them there |
+//! | [`store`] | copies what is kept from one store to another |
 //! | [`replay`] | drives the device side of a capture against any mediator |
 //! | [`tox`] | a client for Tox groups: as a peer, and as a thin user |
 //! | [`trace`] | a capture as a picture for Perfetto |
@@ -36,8 +38,10 @@ pub mod identity;
 pub mod keyfile;
 pub mod provoke;
 pub mod replay;
+pub mod shard;
 pub mod simulate;
 pub mod skynet;
+pub mod store;
 mod terminal;
 pub mod tox;
 pub mod trace;

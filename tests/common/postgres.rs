@@ -1,5 +1,5 @@
 //! A PostgreSQL server of our own, from the distribution's package.
-#![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

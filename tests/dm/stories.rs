@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use heliostat::chat::dm::crypto::{PublicKey, Setup, setup_message};
+use heliostat::chat::dm::wire::stamp;
 use serde_json::{Value, json};
 
-use crate::world::{Account, Ground, befriend, group, invitation, pair, point};
+use crate::world::{Account, Ground, befriend, group, invitation, pair, point, soon};
 
 fn named(name: &str) -> Value {
     json!({ "username": name })
@@ -54,11 +55,26 @@ pub async fn registering_and_logging_in_both_ways(ground: Ground) {
     assert_eq!((seen.get("own_storage"), &list), (None, &json!([seen])));
     assert_eq!(seen.as_object().unwrap().len(), 7, "{seen}");
     assert_eq!(other.cannot("get_user", named("ann lee")).await, "no_such_user");
+
+    // Of two things that are wrong, the first is told.
+    let mut wrong = account.registration();
+    wrong["sig"] = json!("no");
+    assert_eq!(other.cannot("register", wrong.clone()).await, "already_logged_in");
+    let mut client = world.stranger().await;
+    assert_eq!(client.cannot("register", wrong.clone()).await, "username_taken");
+    wrong["username"] = json!("ab");
+    assert_eq!(client.cannot("register", wrong).await, "username_invalid");
+    for event in ["send_message", "get_message_history", "join_call"] {
+        let args = json!({ "id": 7, "message": "no", "count": 0, "uuid": "" });
+        assert_eq!(other.cannot(event, args).await, "no_dm_access", "{event}");
+    }
+    assert_eq!(other.cannot("set_message", json!({ "id": 7, "message": "no" })).await, "no_message_access");
+    assert_eq!(other.cannot("send_message", json!({ "message": "no" })).await, "bad_request");
     world.close().await;
 }
 
 pub async fn a_wrong_answer_uses_the_challenge_up_and_ten_lock_the_connection(mut ground: Ground) {
-    ground.settings.lockout.locks_for = Duration::from_millis(300);
+    ground.settings.lockout.locks_for = Duration::from_secs(2);
     let world = ground.open().await;
     world.somebody("alice").await.leaves().await;
     let mut client = world.stranger().await;
@@ -74,8 +90,14 @@ pub async fn a_wrong_answer_uses_the_challenge_up_and_ten_lock_the_connection(mu
     hex::decode_to_slice(challenge.as_str().unwrap(), &mut point).unwrap();
     let right = json!({ "response": hex::encode(Account::of("alice").identity.answer("alice", &point)) });
     assert_eq!(client.cannot("login_challenge_response", right).await, "no_challenge", "it has had its answer");
+    // So has one that is answered with something that no answer can be.
+    let challenge = client.does("login", named("alice")).await;
+    hex::decode_to_slice(challenge.as_str().unwrap(), &mut point).unwrap();
+    let right = json!({ "response": hex::encode(Account::of("alice").identity.answer("alice", &point)) });
+    assert_eq!(client.cannot("login_challenge_response", json!({ "response": "00" })).await, "malformed");
+    assert_eq!(client.cannot("login_challenge_response", right).await, "no_challenge");
     assert_eq!(client.cannot("login", named("nobody")).await, "no_such_user");
-    for _ in 0..6 {
+    for _ in 0..4 {
         assert_eq!(client.cannot("login", json!({})).await, "bad_request");
     }
     assert_eq!(client.cannot("login", named("alice")).await, "locked_out");
@@ -113,6 +135,15 @@ pub async fn profiles_are_seen_by_those_who_are_logged_in(ground: Ground) {
     assert_eq!(bob.hears("profile_notification").await["spk"], json!(null));
     assert_eq!(alice.does("set_user", json!({ "unknown": 1 })).await, true);
 
+    // Who asks for everybody hears what is so now, however often.
+    let everybody = async |client: &mut crate::world::Client| client.does("get_user_list", json!({})).await;
+    let list = everybody(&mut bob).await;
+    assert_eq!((list.as_array().unwrap().len(), &list[0]["biography"]), (2, &json!("é".repeat(500))));
+    alice.does("set_user", json!({ "biography": "x" })).await;
+    assert_eq!((bob.hears("profile_notification").await, everybody(&mut bob).await[0]["biography"].clone()).1, "x");
+    assert_eq!(stranger.does("register", Account::of("carol").registration()).await, true);
+    assert_eq!(everybody(&mut bob).await[2]["status"], "offline");
+
     // Own storage is a hint to one's own devices.
     let mut tablet = world.again("alice").await;
     assert_eq!(bob.heard().await, [], "she was here already");
@@ -124,8 +155,10 @@ pub async fn profiles_are_seen_by_those_who_are_logged_in(ground: Ground) {
     );
     alice.leaves().await;
     assert_eq!(bob.does("get_user", named("alice")).await["status"], "away");
+    assert_eq!(everybody(&mut bob).await[0]["status"], "away");
     tablet.leaves().await;
     assert_eq!(bob.hears("profile_notification").await["status"], "offline");
+    assert_eq!(everybody(&mut bob).await[0]["status"], "offline");
     assert_eq!(bob.does("get_user", named("alice")).await["status"], "offline");
 
     // Who is invisible comes and goes unseen.
@@ -305,6 +338,8 @@ pub async fn whom_a_group_is_for_and_who_sees_it(ground: Ground) {
 
 pub async fn a_key_is_delivered_until_somebody_stayed_who_had_it(mut ground: Ground) {
     ground.settings.x3dh_kept = Duration::from_secs(3600);
+    // At once: what waits is said before the first thing that is asked for is answered.
+    ground.settings.x3dh_after = Duration::ZERO;
     let world = ground.open().await;
     let mut alice = world.somebody("alice").await;
     for name in ["bob", "carol"] {
@@ -321,19 +356,29 @@ pub async fn a_key_is_delivered_until_somebody_stayed_who_had_it(mut ground: Gro
     alice.leaves().await;
     world.close().await;
 
-    // Also after a restart; and when somebody stayed, never again.
+    // Also after a restart. Whoever stayed and was silent may have been dead all the time.
     ground.settings.x3dh_kept = Duration::from_millis(50);
     let world = ground.open().await;
+    for _ in 0..2 {
+        let mut bob = world.again("bob").await;
+        assert_eq!(bob.hears("x3dh_notification").await["id"], dm);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        bob.leaves().await;
+    }
+    // Whoever stayed and says something has it, and it is never sent again.
     let mut bob = world.again("bob").await;
     assert_eq!(bob.hears("x3dh_notification").await["id"], dm);
-    loop {
-        // It may still be there right after; each login starts another delivery.
-        let mut again = world.again("bob").await;
-        tokio::time::sleep(Duration::from_millis(150)).await;
-        if again.names_heard().await.is_empty() {
-            break;
+    let delivered = async {
+        loop {
+            bob.does("get_dms", json!({})).await;
+            let mut again = world.again("bob").await;
+            if again.names_heard().await.is_empty() {
+                break;
+            }
+            again.leaves().await;
         }
-    }
+    };
+    soon(delivered).await;
     let mut carol = world.again("carol").await;
     assert_eq!(carol.hears("x3dh_notification").await["position"], 2, "each has an own one");
     world.close().await;
@@ -404,6 +449,7 @@ pub async fn messages_are_seen_changed_pinned_and_reacted_to_by_members_alone(gr
     // Without friendship nobody speaks, but what was said stays, and pins do.
     alice.does("unfriend", named("bob")).await;
     assert_eq!(alice.cannot("send_message", alice.me().message(dm, "x")).await, "not_friends");
+    assert_eq!(alice.cannot("send_message", json!({ "id": dm })).await, "not_friends", "whatever else is wrong");
     assert_eq!(bob.cannot("add_reaction", react(&bob.me())).await, "not_friends");
     assert_eq!(bob.cannot("ping_typing", json!({ "id": dm })).await, "not_friends");
     assert_eq!(bob.cannot("join_call", json!({ "id": dm, "uuid": "u" })).await, "not_friends");
@@ -454,7 +500,7 @@ pub async fn a_history_has_no_gap_and_nothing_twice(ground: Ground) {
 pub async fn scheduled_messages_are_sent_and_deleted_in_their_time(ground: Ground) {
     let world = ground.open().await;
     let (mut alice, mut bob, dm) = pair(&world).await;
-    assert_eq!(alice.does("send_message", alice.me().later(dm, "later", 3, 1)).await, true);
+    assert_eq!(alice.does("send_message", alice.me().later(dm, "later", 3_600, 0)).await, true);
     assert_eq!(bob.names_heard().await, [""; 0]);
     let pending = alice.does("get_dm", json!({ "id": dm })).await["scheduled_messages"].clone();
     let (schedule, shown) = pending.as_object().unwrap().iter().next().unwrap();
@@ -462,12 +508,19 @@ pub async fn scheduled_messages_are_sent_and_deleted_in_their_time(ground: Groun
     assert_eq!(bob.does("get_dm", json!({ "id": dm })).await["scheduled_messages"], json!({}), "the author's alone");
     let cancel = |id: &str| json!({ "dm_id": dm, "schedule_id": id });
     assert_eq!(bob.cannot("cancel_scheduled_message", cancel(schedule)).await, "no_schedule");
+    assert_eq!(alice.does("cancel_scheduled_message", cancel(schedule)).await, true);
 
+    alice.says(dm, "before").await;
+    let before = alice.hears("message_notification").await;
+    bob.hears("message_notification").await;
+    assert_eq!(alice.does("send_message", alice.me().later(dm, "in a second", 1, 1)).await, true);
+    let schedule = &(schedule.parse::<i64>().unwrap() + 1).to_string();
     let sent = alice.hears("scheduled_message_sent_notification").await;
     assert_eq!(sent, json!({ "dm_id": dm, "schedule_id": schedule.parse::<i64>().unwrap() }));
     let message = alice.hears("message_notification").await;
     assert_eq!(bob.hears("message_notification").await, message);
-    assert!(message["timestamp"].as_str() >= shown["timestamp"].as_str(), "not before its time");
+    let at = |message: &Value| stamp::read(message["timestamp"].as_str().unwrap()).unwrap();
+    assert!(at(&message) >= at(&before) + 1_000_000, "not before its time");
     assert!(message["delete_timestamp"].is_string());
     assert_eq!(alice.cannot("cancel_scheduled_message", cancel(schedule)).await, "no_schedule", "it was sent");
     assert_eq!(bob.hears("message_delete_notification").await, message["id"]);

@@ -14,7 +14,7 @@ use heliostat::net::listen::Door;
 use heliostat::time::Clock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,8 @@ pub struct Ground {
     pub place: Place,
     pub settings: Settings,
     pub rates: Rates,
+    /// Connections at a time, and sessions.
+    pub connections_max: usize,
     /// How far ahead of the real one the server's clock is.
     pub later: Duration,
 }
@@ -40,19 +42,25 @@ pub struct Ground {
 impl Ground {
     pub fn new(dir: &Path, place: Place) -> Self {
         let settings = Settings { x3dh_after: Duration::from_millis(50), ..Settings::default() };
-        Self { dir: dir.to_owned(), place, settings, rates: Rates::NONE, later: Duration::ZERO }
+        let (rates, connections_max, later) = (Rates::NONE, 10_000, Duration::ZERO);
+        Self { dir: dir.to_owned(), place, settings, rates, connections_max, later }
     }
 
     pub async fn open(&self) -> World {
+        self.open_behind(Door::default()).await
+    }
+
+    pub async fn open_behind(&self, door: Door) -> World {
         let real = Clock::system().now().wall_ms;
         let later = u64::try_from(self.later.as_millis()).unwrap();
         let clock = Clock::following(real + later);
         let stop = CancellationToken::new();
-        let doors = vec![(TcpListener::bind("127.0.0.1:0").await.unwrap(), Door::default())];
+        let doors = vec![(TcpListener::bind("127.0.0.1:0").await.unwrap(), door)];
         let config = Config {
             place: self.place.clone(),
             settings: self.settings.clone(),
             rates: self.rates,
+            connections_max: self.connections_max,
             ..Config::new(self.dir.clone())
         };
         let running = dm::start_on(doors, config, clock, stop.clone()).await.unwrap();
@@ -83,6 +91,20 @@ impl World {
         assert_eq!(client.does("register", account.registration()).await, true);
         client.log_in(&account).await;
         client
+    }
+
+    /// The same, who takes little before it is read.
+    pub async fn narrow(&self, name: &str) -> Client {
+        let mut client = Client::over(self.narrow_tcp().await).await;
+        client.log_in(&Account::of(name)).await;
+        client
+    }
+
+    /// What takes little before it is read.
+    pub async fn narrow_tcp(&self) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket.connect(self.address).await.unwrap()
     }
 
     /// Another connection of somebody.
@@ -173,11 +195,15 @@ pub struct Client {
 impl Client {
     /// Speaks through something: raw WebSocket frames.
     pub async fn over(carrier: impl Carrier + 'static) -> Self {
+        Self::tries(carrier).await.expect("there is room for one more")
+    }
+
+    /// The same, unless nobody is let in.
+    pub async fn tries(carrier: impl Carrier + 'static) -> Option<Self> {
         let carrier: Box<dyn Carrier> = Box::new(carrier);
         let url = "ws://dm/socket.io/?EIO=4&transport=websocket";
-        let (ws, _) = soon(tokio_tungstenite::client_async(url, carrier)).await.unwrap();
-        let account = None;
-        let mut client = Self { ws, next_ack: 0, answers: Default::default(), notices: VecDeque::new(), account };
+        let (ws, _) = soon(tokio_tungstenite::client_async(url, carrier)).await.ok()?;
+        let mut client = Self::with(ws);
         let open = client.frame().await.unwrap();
         let open: Value = serde_json::from_str(open.strip_prefix('0').expect("the opening")).unwrap();
         assert!(open["sid"].is_string() && open["pingInterval"].is_u64(), "{open}");
@@ -185,11 +211,27 @@ impl Client {
         loop {
             let frame = client.frame().await.unwrap();
             if frame.starts_with("40{") {
-                return client;
+                return Some(client);
             }
             assert!(frame.starts_with('2'), "{frame}");
             client.send("3".into()).await;
         }
+    }
+
+    fn with(ws: WebSocketStream<Box<dyn Carrier>>) -> Self {
+        Self { ws, next_ack: 0, answers: Default::default(), notices: VecDeque::new(), account: None }
+    }
+
+    /// Goes on as a WebSocket with a session that is connected and began by polling.
+    pub async fn upgrades(carrier: impl Carrier + 'static, sid: &str) -> Self {
+        let carrier: Box<dyn Carrier> = Box::new(carrier);
+        let url = format!("ws://dm/socket.io/?EIO=4&transport=websocket&sid={sid}");
+        let (ws, _) = soon(tokio_tungstenite::client_async(url, carrier)).await.unwrap();
+        let mut client = Self::with(ws);
+        client.send("2probe".into()).await;
+        assert_eq!(client.frame().await.unwrap(), "3probe");
+        client.send("5".into()).await;
+        client
     }
 
     pub async fn send(&mut self, frame: String) {

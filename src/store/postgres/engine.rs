@@ -18,7 +18,7 @@
 //!
 //! When the connection breaks, or nothing is heard for as long as anybody can wait, the batch may have been kept or not, or be
 //! decided later. Its jobs are answered with an error, and the connection is given up. The groups are not taken again before the
-//! batch is decided: they belong to this node still, so the way above is gone.
+//! batch is decided: they are in this node's name still, so it goes the way above.
 //!
 //! The thread that writes drives its connection itself, so a commit does not wait for any other task of the process.
 
@@ -115,6 +115,8 @@ impl Engine for PostgresEngine {
             }
             Err(Failure::LeaseLost) => {
                 self.tenures.lose(node);
+                // All of them were asked under it.
+                self.is_cut_off = true;
                 Err(StoreError::Lost)
             }
             Err(Failure::Kept(error)) => Err(error),

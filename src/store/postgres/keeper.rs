@@ -22,6 +22,7 @@ use crate::metrics::{self, Outcome};
 use crate::store::StoreError;
 use crate::store::tenure::NodeId;
 use crate::time::Clock;
+use crate::wire::d2m::DeviceGroupId;
 
 const REGISTER: &str =
     "INSERT INTO nodes SELECT nextval('node_ids'), $1, $2, now() + $3 * INTERVAL '1 millisecond' RETURNING node";
@@ -143,7 +144,7 @@ impl Keeper {
         session: &mut Option<Session>,
         node: NodeId,
         round: u32,
-    ) -> Result<Option<Vec<crate::wire::d2m::DeviceGroupId>>, Error> {
+    ) -> Result<Option<Vec<DeviceGroupId>>, Error> {
         let session = self.connected(session).await?;
         let (renewed, wanted) = futures_util::future::join(
             session.execute(RENEW, &[&node.0, &self.lease_ms()]),
@@ -197,10 +198,10 @@ impl Keeper {
             Ok(Err(error)) => tracing::warn!(%node, reason = told(&error), "this node's lease was left to expire"),
             Err(_) => tracing::warn!(%node, "this node's lease was left to expire: the database does not answer"),
         }
-        self.owners.rest().await;
+        self.owners.close().await;
     }
 
-    fn tidy(&self, wanted: Vec<crate::wire::d2m::DeviceGroupId>) -> JoinHandle<()> {
+    fn tidy(&self, wanted: Vec<DeviceGroupId>) -> JoinHandle<()> {
         let unheld = self.owners.tenures.want(wanted);
         let owners = Arc::clone(&self.owners);
         tokio::spawn(async move {

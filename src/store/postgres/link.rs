@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -76,7 +77,7 @@ impl Server {
         // a plan that was made while a table was small would go on reading all of it.
         client
             .batch_execute(&format!(
-                "SET statement_timeout = {statement_ms}; SET lock_timeout = {LOCK_MS};
+                "SET client_min_messages = warning; SET statement_timeout = {statement_ms}; SET lock_timeout = {LOCK_MS};
                  SET idle_in_transaction_session_timeout = {SILENT_IN_TRANSACTION_MS};
                  SET default_transaction_isolation = 'read committed'; SET enable_seqscan = off;
                  SELECT set_config('synchronous_commit', 'on', FALSE)
@@ -155,11 +156,12 @@ pub(super) struct Link {
     server: Arc<Server>,
     statements: &'static [&'static str],
     session: Mutex<Option<Arc<Session>>>,
+    is_closed: AtomicBool,
 }
 
 impl Link {
     pub(super) fn new(server: Arc<Server>, statements: &'static [&'static str]) -> Self {
-        Self { server, statements, session: Mutex::default() }
+        Self { server, statements, session: Mutex::default(), is_closed: AtomicBool::new(false) }
     }
 
     /// Asks something that may be asked twice: once more on a new connection when the old one had broken.
@@ -168,15 +170,17 @@ impl Link {
         question: impl Fn(Arc<Session>) -> F,
     ) -> Result<T, StoreError> {
         let mut again = true;
+        let silent = |_| StoreError::Failed("the database does not answer".to_owned());
         loop {
-            let session = self.session().await?;
+            // Those who wait while another makes the connection do not wait for longer than that one.
+            let session = tokio::time::timeout(self.server.patience, self.session()).await.map_err(silent)??;
             let asked = tokio::time::timeout(self.server.patience, question(Arc::clone(&session))).await;
             let error = match asked {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
-                Err(_) => {
+                Err(late) => {
                     self.give_up(&session).await;
-                    return Err(StoreError::Failed("the database does not answer".to_owned()));
+                    return Err(silent(late));
                 }
             };
             if error.as_db_error().is_none() || session.client.is_closed() {
@@ -191,11 +195,13 @@ impl Link {
 
     async fn session(&self) -> Result<Arc<Session>, StoreError> {
         let mut kept = self.session.lock().await;
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(StoreError::Closed);
+        }
         if let Some(session) = kept.as_ref().filter(|session| !session.client.is_closed()) {
             return Ok(Arc::clone(session));
         }
-        let made = tokio::time::timeout(self.server.patience, self.server.connect(self.statements)).await;
-        let made = made.map_err(|_| StoreError::Failed("the database cannot be reached in time".to_owned()))?;
+        let made = self.server.connect(self.statements).await;
         let session = Arc::new(made.map_err(|error| StoreError::Failed(told(&error)))?);
         *kept = Some(Arc::clone(&session));
         Ok(session)
@@ -209,8 +215,9 @@ impl Link {
         }
     }
 
-    /// Ends the connection; the next question makes another.
-    pub(super) async fn rest(&self) {
+    /// Answers whoever asks from now on with [`StoreError::Closed`].
+    pub(super) async fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
         *self.session.lock().await = None;
     }
 }

@@ -169,7 +169,8 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Connects, brings the tables up to date and takes a lease. Dropping the store leaves the lease to expire, as a crash would.
+    /// Connects, brings the tables up to date and takes a lease. Dropping the store ends it as
+    /// [`Self::close`] does, but nobody can wait for that.
     ///
     /// # Errors
     /// [`PostgresError`]; its message says what to do.
@@ -224,7 +225,7 @@ impl PostgresStore {
         if let Ok(node) = self.tenures.node() {
             self.tenures.end(node);
         }
-        self.reader.rest().await;
+        self.reader.close().await;
         closed
     }
 

@@ -184,8 +184,8 @@ impl Owners {
         rows.iter().map(|row| owner_of(row, NodeId(number(row, 0)?), 1)).collect()
     }
 
-    pub(super) async fn rest(&self) {
-        self.link.rest().await;
+    pub(super) async fn close(&self) {
+        self.link.close().await;
     }
 
     fn grant(&self, group: DeviceGroupId, node: NodeId, row: &Row) -> Result<Option<Tenure>, StoreError> {

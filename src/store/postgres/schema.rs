@@ -120,8 +120,10 @@ async fn make_ledger(client: &Client) -> Result<(), PostgresError> {
     }
 }
 
+/// A table is a relation, a type and rows of catalogues: whichever of them the other made first.
 fn is_race(error: &tokio_postgres::Error) -> bool {
-    error.code().is_some_and(|code| [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_TABLE].contains(code))
+    let races = [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_TABLE, SqlState::DUPLICATE_OBJECT];
+    error.code().is_some_and(|code| races.contains(code))
 }
 
 fn failed(error: tokio_postgres::Error) -> PostgresError {

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use rustls::pki_types::ServerName;
@@ -17,9 +17,10 @@ use tokio_rustls::client::TlsStream as Encrypted;
 use super::PostgresError;
 use crate::net::tls;
 
-/// Whom to believe.
+/// Whom to believe: the authorities in a file, or the system's, which are read when they are first needed. A system that has none
+/// can still be spoken to without TLS.
 #[derive(Clone)]
-pub(super) struct Tls(TlsConnector);
+pub(super) struct Tls(Arc<OnceLock<TlsConnector>>);
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -28,25 +29,39 @@ impl std::fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Trusts the authorities in a PEM file, or the system's. A system that has none can still be spoken to without TLS.
     pub(super) fn trusting(authorities: Option<&Path>) -> Result<Self, PostgresError> {
-        let tls_failed = |error: tls::TlsError| PostgresError::Tls { reason: error.to_string() };
-        let mut roots = RootCertStore::empty();
-        let (usable, _) = roots.add_parsable_certificates(match authorities {
-            Some(path) => tls::read_certs(path).map_err(tls_failed)?,
-            None => rustls_native_certs::load_native_certs().certs,
-        });
-        if let (0, Some(path)) = (usable, authorities) {
-            let reason = format!("{}: no certificate in it can vouch for anybody", path.display());
-            return Err(PostgresError::Tls { reason });
+        let tls = Self(Arc::default());
+        if let Some(path) = authorities {
+            let refused = |reason: String| PostgresError::Tls { reason };
+            let mut roots = RootCertStore::empty();
+            let (usable, _) =
+                roots.add_parsable_certificates(tls::read_certs(path).map_err(|error| refused(error.to_string()))?);
+            if usable == 0 {
+                return Err(refused(format!("{}: no certificate in it can vouch for anybody", path.display())));
+            }
+            let connector = connector(roots).map_err(|error| refused(error.to_string()))?;
+            tls.0.get_or_init(|| connector);
         }
-        let config = ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| PostgresError::Tls { reason: error.to_string() })?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self(TlsConnector::from(Arc::new(config))))
+        Ok(tls)
     }
+
+    fn connector(&self) -> io::Result<TlsConnector> {
+        if let Some(connector) = self.0.get() {
+            return Ok(connector.clone());
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let connector = connector(roots).map_err(io::Error::other)?;
+        Ok(self.0.get_or_init(|| connector).clone())
+    }
+}
+
+fn connector(roots: RootCertStore) -> Result<TlsConnector, rustls::Error> {
+    let config = ClientConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for Tls {
@@ -56,13 +71,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for T
 
     /// Asked also where there will be no TLS: for a socket on this machine, which has no name.
     fn make_tls_connect(&mut self, host: &str) -> Result<Connect, Self::Error> {
-        Ok(Connect { connector: self.0.clone(), host: host.to_owned() })
+        Ok(Connect { tls: self.clone(), host: host.to_owned() })
     }
 }
 
 /// One handshake.
 pub(super) struct Connect {
-    connector: TlsConnector,
+    tls: Tls,
     host: String,
 }
 
@@ -74,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Conne
     fn connect(self, stream: S) -> Self::Future {
         Box::pin(async move {
             let name = ServerName::try_from(self.host).map_err(io::Error::other)?;
-            Ok(Stream(self.connector.connect(name, stream).await?))
+            Ok(Stream(self.tls.connector()?.connect(name, stream).await?))
         })
     }
 }

@@ -10,7 +10,7 @@
 //! **What is said** goes to a direct message that this device took into its hands: a server that says a message were in another one, or that a
 //! group were two people, finds nothing sealed for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{Doubt, Event, Reacted, Said, Shown};
 use super::seen::{Seen, Sight, Thing};
 use crate::chat::dm::crypto::seal::nonce_of;
-use crate::chat::dm::crypto::storage::BadStorage;
+use crate::chat::dm::crypto::storage::{BadStorage, Made, SignedOnly};
 use crate::chat::dm::crypto::tree::{self, CreateError, Created, Invitation, MEMBERS_MAX, ReceiveError};
 use crate::chat::dm::crypto::x3dh::Bundle;
 use crate::chat::dm::crypto::{PublicKey, SealKey, SecretKey, Storage, fingerprint};
@@ -27,8 +27,17 @@ use crate::crypto::Secret;
 
 /// Direct messages that are known at most: as many as a server lets one have.
 pub(super) const DMS_MAX: usize = 2_000;
+/// Keys that are kept: with those of direct messages that the server does not show at the moment. The server keeps no more than some 3 400
+/// of them for other devices.
+const KEYS_MAX: usize = DMS_MAX + 500;
 /// Messages that wait to be taken by the server.
 const OUTBOX_MAX: usize = 1_000;
+/// Invitations that wait to be looked at: some 20 KB each.
+const INVITATIONS_MAX: usize = 500;
+/// Direct messages that the server does not show any more, of which is remembered what was seen.
+const GONE_MAX: usize = 500;
+/// Messages of each direct message that are remembered as told, or as shown, while the process runs.
+const TOLD_MAX: usize = 1_000;
 
 /// A direct message.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +46,21 @@ struct Known {
     name: Option<String>,
     #[serde(skip)]
     call: BTreeMap<String, String>,
-    /// The newest message that was looked at.
+    /// The newest message that was looked at, and that was one: a server that shows what is none under the highest number does not have
+    /// the last word.
+    last: i64,
+    seen: Seen,
+    /// Newer ones that were told and are none.
+    #[serde(skip)]
+    doubted: BTreeSet<i64>,
+    /// Who said what was shown of the history.
+    #[serde(skip)]
+    leafed: VecDeque<(i64, String)>,
+}
+
+/// What is remembered of a direct message that the server does not show any more: it may show it again, and with it what was said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Gone {
     last: i64,
     seen: Seen,
 }
@@ -75,6 +98,9 @@ pub enum NotSealed {
     /// The server says that others are in it than those it was made for.
     #[error("#{0} was made with {1}, and the server says that others are in it: nothing is said there")]
     Strangers(i64, String),
+    /// It was agreed on with a key that was forgotten, by somebody who is not who is meant by that name now.
+    #[error("#{0} was made with a key that was forgotten: /leave it, and begin another with /dm")]
+    Stale(i64),
     /// It is longer than a server takes.
     #[error("that is longer than {0} bytes")]
     TooLong(usize),
@@ -113,10 +139,18 @@ pub(super) enum NotInvited {
     /// There is a key already, and it is another one.
     #[error("there is another key already")]
     Other,
+    /// It was the invitation to another one.
+    #[error("it is the invitation to #{0} once more")]
+    Again(i64),
     /// There is no room.
     #[error("there are too many")]
     TooMany,
 }
+
+/// The server says that something new has the number of something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the server gives what was made the number of something else, #{0}: it is not used")]
+pub(super) struct Taken(i64);
 
 impl NotInvited {
     /// Whether another device of this account may know better.
@@ -133,15 +167,18 @@ pub struct Book {
     pub(super) storage: Storage,
     /// Something in the storage may not be on the server.
     pub(super) unshared: bool,
+    /// What lies on the server is not understood: nothing is written over it before a person says so.
+    pub(super) unreadable: bool,
     dms: BTreeMap<i64, Known>,
+    gone: BTreeMap<i64, Gone>,
+    /// What is to be looked at: the server does not say it again.
+    invitations: VecDeque<X3dh>,
     pub(super) outbox: VecDeque<Waiting>,
     /// A direct message that was asked for and whose number is not known yet.
     pub(super) making: Option<Making>,
     pub(super) registered: bool,
     /// Everything was looked at once.
     pub(super) synced: bool,
-    /// Whether setups have to be signed.
-    pub(super) signed_only: bool,
 }
 
 impl fmt::Debug for Book {
@@ -160,6 +197,10 @@ pub(super) struct Kept {
     /// Sealed once more: it has a form for that already.
     storage: String,
     dms: BTreeMap<i64, Known>,
+    #[serde(default)]
+    gone: BTreeMap<i64, Gone>,
+    #[serde(default)]
+    invitations: VecDeque<X3dh>,
     outbox: VecDeque<Waiting>,
 }
 
@@ -192,12 +233,14 @@ impl Book {
             identity,
             storage: Storage::default(),
             unshared: false,
+            unreadable: false,
             dms: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            invitations: VecDeque::new(),
             outbox: VecDeque::new(),
             making: None,
             registered,
             synced: false,
-            signed_only: false,
         }
     }
 
@@ -209,6 +252,8 @@ impl Book {
             making: self.making.clone(),
             storage: self.storage.seal(&self.personal),
             dms: self.dms.clone(),
+            gone: self.gone.clone(),
+            invitations: self.invitations.clone(),
             outbox: self.outbox.clone(),
         }
     }
@@ -219,6 +264,8 @@ impl Book {
         let mut book = Self::new(name, SecretKey::new(&Secret::new(*seed)), kept.registered);
         book.storage = Storage::open(&book.personal, &kept.storage).ok()?;
         book.dms = std::mem::take(&mut kept.dms);
+        book.gone = std::mem::take(&mut kept.gone);
+        book.invitations = std::mem::take(&mut kept.invitations);
         book.outbox = std::mem::take(&mut kept.outbox);
         book.making = kept.making.take();
         book.synced = kept.synced;
@@ -263,13 +310,34 @@ impl Book {
 
     // --- The storage.
 
+    /// Whether setups have to be signed: for all devices, from this moment on.
+    pub(super) fn wants_signed(&mut self, value: bool, at: u64) {
+        if self.storage.signed_only.value != value {
+            self.storage.signed_only = SignedOnly { value, at };
+            self.unshared = true;
+        }
+    }
+
     pub(super) fn sealed_storage(&self) -> String {
         self.storage.seal(&self.personal)
     }
 
+    /// Forgets keys of people that nobody compared, and with whom there is no direct message: a stranger who makes groups and leaves
+    /// them could fill everything with such.
+    pub(super) fn make_room(&mut self) {
+        let members: BTreeSet<&String> = self.dms.values().flat_map(|known| &known.users).collect();
+        let Storage { pins, verified, forgotten, pairs, .. } = &mut self.storage;
+        let partners: BTreeSet<&String> = pairs.values().collect();
+        pins.retain(|name, _| {
+            members.contains(name) || verified.contains(name) || partners.contains(name) || forgotten.contains_key(name)
+        });
+    }
+
     /// Takes in what lies on the server. Returns the names whose key another device knows otherwise.
     pub(super) fn merge(&mut self, value: &str, published: Option<&PublicKey>) -> Result<Vec<String>, BadStorage> {
-        let other = Storage::open(&self.personal, value)?;
+        let other = Storage::open(&self.personal, value);
+        self.unreadable = other.is_err();
+        let other = other?;
         let contradicted = self.storage.merge(other.clone(), published);
         self.unshared |= self.storage.is_beyond(&other);
         Ok(contradicted)
@@ -293,7 +361,7 @@ impl Book {
             Some(known) if known == key => Ok(None),
             Some(_) => Err(Stranger::Changed),
             None => {
-                self.storage.pins.insert(name.to_owned(), key);
+                self.storage.pin(name, key);
                 self.unshared = true;
                 Ok(Some(fingerprint(&self.identity.public(), &key)))
             }
@@ -312,10 +380,9 @@ impl Book {
 
     /// Forgets the key of a name, and what two agreed on with it.
     pub(super) fn forget(&mut self, name: &str) -> bool {
-        self.storage.verified.remove(name);
-        self.storage.pairs.retain(|_, with| with != name);
-        self.unshared = true;
-        self.storage.pins.remove(name).is_some()
+        let known = self.storage.forget(name).is_some();
+        self.unshared |= known;
+        known
     }
 
     /// With what somebody is invited.
@@ -339,12 +406,13 @@ impl Book {
         self.making = Some(Making { users, key: hex::encode(key.secret().expose()) });
     }
 
-    /// What was asked for is there, under this id.
-    pub(super) fn created(&mut self, id: i64) {
-        let Some(making) = self.making.take() else { return };
+    /// What was asked for is there, under this id. If something else has it, others may have the key of that: what was made is given up, because
+    /// what is said in it would be said there.
+    pub(super) fn created(&mut self, id: i64) -> Result<(), Taken> {
+        let Some(making) = self.making.take() else { return Ok(()) };
         let mut key = zeroize::Zeroizing::new([0; 32]);
-        if self.storage.keys.contains_key(&id) || hex::decode_to_slice(&making.key, &mut key[..]).is_err() {
-            return;
+        if self.is_known(id) || hex::decode_to_slice(&making.key, &mut key[..]).is_err() {
+            return Err(Taken(id));
         }
         if let [_, one] = &making.users[..] {
             self.storage.pairs.insert(id, one.clone());
@@ -352,11 +420,44 @@ impl Book {
         self.storage.keys.insert(id, SealKey::new(Secret::new(*key)));
         self.unshared = true;
         self.dms.insert(id, Known { users: making.users.clone(), ..Known::default() });
+        Ok(())
+    }
+
+    fn is_known(&self, id: i64) -> bool {
+        let Storage { keys, left, .. } = &self.storage;
+        keys.contains_key(&id) || left.contains_key(&id) || self.dms.contains_key(&id) || self.gone.contains_key(&id)
     }
 
     /// Whether this is what was asked for when the answer was lost.
     pub(super) fn is_making(&self, dm: &Dm) -> bool {
-        !self.storage.keys.contains_key(&dm.id) && self.making.as_ref().is_some_and(|it| it.users == dm.users)
+        !self.is_known(dm.id) && self.making.as_ref().is_some_and(|it| it.users == dm.users)
+    }
+
+    /// Whether one with these is in the making.
+    pub(super) fn makes(&self, with: &[String]) -> bool {
+        self.making.as_ref().and_then(|it| it.users.split_first()).is_some_and(|(_, others)| others == with)
+    }
+
+    /// Keeps an invitation until it is [`Self::decided`]. Whether there was room.
+    pub(super) fn hold(&mut self, notice: X3dh) -> bool {
+        if self.invitations.contains(&notice) {
+            return true;
+        }
+        let fits = self.invitations.len() < INVITATIONS_MAX && notice.key_tree.len() <= 2 * MEMBERS_MAX;
+        if fits {
+            self.invitations.push_back(notice);
+        }
+        fits
+    }
+
+    /// What waits to be decided.
+    pub(super) fn held(&self) -> Vec<X3dh> {
+        self.invitations.iter().cloned().collect()
+    }
+
+    /// An invitation was believed, or not.
+    pub(super) fn decided(&mut self, notice: &X3dh) {
+        self.invitations.retain(|it| it != notice);
     }
 
     /// Looks at an invitation; nothing when it says what is known.
@@ -383,20 +484,34 @@ impl Book {
             setup_sig,
         };
         let prekeys: Vec<SecretKey> = self.storage.prekeys().cloned().collect();
-        let received = tree::receive(&self.identity, &prekeys, &pinned, &invitation, self.signed_only)
+        let received = tree::receive(&self.identity, &prekeys, &pinned, &invitation, self.storage.signed_only.value)
             .map_err(NotInvited::Wrong)?;
         match self.storage.keys.get(&notice.id) {
             Some(known) if *known == received.key => return Ok(None),
             Some(_) => return Err(NotInvited::Other),
-            None if self.storage.keys.len() >= 2 * DMS_MAX => return Err(NotInvited::TooMany),
             None => {}
+        }
+        // The creator does not sign which number it has: under another one, whatever was said under this key could be said again.
+        if let Some(known) = self.storage.number_of(&received.key) {
+            return Err(NotInvited::Again(known));
+        }
+        if self.storage.left.contains_key(&notice.id) {
+            return Err(NotInvited::Other);
+        }
+        if self.storage.keys.len() >= KEYS_MAX {
+            return Err(NotInvited::TooMany);
         }
         if Some(invitation.tree.len()) == tree::published(2) {
             self.storage.pairs.insert(notice.id, notice.sender.clone());
         }
         self.storage.keys.insert(notice.id, received.key);
+        let signed = received.members.is_some();
+        if !signed {
+            let made = Made { by: notice.sender.clone(), signed, taken: false };
+            self.storage.setups.insert(notice.id, made);
+        }
         self.unshared = true;
-        Ok(Some(Event::Key { dm: notice.id, from: notice.sender.clone(), signed: received.members.is_some() }))
+        Ok(Some(Event::Key { dm: notice.id, from: notice.sender.clone(), signed }))
     }
 
     /// Takes in what the server says about a direct message. Whether it is new here; nothing when there is no room.
@@ -406,6 +521,9 @@ impl Book {
         }
         let fresh = !self.dms.contains_key(&dm.id);
         let known = self.dms.entry(dm.id).or_default();
+        if let Some(Gone { last, seen }) = self.gone.remove(&dm.id) {
+            (known.last, known.seen) = (last, seen);
+        }
         known.users.clone_from(&dm.users);
         known.name.clone_from(&dm.name);
         known.call = match &dm.users_in_call {
@@ -418,10 +536,22 @@ impl Book {
         Some(fresh)
     }
 
-    /// One's own place there is gone.
+    /// One's own place there is gone, says the server.
     pub(super) fn left(&mut self, dm: i64) -> bool {
         self.outbox.retain(|waiting| waiting.dm != dm);
-        self.dms.remove(&dm).is_some()
+        let Some(Known { last, seen, .. }) = self.dms.remove(&dm) else { return false };
+        self.gone.insert(dm, Gone { last, seen });
+        if self.gone.len() > GONE_MAX {
+            self.gone.pop_first();
+        }
+        true
+    }
+
+    /// One's own place there was given up: so is the key, or strangers who invite would fill what devices share.
+    pub(super) fn gave_up(&mut self, dm: i64) {
+        self.storage.leave(dm);
+        self.gone.remove(&dm);
+        self.unshared = true;
     }
 
     /// A direct message as people are shown it.
@@ -434,6 +564,7 @@ impl Book {
             users: known.users.clone(),
             pair: self.storage.pairs.contains_key(&dm),
             ready: self.storage.keys.contains_key(&dm),
+            unsigned: self.storage.setups.get(&dm).is_some_and(|made| !made.signed),
             call: known.call.keys().cloned().collect(),
         })
     }
@@ -474,6 +605,37 @@ impl Book {
         }
     }
 
+    /// Whether a message was told.
+    pub(super) fn is_told(&self, message: &Message) -> bool {
+        let known = self.dms.get(&message.dm_id);
+        known.is_some_and(|known| message.id <= known.last || known.doubted.contains(&message.id))
+    }
+
+    /// A message was told.
+    pub(super) fn told(&mut self, said: &Said) {
+        if matches!(said.doubt, None | Some(Doubt::NoText)) {
+            self.looked(said.dm, said.id);
+        } else if let Some(known) = self.dms.get_mut(&said.dm) {
+            known.doubted.insert(said.id);
+            if known.doubted.len() > TOLD_MAX {
+                known.doubted.pop_first();
+            }
+        }
+    }
+
+    /// A message of the history was shown: it may be older than what [`Seen`] remembers.
+    pub(super) fn leafed(&mut self, said: &Said) {
+        if said.text.is_none() {
+            return;
+        }
+        if let Some(known) = self.dms.get_mut(&said.dm) {
+            known.leafed.push_back((said.id, said.from.clone()));
+            if known.leafed.len() > TOLD_MAX {
+                known.leafed.pop_front();
+            }
+        }
+    }
+
     /// Where a message was seen.
     pub(super) fn dm_of(&self, message: i64) -> Option<i64> {
         self.dms.iter().find(|(_, known)| known.seen.sender(message).is_some()).map(|(dm, _)| *dm)
@@ -498,6 +660,9 @@ impl Book {
             && known.users.iter().any(|user| *user != self.name && user != with)
         {
             return Err(NotSealed::Strangers(dm, with.clone()));
+        }
+        if self.storage.unpaired.contains(&dm) {
+            return Err(NotSealed::Stale(dm));
         }
         let sealed = key.seal(text.as_bytes());
         if sealed.len() > limit {
@@ -536,7 +701,8 @@ impl Book {
     /// Who said a message that was seen there.
     pub(super) fn seen_there(&self, dm: i64, id: i64) -> Result<&str, NotSealed> {
         let known = self.dms.get(&dm).ok_or(NotSealed::NoDm(dm))?;
-        known.seen.sender(id).ok_or(NotSealed::NotSeen(id, dm))
+        let leafed = || known.leafed.iter().rev().find(|(it, _)| *it == id).map(|(_, sender)| &**sender);
+        known.seen.sender(id).or_else(leafed).ok_or(NotSealed::NotSeen(id, dm))
     }
 
     /// Whether something that may have been taken was: it came back.
@@ -558,7 +724,8 @@ impl Book {
             &message.signature,
         );
         let reactions = message.reactions.iter().map(|it| {
-            let opened = self.opened(message.dm_id, Thing::Reaction(it.id), &it.sender, &it.reaction, &it.signature);
+            let thing = Thing::Reaction { id: it.id, of: message.id };
+            let opened = self.opened(message.dm_id, thing, &it.sender, &it.reaction, &it.signature);
             Reacted { id: it.id, from: it.sender.clone(), doubt: opened.as_ref().err().copied(), text: opened.ok() }
         });
         let reactions = reactions.collect();
@@ -658,7 +825,7 @@ mod tests {
         let created = creator.create(&bundles).unwrap();
         let with: Vec<String> = others.iter().map(|it| it.name.clone()).collect();
         creator.making(&with, &created.key);
-        creator.created(id);
+        creator.created(id).unwrap();
         let notice = |(position, message): (u16, &tree::Message)| X3dh {
             sender: creator.name.clone(),
             ik: creator.identity.public().to_hex(),
@@ -768,7 +935,9 @@ mod tests {
         let said = bob.open(&reacted);
         assert_eq!(said.reactions[0].text.as_deref(), Some("yes"));
         assert_eq!(said.reactions[1].doubt, Some(Doubt::Repeats(Thing::Message(1))));
-        assert_eq!(shown(&mut bob, &yes), Err(Doubt::Repeats(Thing::Reaction(5))));
+        assert_eq!(shown(&mut bob, &yes), Err(Doubt::Repeats(Thing::Reaction { id: 5, of: 1 })));
+        let moved = Message { reactions: vec![reaction(5, &yes)], ..message(3, &alice, DM, "shall I pay?") };
+        assert_eq!(bob.open(&moved).reactions[0].doubt, Some(Doubt::Repeats(Thing::Reaction { id: 5, of: 1 })));
         // Also by a process that began later.
         let kept = serde_json::to_vec(&bob.kept()).unwrap();
         let mut bob = Book::restore("bob", serde_json::from_slice(&kept).unwrap()).unwrap();
@@ -796,6 +965,7 @@ mod tests {
         assert!(alice.forget("bob"));
         assert_eq!(alice.fingerprint("bob"), None);
         assert!(alice.find("bob").is_err(), "it was agreed on with the other key");
+        assert_eq!(alice.say(DM, "x", 0, 0), Err(NotSealed::Stale(DM)), "by its number, too");
         shown.public_key = other.identity.public().to_hex();
         assert!(matches!(alice.meet("bob", &shown), Ok(Some(_))));
         assert!(!alice.fingerprint("bob").unwrap().1);
@@ -829,8 +999,13 @@ mod tests {
             assert_eq!(bob.key(DM), None);
         }
         let unsigned = changed(&|it| it.setup_sig = None);
-        bob.signed_only = true;
+        bob.wants_signed(true, 1);
         assert_eq!(bob.invited(&unsigned), Err(wrong(ReceiveError::Unsigned)));
+        let mut credulous = Book::restore("bob", bob.kept()).unwrap();
+        credulous.wants_signed(false, 2);
+        credulous.update(&dm(DM, &[&alice, &bob]));
+        assert!(matches!(credulous.invited(&unsigned), Ok(Some(Event::Key { signed: false, .. }))));
+        assert!(credulous.shown(DM).unwrap().unsigned, "it is said for as long as it is there");
         // After a rotation the old prekey will do.
         bob.rotate();
         assert!(matches!(bob.invited(&notice), Ok(Some(Event::Key { signed: true, .. }))));
@@ -840,6 +1015,93 @@ mod tests {
         let same_id = X3dh { id: DM, ..another };
         assert_eq!(bob.invited(&same_id), Err(NotInvited::Other));
         assert_eq!(bob.key(DM), alice.key(DM), "the key that was there stays");
+        // Under another number, what was said could be said again.
+        let renumbered = X3dh { id: 99, ..notice.clone() };
+        assert_eq!(bob.invited(&renumbered), Err(NotInvited::Again(DM)));
+        assert_eq!((bob.key(99), bob.storage.pairs.len()), (None, 1));
+        bob.update(&dm(DM, &[&alice, &bob]));
+        bob.left(DM);
+        bob.gave_up(DM);
+        assert_eq!(bob.invited(&renumbered), Err(NotInvited::Again(DM)), "also when it was left");
+        assert_eq!(bob.invited(&notice), Err(NotInvited::Again(DM)));
+        assert_eq!((bob.key(DM), bob.key(99)), (None, None));
+    }
+
+    #[test]
+    fn what_is_made_never_gets_the_number_of_something_else() {
+        let (mut alice, mut mallory) = (book("alice"), book("mallory"));
+        let bob = book("bob");
+        mallory.meet("bob", &user(&bob)).unwrap();
+        let notice = make(5, &mut mallory, &[&alice, &bob]).remove(0);
+        alice.meet("mallory", &user(&mallory)).unwrap();
+        alice.invited(&notice).unwrap();
+        let with_mallory = alice.key(5).unwrap().clone();
+        // A key that others have; one that is only known by name; one that was left; one that the server took back.
+        alice.update(&dm(6, &[&mallory, &alice]));
+        alice.storage.left.insert(7, String::new());
+        alice.update(&dm(8, &[&mallory, &alice]));
+        alice.left(8);
+        for taken in [5, 6, 7, 8] {
+            alice.making(&["bob".to_owned()], &SealKey::new(Secret::random()));
+            assert!(!alice.is_making(&dm(taken, &[&alice, &bob])));
+            assert_eq!(alice.created(taken), Err(Taken(taken)));
+            assert!(alice.making.is_none() && alice.storage.pairs.is_empty());
+        }
+        assert_eq!(alice.key(5), Some(&with_mallory));
+        assert!(alice.key(6).is_none() && alice.key(7).is_none() && alice.key(8).is_none());
+        alice.making(&["bob".to_owned()], &SealKey::new(Secret::random()));
+        assert_eq!(alice.created(9), Ok(()));
+        assert_eq!(alice.find("bob"), Ok(9));
+    }
+
+    #[test]
+    fn an_invitation_waits_until_it_is_decided() {
+        let (mut alice, mut bob) = (book("alice"), book("bob"));
+        let notice = make(DM, &mut alice, &[&bob]).remove(0);
+        assert!(bob.hold(notice.clone()) && bob.hold(notice.clone()));
+        assert_eq!(bob.held(), std::slice::from_ref(&notice));
+        let kept = serde_json::to_vec(&bob.kept()).unwrap();
+        let mut back = Book::restore("bob", serde_json::from_slice(&kept).unwrap()).unwrap();
+        assert_eq!(back.held(), std::slice::from_ref(&notice), "the server does not say it again");
+        back.decided(&notice);
+        assert!(back.held().is_empty());
+        let endless = X3dh { key_tree: vec![String::new(); 1_000], ..notice.clone() };
+        assert!(!bob.hold(endless));
+        let held = (0..1_000).filter(|id| bob.hold(X3dh { id: *id, ..notice.clone() })).count();
+        assert_eq!((held, bob.held().len()), (INVITATIONS_MAX, INVITATIONS_MAX));
+    }
+
+    #[test]
+    fn what_is_no_message_has_not_the_last_word_and_what_was_seen_survives_what_the_server_takes_back() {
+        let (alice, mut bob) = pair();
+        let tell = |bob: &mut Book, message: &Message| {
+            let said = bob.open(message);
+            bob.told(&said);
+            said.text
+        };
+        let forged = Message { signature: String::new(), ..message(i64::MAX, &alice, DM, "x") };
+        assert_eq!(tell(&mut bob, &forged), None);
+        assert!(bob.is_told(&forged), "once is enough");
+        let said = message(1, &alice, DM, "hello");
+        assert!(!bob.is_told(&said));
+        assert!(tell(&mut bob, &said).is_some() && bob.is_told(&said));
+        // Said again under the highest number, it has not the last word, either.
+        let repeated = Message { id: i64::MAX - 1, ..said.clone() };
+        assert_eq!(tell(&mut bob, &repeated), None);
+        assert_eq!(bob.last(DM), 1);
+        // The direct message is gone, and comes back, with all that was said in it under other numbers.
+        assert!(bob.left(DM));
+        let kept = serde_json::to_vec(&bob.kept()).unwrap();
+        let mut bob = Book::restore("bob", serde_json::from_slice(&kept).unwrap()).unwrap();
+        bob.update(&dm(DM, &[&alice, &bob]));
+        assert_eq!(bob.last(DM), 1);
+        assert_eq!(shown(&mut bob, &Message { id: 2, ..said }), Err(Doubt::Repeats(Thing::Message(1))));
+        // What is so old that it is not remembered may be answered when it was shown.
+        let old = Said { id: -5, ..bob.open(&message(3, &alice, DM, "old")) };
+        assert_eq!(bob.seen_there(DM, -5), Err(NotSealed::NotSeen(-5, DM)));
+        bob.leafed(&old);
+        assert_eq!(bob.seen_there(DM, -5), Ok("alice"));
+        assert!(bob.react(DM, -5, "yes").is_ok());
     }
 
     #[test]
@@ -915,11 +1177,27 @@ mod tests {
         assert!(back.came_back(&waiting) && !back.came_back(&back.outbox[1]));
         // And what was in the making is found by who is in it.
         let carol = book("carol");
+        assert!(back.makes(&["carol".to_owned()]) && !back.makes(&["bob".to_owned()]));
         assert!(!back.is_making(&dm(8, &[&back, &alice])) && !back.is_making(&dm(8, &[&carol, &back])));
         assert!(back.is_making(&dm(8, &[&back, &carol])));
-        back.created(8);
+        back.created(8).unwrap();
         assert_eq!((back.storage.pairs.get(&8).map(String::as_str), back.key(8).is_some()), (Some("carol"), true));
         assert!(!format!("{back:?}").contains(&hex::encode(back.identity.seed().expose())));
+    }
+
+    #[test]
+    fn when_there_is_no_room_strangers_are_forgotten() {
+        let (mut alice, bob) = pair();
+        for name in ["carol", "dave", "erin"] {
+            alice.meet(name, &User { username: name.to_owned(), ..user(&book(name)) }).unwrap();
+        }
+        alice.verified("dave");
+        alice.forget("erin");
+        alice.meet("erin", &User { username: "erin".to_owned(), ..user(&book("eve")) }).unwrap();
+        alice.make_room();
+        assert_eq!(alice.storage.pins.keys().collect::<Vec<_>>(), ["bob", "dave", "erin"]);
+        assert_eq!(alice.pinned("bob"), Some(bob.identity.public()));
+        assert!(alice.fingerprint("dave").unwrap().1, "what somebody said of a key stays");
     }
 
     #[test]
@@ -942,5 +1220,15 @@ mod tests {
         assert_eq!(three.merge(&on_server, None), Ok(vec!["bob".to_owned()]));
         assert!(!three.unshared);
         assert_eq!(three.merge(&bob.sealed_storage(), None), Err(BadStorage::Sealed));
+        assert!(three.unreadable && !three.unshared, "it is not written over");
+        three.merge(&on_server, None).unwrap();
+        assert!(!three.unreadable);
+        // What one forgets, another that was there all the time does not bring back.
+        let shared = two.sealed_storage();
+        assert!(one.forget("bob"));
+        one.merge(&shared, None).unwrap();
+        assert_eq!((one.pinned("bob"), one.find("bob").is_err()), (None, true));
+        two.merge(&one.sealed_storage(), None).unwrap();
+        assert_eq!((two.pinned("bob"), two.storage.pairs.len(), two.unshared), (None, 0, false));
     }
 }

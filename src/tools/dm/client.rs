@@ -3,7 +3,7 @@
 //! It asks one thing after the other and waits for each answer, for [`ANSWER`] at most; what the server says by itself meanwhile stands in
 //! line and is attended to afterwards. What is to be believed and what is to be said is the [`Book`]'s to decide.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::pin::Pin;
@@ -20,6 +20,7 @@ use super::event::Event;
 use super::folder::{BadFolder, Folder};
 use super::line::{Broken, Heard, Line};
 use super::place::{NoConnection, Place};
+use crate::chat::dm::crypto::storage::BadStorage;
 use crate::chat::dm::crypto::tree::CreateError;
 use crate::chat::dm::crypto::{PublicKey, SecretKey};
 use crate::chat::dm::wire::{
@@ -27,6 +28,7 @@ use crate::chat::dm::wire::{
     TypingNotice, User, UserNotice, VerdictNotice, X3dh,
 };
 use crate::crypto::random;
+use crate::time::{Clock, Now};
 
 /// How long an answer may take.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -44,8 +46,20 @@ const PATIENCE: u32 = 8;
 const BREATH: Duration = Duration::from_millis(400);
 /// What the server may say by itself while it is asked something; more is a reason to begin anew.
 const NOTICES_MAX: usize = 10_000;
-/// Pages of messages that are fetched of what was missed.
-const PAGES: usize = 100;
+/// What the server said by itself that is looked at before what came of it is told.
+const NOTICES_AT_ONCE: usize = 256;
+/// Messages in a page: of the longest, with all the reactions that there can be, a page of more is too long for one answer. Where they are
+/// short it is more, up to what a server gives.
+const PAGE: usize = 10;
+const PAGE_BYTES: usize = 64 * 1024;
+/// Messages that are fetched of what was missed in a direct message.
+const MISSED_MAX: usize = 10_000;
+/// A connection that lasted this long came to something, also when nothing was said.
+const LASTING: Duration = Duration::from_secs(30);
+/// How long a direct message whose making was cut off is looked for: the server may still have been at it.
+const MAKING: Duration = Duration::from_secs(300);
+/// From how many characters on what nobody needs is left out of what devices share.
+const STORAGE_NARROW: usize = OWN_STORAGE_MAX / 5 * 4;
 /// What may be forgotten when the process ends is kept after that long.
 const KEEP_AFTER: Duration = Duration::from_secs(1);
 
@@ -54,8 +68,10 @@ const KEEP_AFTER: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Answer logins as servers without signed logins want it, which **tells such a server everything this key can agree on**.
     pub by_product: bool,
-    /// Believe no invitation that its creator did not sign.
-    pub signed_only: bool,
+    /// Whether no invitation is believed that its creator did not sign: for all devices of the account. As it was when nothing is said.
+    pub signed_only: Option<bool>,
+    /// Recover also when what the account's devices shared cannot be read: it is **written over**.
+    pub afresh: bool,
 }
 
 /// Why there is no client, or none any more.
@@ -79,6 +95,9 @@ pub enum Failure {
     /// The server says that this account has another key.
     #[error("the server shows another key for this account than this device has: somebody may be between")]
     OwnKey,
+    /// What the account's other devices share cannot be read, and this one has nothing else.
+    #[error("what other devices share cannot be taken over, and is left as it is: {0}")]
+    Shared(BadStorage),
 }
 
 /// Why something was not done.
@@ -139,9 +158,27 @@ pub struct Client {
     current: Option<i64>,
     /// Where the history that was shown last begins.
     older: Option<(i64, String)>,
+    /// Connections in a row that came to nothing.
     failures: u32,
     /// There was a connection.
     came: bool,
+    clock: Clock,
+    /// When this connection was ready, of the clock's monotonic time.
+    since: Option<Duration>,
+    /// Why the last one ended.
+    why: String,
+    /// How many messages are asked for at once: fewer after a page that did not come.
+    page: usize,
+    /// Until when what is in the making is looked for.
+    making_until: Duration,
+    /// There are invitations that were not looked at on this connection.
+    invited: bool,
+    /// Another device shares something new.
+    stale: bool,
+    /// Names of which was told that another device knows another key.
+    contradicted: BTreeSet<String>,
+    /// It was told that there is little room for what is shared.
+    narrow: bool,
     wait: Option<Pin<Box<Sleep>>>,
     /// Something is to be kept, and when.
     keep: Option<Pin<Box<Sleep>>>,
@@ -200,6 +237,8 @@ impl Client {
                 let refused = matches!(failure, Failure::Name(_));
                 if recovers || refused || client.number == 0 {
                     client.folder.erase()?;
+                } else {
+                    client.keep_now().await?;
                 }
                 Err(failure)
             }
@@ -217,7 +256,11 @@ impl Client {
     }
 
     fn with(place: Place, options: Options, folder: Folder, mut book: Book) -> Self {
-        book.signed_only = options.signed_only;
+        let clock = Clock::system();
+        let Now { monotonic: now, wall_ms } = clock.now();
+        if let Some(value) = options.signed_only {
+            book.wants_signed(value, wall_ms);
+        }
         Self {
             place,
             options,
@@ -231,6 +274,15 @@ impl Client {
             older: None,
             failures: 0,
             came: false,
+            clock,
+            since: None,
+            why: String::new(),
+            page: PAGE,
+            making_until: now.saturating_add(MAKING),
+            invited: false,
+            stale: false,
+            contradicted: BTreeSet::new(),
+            narrow: false,
             wait: None,
             keep: None,
         }
@@ -257,7 +309,8 @@ impl Client {
     /// Whether there is a connection, and everything that was said was taken.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.line.is_some() && self.book.outbox.is_empty() && self.notices.is_empty() && !self.book.unshared
+        let shared = !self.book.unshared || self.book.unreadable;
+        self.line.is_some() && self.book.outbox.is_empty() && self.notices.is_empty() && !self.invited && shared
     }
 
     /// Something that happened and that nobody was told of.
@@ -284,7 +337,7 @@ impl Client {
     /// # Errors
     /// [`Failure`], when what is known cannot be kept.
     pub async fn wait(&mut self) -> Result<(), Failure> {
-        if !self.notices.is_empty() {
+        if !self.notices.is_empty() || (self.invited && self.line.is_some()) {
             return Ok(());
         }
         let kept = self.keep.is_some();
@@ -294,18 +347,30 @@ impl Client {
         };
         tokio::select! {
             heard = line.next() => self.heard(heard),
-            () = sleep(&mut self.keep), if kept => self.keep_now()?,
+            () = sleep(&mut self.keep), if kept => self.keep_now().await?,
         }
         Ok(())
     }
 
     fn heard(&mut self, heard: Result<Heard, Broken>) {
         match heard {
+            Ok(Heard::Notice(name, said)) if name == Notice::X3dh.name() && self.hold(said.get()) => {}
             Ok(Heard::Notice(name, said)) => self.notices.push_back((name, said)),
             // Nobody waits for it any more.
             Ok(Heard::Answer(..)) => {}
             Err(broken) => self.lost(&broken.to_string()),
         }
+    }
+
+    /// The server says an invitation until a connection lasted, and not again: it is kept from now on. Unless it is none, or there is no room:
+    /// then it stands in line.
+    fn hold(&mut self, said: &str) -> bool {
+        let held = serde_json::from_str(said).is_ok_and(|notice| self.book.hold(notice));
+        if held {
+            self.invited = true;
+            self.keep_soon();
+        }
+        held
     }
 
     /// Does what is to be done: connects, looks at what the server said by itself, says what waits. Is to be waited for: what it was doing is
@@ -315,6 +380,10 @@ impl Client {
     /// [`Failure`], when there is no point in going on.
     pub async fn attend(&mut self) -> Result<(), Failure> {
         if self.line.is_none() && self.wait.is_none() {
+            // Also when each of them began well: a server that ends them all is not asked for ever.
+            if self.failures >= self.attempts() {
+                return Err(Failure::Lost(std::mem::take(&mut self.why)));
+            }
             match self.connect().await {
                 Err(Failure::Lost(why)) if self.failures < self.attempts() => {
                     if self.failures == 1 {
@@ -324,8 +393,17 @@ impl Client {
                 done => done?,
             }
         }
-        while let Some((name, said)) = self.notices.pop_front() {
+        // Before what is said in what it invites to.
+        let done = self.look_at_invitations().await;
+        self.tell(done)?;
+        for _ in 0..NOTICES_AT_ONCE {
+            let Some((name, said)) = self.notices.pop_front() else { break };
             let done = self.notice(&name, said.get()).await;
+            self.tell(done)?;
+        }
+        // Once, however often it was said.
+        if std::mem::take(&mut self.stale) {
+            let done = self.read_own().await.map(|_| ());
             self.tell(done)?;
         }
         let done = self.settle().await;
@@ -337,13 +415,30 @@ impl Client {
         if self.line.is_none() {
             return Ok(());
         }
-        if self.book.unshared {
+        self.look_at_invitations().await?;
+        if self.book.unshared && !self.book.unreadable {
             self.share().await?;
         }
-        self.deliver().await?;
-        if self.line.is_some() {
-            // Not before: what ends every connection must not be tried for ever, and not fast.
-            self.failures = 0;
+        self.deliver().await
+    }
+
+    /// Each invitation is looked at once on each connection, until it can be said what it is.
+    async fn look_at_invitations(&mut self) -> Done {
+        if self.line.is_none() || !std::mem::take(&mut self.invited) {
+            return Ok(());
+        }
+        for notice in self.book.held() {
+            match self.invited(&notice).await {
+                Ok(()) => {}
+                // Time heals these.
+                Err(NotDone::Refused(Some(Code::RateLimited | Code::Internal), _)) => continue,
+                Err(NotDone::Refused(_, why) | NotDone::Words(why)) => {
+                    self.events.push_back(Event::NotInvited { dm: notice.id, from: notice.sender.clone(), why });
+                }
+                Err(over) => return Err(over),
+            }
+            self.book.decided(&notice);
+            self.keep_soon();
         }
         Ok(())
     }
@@ -394,13 +489,13 @@ impl Client {
     ///
     /// # Errors
     /// [`BadFolder`], when it cannot be kept.
-    pub fn close(mut self) -> Result<(), BadFolder> {
-        self.keep_now()
+    pub fn close(self) -> Result<(), BadFolder> {
+        self.folder.keep(&self.book.kept())
     }
 
-    fn keep_now(&mut self) -> Result<(), BadFolder> {
+    async fn keep_now(&mut self) -> Result<(), BadFolder> {
         self.keep = None;
-        self.folder.keep(&self.book.kept())
+        self.folder.keep_aside(self.book.kept()).await
     }
 
     fn keep_soon(&mut self) {
@@ -411,6 +506,11 @@ impl Client {
         if self.line.take().is_some() {
             self.events.push_back(Event::Lost { why: why.to_owned() });
         }
+        let now = self.clock.now().monotonic;
+        if self.since.take().is_some_and(|since| now.saturating_sub(since) >= LASTING) {
+            self.failures = 0;
+        }
+        why.clone_into(&mut self.why);
         // Everything is asked for again.
         self.notices.clear();
         self.retry();
@@ -449,6 +549,8 @@ impl Client {
         match begun.await {
             Ok(()) => {
                 self.came = true;
+                self.since = Some(self.clock.now().monotonic);
+                self.invited = !self.book.held().is_empty();
                 self.events.push_back(Event::Ready { name: self.book.name().to_owned() });
                 Ok(())
             }
@@ -515,7 +617,7 @@ impl Client {
                 let logged_in = Box::pin(self.log_in()).await.map_err(taken);
                 self.book.registered = logged_in.is_ok();
                 logged_in?;
-                self.keep_now()?;
+                self.keep_now().await?;
                 // Once more, on another connection: on this one somebody is logged in.
                 return Err(NotDone::Words("the name is registered already".to_owned()));
             }
@@ -524,7 +626,7 @@ impl Client {
         }
         self.book.registered = true;
         self.book.unshared = false;
-        Ok(self.keep_now()?)
+        Ok(self.keep_now().await?)
     }
 
     /// Looks at everything that may have changed.
@@ -532,6 +634,7 @@ impl Client {
         let published = self.read_own().await?;
         let first = !self.book.synced;
         if let Some(published) = published
+            && !self.book.unreadable
             && !self.book.storage.prekeys().any(|prekey| prekey.public() == published)
         {
             // Whoever had it is gone: invitations that used it are lost, and there should be no more.
@@ -544,7 +647,17 @@ impl Client {
         }
         let mut scheduled = BTreeMap::new();
         for id in ids.into_iter().take(DMS_MAX) {
-            let FullDm { dm, latest_message, scheduled_messages } = self.call("get_dm", json!({ "id": id })).await?;
+            let FullDm { dm, latest_message, scheduled_messages } = match self.call("get_dm", json!({ "id": id })).await
+            {
+                Ok(found) => found,
+                // Another device left it meanwhile.
+                Err(NotDone::Refused(Some(Code::NoDmAccess), _)) => continue,
+                Err(NotDone::Refused(_, why)) => {
+                    self.events.push_back(Event::problem(format!("#{id} is not looked at: {why}")));
+                    continue;
+                }
+                Err(other) => return Err(other),
+            };
             if dm.id != id {
                 return Err(words(&"the server answers something else than it was asked"));
             }
@@ -555,10 +668,16 @@ impl Client {
                 // Another device of this account was told.
                 self.book.looked(id, latest);
             } else if latest > self.book.last(id) {
-                self.catch_up(id).await?;
+                match self.catch_up(id).await {
+                    // Of the others something can be told.
+                    Err(NotDone::Refused(_, why) | NotDone::Words(why)) => {
+                        let why = format!("what was missed in #{id} is not told, /history has it: {why}");
+                        self.events.push_back(Event::Problem { why });
+                    }
+                    done => done?,
+                }
             }
         }
-        self.book.making = None;
         self.book.synced = true;
         // What may have been taken when the connection went: it is here, or it is said again.
         for waiting in std::mem::take(&mut self.book.outbox) {
@@ -578,7 +697,7 @@ impl Client {
                 self.book.outbox.push_back(super::book::Waiting { asked: false, ..waiting });
             }
         }
-        self.keep_now()?;
+        self.keep_now().await?;
         let requests: Vec<String> = self.call("get_friend_requests", json!({})).await?;
         self.events.extend(requests.into_iter().map(|name| Event::FriendRequest { name }));
         Ok(())
@@ -612,8 +731,11 @@ impl Client {
         }
         let mut patience = Box::pin(tokio::time::sleep(ANSWER));
         loop {
+            let kept = self.keep.is_some();
             let Some(line) = &mut self.line else { return Err(NotDone::Lost) };
             tokio::select! {
+                // An invitation that was heard is not said again after a while, and asking may take long.
+                () = sleep(&mut self.keep), if kept => self.keep_now().await?,
                 heard = line.next() => match heard {
                     Ok(Heard::Answer(it, answer)) if it == number => return Ok(answer),
                     heard => self.heard(heard),
@@ -647,14 +769,27 @@ impl Client {
         }
         let published = own.spk.as_deref().and_then(PublicKey::from_hex);
         let keys: Vec<i64> = self.book.storage.keys.keys().copied().collect();
+        let was_unreadable = self.book.unreadable;
         match self.book.merge(own.own_storage.as_deref().unwrap_or_default(), published.as_ref()) {
             Ok(contradicted) => {
-                self.events.extend(contradicted.into_iter().map(|name| Event::KeyChanged { name }));
+                for name in contradicted {
+                    if self.contradicted.insert(name.clone()) {
+                        self.events.push_back(Event::KeyChanged { name });
+                    }
+                }
             }
-            Err(bad) => {
-                self.book.unshared = true;
-                self.events.push_back(Event::problem(format!("what other devices share: {bad}; it is written anew")));
+            Err(_) if !self.book.synced && self.options.afresh => {
+                (self.book.unreadable, self.book.unshared) = (false, true);
             }
+            // It has nothing to go on with, and what the others have must not be lost.
+            Err(bad) if !self.book.synced => return Err(NotDone::Over(Failure::Shared(bad))),
+            Err(bad) if !was_unreadable => {
+                let why = format!(
+                    "what other devices share: {bad}; nothing is shared with them until it can be read, or /overwrite is said"
+                );
+                self.events.push_back(Event::Problem { why });
+            }
+            Err(_) => {}
         }
         self.keep_soon();
         let fresh: Vec<i64> = self
@@ -675,19 +810,34 @@ impl Client {
     /// Reads, merges, writes.
     async fn share(&mut self) -> Done {
         self.read_own().await?;
-        if self.book.unshared {
+        if self.book.unshared && !self.book.unreadable {
             self.write_own(json!({})).await?;
         }
         Ok(())
     }
 
     async fn write_own(&mut self, mut change: Value) -> Done {
-        self.keep_now()?;
-        let storage = self.book.sealed_storage();
+        self.keep_now().await?;
+        if self.book.unreadable {
+            return Err(words(
+                &"what other devices share cannot be read: nothing is written over it until /overwrite is said",
+            ));
+        }
+        let mut storage = self.book.sealed_storage();
+        if storage.len() > STORAGE_NARROW {
+            self.book.make_room();
+            storage = self.book.sealed_storage();
+        }
         // Whatever becomes of it, it is not tried again before something changes.
         self.book.unshared = false;
         if storage.len() > OWN_STORAGE_MAX {
-            return Err(words(&"there is more to share with other devices than the server keeps"));
+            return Err(words(
+                &"there is more to share with other devices than the server keeps: /leave what is not needed",
+            ));
+        }
+        let narrow = storage.len() > STORAGE_NARROW;
+        if narrow && !std::mem::replace(&mut self.narrow, narrow) {
+            self.done("there is little room left for what devices share: /leave what is not needed any more");
         }
         if let Some(change) = change.as_object_mut() {
             change.insert("own_storage".to_owned(), storage.into());
@@ -709,7 +859,7 @@ impl Client {
         match self.book.meet(name, &user) {
             Ok(None) => {}
             Ok(Some(fingerprint)) => {
-                self.keep_now()?;
+                self.keep_now().await?;
                 self.events.push_back(Event::Pinned { name: name.to_owned(), fingerprint });
             }
             Err(Stranger::Changed) => {
@@ -722,8 +872,13 @@ impl Client {
     }
 
     fn take_dm(&mut self, dm: &Dm) {
-        if self.book.is_making(dm) {
-            self.book.created(dm.id);
+        if self.clock.now().monotonic > self.making_until {
+            self.book.making = None;
+        }
+        if self.book.is_making(dm)
+            && let Err(taken) = self.book.created(dm.id)
+        {
+            self.events.push_back(Event::problem(taken.to_string()));
         }
         let before = self.book.shown(dm.id);
         if self.book.update(dm).is_none() {
@@ -752,18 +907,19 @@ impl Client {
             return Ok(());
         }
         let last = self.book.last(dm);
-        let (mut missed, mut cursor) = (Vec::new(), None::<String>);
-        for page in 0.. {
-            if page == PAGES {
+        let (mut missed, mut cursor, mut fetched) = (Vec::new(), None::<String>, 0_usize);
+        loop {
+            if fetched >= MISSED_MAX {
                 let why =
                     format!("so much was said in #{dm} that only the newest of it is told: /history has the rest");
                 self.events.push_back(Event::Problem { why });
                 break;
             }
-            let messages = self.page(dm, cursor.as_deref(), PAGE_MAX).await?;
+            let messages = self.page(dm, cursor.as_deref(), self.page).await?;
             cursor = messages.last().map(|message| message.timestamp.clone());
             let whole = messages.is_empty() || messages.iter().any(|message| message.id <= last);
-            missed.extend(messages.into_iter().filter(|message| message.id > last));
+            fetched = fetched.saturating_add(messages.len());
+            missed.extend(messages.into_iter().filter(|message| !self.book.is_told(message)));
             if whole {
                 break;
             }
@@ -776,19 +932,29 @@ impl Client {
     }
 
     /// A page of what was said, the newest first.
-    async fn page(&mut self, dm: i64, cursor: Option<&str>, count: i64) -> Done<Vec<Message>> {
+    async fn page(&mut self, dm: i64, cursor: Option<&str>, count: usize) -> Done<Vec<Message>> {
         let mut args = json!({ "id": dm, "count": count });
         if let (Some(cursor), Some(args)) = (cursor, args.as_object_mut()) {
             args.insert("cursor".to_owned(), cursor.into());
         }
-        let mut page: Vec<Message> = self.call("get_message_history", args).await?;
+        let page = self.call::<Vec<Message>>("get_message_history", args).await;
+        if matches!(page, Err(NotDone::Lost)) {
+            // That may have been too much for this connection.
+            self.page = (self.page / 2).max(1);
+        }
+        let mut page = page?;
+        let reactions =
+            |it: &Message| it.reactions.iter().map(|it| it.reaction.len() + it.signature.len()).sum::<usize>();
+        let bytes: usize = page.iter().map(|it| it.message.len() + reactions(it)).sum();
+        let most = usize::try_from(PAGE_MAX).unwrap_or(PAGE);
+        self.page = if bytes < PAGE_BYTES { (2 * self.page).min(most) } else { self.page.min(PAGE) };
         page.retain(|message| message.dm_id == dm);
         Ok(page)
     }
 
     /// Looks at a message, after its senders, and tells it.
     async fn take(&mut self, message: &Message, how: As) -> Done {
-        if matches!(how, As::New) && message.id <= self.book.last(message.dm_id) {
+        if matches!(how, As::New) && self.book.is_told(message) {
             return Ok(());
         }
         let unknown: Vec<String> = self.book.unknown(message).into_iter().map(str::to_owned).collect();
@@ -802,11 +968,14 @@ impl Client {
         let said = self.book.open(message);
         self.events.push_back(match how {
             As::New => {
-                self.book.looked(message.dm_id, message.id);
+                self.book.told(&said);
                 Event::Said(said)
             }
             As::Changed => Event::Changed(said),
-            As::Shown => Event::Shown(said),
+            As::Shown => {
+                self.book.leafed(&said);
+                Event::Shown(said)
+            }
         });
         self.keep_soon();
         Ok(())
@@ -826,7 +995,8 @@ impl Client {
             let dm = waiting.dm;
             let tries = waiting.tries;
             match self.call::<Value>("send_message", args).await {
-                Ok(_) => {}
+                // This connection came to something.
+                Ok(_) => self.failures = 0,
                 Err(NotDone::Refused(_, why) | NotDone::Words(why)) => {
                     self.events.push_back(Event::problem(format!("what was said in #{dm} was not taken: {why}")));
                 }
@@ -888,6 +1058,7 @@ impl Client {
                     self.read_own().await?;
                 }
             }
+            // One that there was no room for.
             Notice::X3dh => {
                 let notice: X3dh = read(said)?;
                 self.invited(&notice).await?;
@@ -895,7 +1066,7 @@ impl Client {
             Notice::Profile => {
                 let user: User = read(said)?;
                 if user.username == self.book.name() {
-                    self.read_own().await?;
+                    self.stale = true;
                 } else {
                     let key = PublicKey::from_hex(&user.public_key);
                     if self.book.pinned(&user.username).is_some_and(|known| Some(known) != key) {
@@ -960,12 +1131,26 @@ impl Client {
         match done {
             Ok(None) => {}
             Ok(Some(event)) => {
-                // It is on disk and on the server before anything is said with it.
-                self.keep_now()?;
-                self.known(dm).await?;
-                self.share().await?;
+                // It is on disk before it is told, and on the server before anything is said with it.
+                self.book.decided(notice);
+                self.keep_now().await?;
                 self.events.push_back(event);
-                self.catch_up(dm).await?;
+                let done = match self.known(dm).await {
+                    Ok(()) => self.share().await,
+                    other => other,
+                };
+                match done {
+                    Ok(()) => self.catch_up(dm).await,
+                    other => other,
+                }
+                .or_else(|not| match not {
+                    // There is the key all the same.
+                    NotDone::Refused(_, why) | NotDone::Words(why) => {
+                        self.events.push_back(Event::Problem { why });
+                        Ok(())
+                    }
+                    other => Err(other),
+                })?;
             }
             Err(why) => self.events.push_back(Event::NotInvited { dm, from, why: why.to_string() }),
         }
@@ -987,7 +1172,7 @@ impl Client {
             Command::Say { text, later_s, vanish_s } => {
                 let dm = self.here()?;
                 self.book.say(dm, &text, later_s, vanish_s)?;
-                self.keep_now()?;
+                self.keep_now().await?;
                 self.settle().await?;
             }
             Command::To { who } => {
@@ -1036,7 +1221,9 @@ impl Client {
                 self.history(dm, None, count).await?;
             }
             Command::Older => {
-                let (dm, cursor) = self.older.clone().ok_or_else(|| words(&"/history comes first"))?;
+                let here = self.here()?;
+                let older = self.older.clone().filter(|(dm, _)| *dm == here);
+                let (dm, cursor) = older.ok_or_else(|| words(&"/history comes first"))?;
                 self.history(dm, Some(cursor), 20).await?;
             }
             Command::Pinned => {
@@ -1070,6 +1257,8 @@ impl Client {
                 let dm = self.here()?;
                 self.call::<bool>("leave_dm", json!({ "id": dm })).await?;
                 self.leave(dm);
+                self.book.gave_up(dm);
+                self.keep_now().await?;
             }
             Command::Friend { who } => {
                 self.call::<bool>("send_friend_request", json!({ "username": who })).await?;
@@ -1106,7 +1295,7 @@ impl Client {
                 }
                 if verified {
                     self.book.verified(&who);
-                    self.keep_now()?;
+                    self.keep_now().await?;
                 }
                 let (fingerprint, verified) = self.book.fingerprint(&who).ok_or_else(|| words(&"that is you"))?;
                 self.events.push_back(Event::Fingerprint { name: who, fingerprint, verified });
@@ -1114,6 +1303,7 @@ impl Client {
             Command::Forget { who } => {
                 // After what others share, or it would come back with that.
                 self.read_own().await?;
+                self.contradicted.remove(&who);
                 if !self.book.forget(&who) {
                     return Err(words(&format!("no key is known for {who}")));
                 }
@@ -1127,6 +1317,13 @@ impl Client {
                 self.read_own().await?;
                 self.publish().await?;
                 self.done("there is a new prekey");
+            }
+            Command::Overwrite => {
+                self.read_own().await?;
+                self.book.unreadable = false;
+                self.book.unshared = true;
+                self.write_own(json!({})).await?;
+                self.done("what this device knows is shared");
             }
             Command::Withdraw => {
                 self.set(json!({ "spk": null, "sig": null })).await?;
@@ -1155,7 +1352,31 @@ impl Client {
         Ok(())
     }
 
+    /// What was asked for when the answer was lost, if it is there by now: asked for again, it would be refused, and its key be lost.
+    async fn made(&mut self, who: &[String]) -> Done<Option<i64>> {
+        if !self.book.makes(who) {
+            return Ok(None);
+        }
+        let ids: Vec<i64> = self.call("get_dms", json!({})).await?;
+        for id in ids {
+            if self.book.shown(id).is_some() {
+                continue;
+            }
+            self.known(id).await?;
+            if !self.book.makes(who) && self.book.key(id).is_some() {
+                self.keep_now().await?;
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
     async fn create(&mut self, who: Vec<String>) -> Done {
+        if let Some(dm) = self.made(&who).await? {
+            self.share().await?;
+            self.go(dm);
+            return Ok(());
+        }
         for last in [false, true] {
             let mut invitees = Vec::new();
             for name in &who {
@@ -1179,11 +1400,13 @@ impl Client {
                 "key_tree": created.tree.iter().map(PublicKey::to_hex).collect::<Vec<_>>(),
             });
             self.book.making(&who, &created.key);
-            self.keep_now()?;
+            self.making_until = self.clock.now().monotonic.saturating_add(MAKING);
+            self.keep_now().await?;
             match self.call::<i64>("create_dm", args).await {
                 Ok(id) => {
-                    self.book.created(id);
-                    self.keep_now()?;
+                    let created = self.book.created(id);
+                    self.keep_now().await?;
+                    created.map_err(|taken| words(&taken))?;
                     self.share().await?;
                     let found: FullDm = self.call("get_dm", json!({ "id": id })).await?;
                     self.take_dm(&found.dm);
@@ -1204,17 +1427,13 @@ impl Client {
     }
 
     async fn history(&mut self, dm: i64, mut cursor: Option<String>, count: usize) -> Done {
-        let (mut found, most) = (Vec::new(), usize::try_from(PAGE_MAX).unwrap_or(usize::MAX));
+        let mut found = Vec::new();
+        // A server may give fewer than were asked for: there are no more when it gives none.
         while found.len() < count {
-            let wanted = (count - found.len()).min(most);
-            let page = self.page(dm, cursor.as_deref(), i64::try_from(wanted).unwrap_or(PAGE_MAX)).await?;
+            let page = self.page(dm, cursor.as_deref(), (count - found.len()).min(self.page)).await?;
             let Some(oldest) = page.last() else { break };
             cursor = Some(oldest.timestamp.clone());
-            let end = page.len() < wanted;
             found.extend(page);
-            if end {
-                break;
-            }
         }
         self.older = cursor.map(|cursor| (dm, cursor));
         for message in found.iter().rev() {

@@ -21,6 +21,7 @@ Lines:
   /verify WHO              digits to compare with what WHO sees; /verified WHO when they are the same
   /forget WHO              takes the key that is shown next for WHO's; what was made with the other one is not used any more
   /status online|away|dnd|offline, /bio TEXT, /picture TEXT
+  /overwrite               shares what this device knows, also in place of what cannot be read
   /rotate                  publishes a new prekey; /withdraw none, so that nobody can invite you
   /quit                    so does the end of the input
 A name with blanks stands between quotation marks.";
@@ -62,6 +63,7 @@ pub enum Command {
     Status { status: Status },
     Bio { text: String },
     Picture { text: String },
+    Overwrite,
     Rotate,
     Withdraw,
     Quit,
@@ -167,6 +169,7 @@ impl Command {
             }
             "bio" => Self::Bio { text: rest.to_owned() },
             "picture" => Self::Picture { text: rest.to_owned() },
+            "overwrite" => Self::Overwrite,
             "rotate" => Self::Rotate,
             "withdraw" => Self::Withdraw,
             "quit" => Self::Quit,

@@ -35,7 +35,7 @@ impl Doubt {
             Self::NotSealed => "it does not open".to_owned(),
             Self::NoText => "it is no text".to_owned(),
             Self::Repeats(Thing::Message(id)) => format!("the server shows [{id}] again"),
-            Self::Repeats(Thing::Reaction(id)) => format!("the server shows reaction {id} again"),
+            Self::Repeats(Thing::Reaction { id, of }) => format!("the server shows reaction {id} to [{of}] again"),
             Self::Older => "the server shows an older version".to_owned(),
         }
     }
@@ -87,9 +87,14 @@ impl Said {
             (Some(text), _) => harmless(text),
             (None, doubt) => format!("(not shown: {})", doubt.map_or_else(String::new, Doubt::words)),
         };
-        let mut line = format!("[{}] #{} {}: {text}", self.id, self.dm, name(&self.from));
+        // Behind the name, where no name can say so by itself: what is in one that looks like this is in quotes.
+        let compared = if self.verified && !self.own { " ✓" } else { "" };
+        let mut line = format!("[{}] #{} {}{compared}: {text}", self.id, self.dm, name(&self.from));
         if self.pinned {
             line.push_str(" (pinned)");
+        }
+        if let Some(time) = &self.vanishes {
+            line.push_str(&format!(" (deletes itself at {})", harmless(time)));
         }
         for Reacted { id, from, text, doubt } in &self.reactions {
             let text = text.as_deref().map_or_else(|| doubt.map_or_else(String::new, Doubt::words), harmless);
@@ -112,6 +117,8 @@ pub struct Shown {
     pub pair: bool,
     /// Whether something can be said in it: there is a key.
     pub ready: bool,
+    /// Whether its creator did not sign its keys: the server could have them.
+    pub unsigned: bool,
     /// Who is in its call.
     pub call: Vec<String>,
 }
@@ -122,7 +129,8 @@ impl Shown {
         let call = if self.call.is_empty() { String::new() } else { format!(", in call: {}", names(&self.call)) };
         let kind = if self.pair { "" } else { " group" };
         let ready = if self.ready { "" } else { ", no key yet" };
-        format!("#{}{kind}{called}: {}{call}{ready}", self.dm, names(&self.users))
+        let unsigned = if self.unsigned { ", not signed by who made it" } else { "" };
+        format!("#{}{kind}{called}: {}{call}{ready}{unsigned}", self.dm, names(&self.users))
     }
 }
 
@@ -213,7 +221,7 @@ impl Event {
     pub fn line(&self) -> String {
         let happens = match self {
             Self::Said(said) => return said.words(),
-            Self::Shown(said) => return format!("   {}", said.words()),
+            Self::Shown(said) => return format!("   {} {}", harmless(&said.time), said.words()),
             Self::Changed(said) => format!("changed: {}", said.words()),
             Self::Ready { name: it } => format!("{} is connected", name(it)),
             Self::Lost { why } => format!("the connection is lost: {}", harmless(why)),
@@ -313,11 +321,25 @@ mod tests {
             pinned: false,
             reactions: vec![],
         };
+        let compared = |from: &str, verified| {
+            let text = Some("hi".to_owned());
+            Event::Said(Said { from: from.to_owned(), verified, text, ..said.clone() }).line()
+        };
+        assert_eq!(
+            (compared("bob", true), compared("bob", false)),
+            ("[2] #1 bob ✓: hi".into(), "[2] #1 bob: hi".into())
+        );
+        assert_eq!(compared("bob ✓", false), "[2] #1 \"bob ✓\": hi");
         let line = Event::Said(said.clone()).line();
         assert_eq!(line, "[2] #1 \"bob: hello\u{fffd}[3] #1 carol\": a\u{fffd}[2J\u{fffd}b\u{fffd}-- c");
         let doubted =
             Said { text: None, doubt: Some(Doubt::Repeats(Thing::Message(1))), from: "bob".to_owned(), ..said };
         assert_eq!(Event::Said(doubted.clone()).line(), "[2] #1 bob: (not shown: the server shows [1] again)");
+        let vanishing = Said { time: "10:00".to_owned(), vanishes: Some("10:05\n".to_owned()), ..doubted.clone() };
+        assert_eq!(
+            Event::Shown(vanishing).line(),
+            "   10:00 [2] #1 bob: (not shown: the server shows [1] again) (deletes itself at 10:05\u{fffd})"
+        );
         let json: serde_json::Value = serde_json::from_str(&Event::Said(doubted).json()).unwrap();
         assert_eq!((&json["event"], &json["text"]), (&"said".into(), &serde_json::Value::Null));
         assert_eq!(json["doubt"]["repeats"]["message"], 1);

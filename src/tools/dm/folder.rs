@@ -12,6 +12,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine as _;
@@ -76,12 +78,27 @@ struct Device {
 /// See the top of this file.
 #[derive(Debug)]
 pub(super) struct Folder {
-    dir: PathBuf,
-    key: SealKey,
+    shelf: Arc<Shelf>,
     _lock: files::Held,
 }
 
+/// Where `state` lies, for whoever writes it: also a task that goes on when nobody waits for it any more.
+#[derive(Debug)]
+struct Shelf {
+    dir: PathBuf,
+    key: SealKey,
+    /// Writes that were asked for.
+    asked: AtomicU64,
+    /// The last of those that were done: an older one is not done after it.
+    done: Mutex<u64>,
+}
+
 impl Folder {
+    fn of(dir: &Path, key: SealKey, lock: files::Held) -> Self {
+        let shelf = Shelf { dir: dir.to_owned(), key, asked: AtomicU64::default(), done: Mutex::default() };
+        Self { shelf: Arc::new(shelf), _lock: lock }
+    }
+
     /// Whether a device is kept there.
     pub(super) fn exists(dir: &Path) -> bool {
         dir.join("device.json").exists()
@@ -101,7 +118,7 @@ impl Folder {
         if Self::exists(dir) {
             return Err(BadFolder::Exists(dir.to_owned()));
         }
-        let folder = Self { dir: dir.to_owned(), key: SealKey::new(Secret::random()), _lock: lock };
+        let folder = Self::of(dir, SealKey::new(Secret::random()), lock);
         // First what it opens: a directory with `device.json` is whole.
         folder.keep(state)?;
         let salt: [u8; 16] = random::bytes();
@@ -112,7 +129,7 @@ impl Folder {
             server: server.to_owned(),
             salt: BASE64_STANDARD.encode(salt),
             cost: COST,
-            sealed: BASE64_STANDARD.encode(outer.seal(folder.key.secret().expose())),
+            sealed: BASE64_STANDARD.encode(outer.seal(folder.shelf.key.secret().expose())),
         };
         let text = serde_json::to_string_pretty(&device).map_err(|error| fail(error.into()))?;
         files::write_whole(&dir.join("device.json"), &text, true).map_err(fail)?;
@@ -146,21 +163,44 @@ impl Folder {
         let sealed = std::fs::read(dir.join("state")).map_err(fail)?;
         let plain = BASE64_STANDARD.decode(sealed).ok().and_then(|sealed| key.open(&sealed)).ok_or_else(damaged)?;
         let state = serde_json::from_slice(&plain).map_err(|_| damaged())?;
-        Ok((Self { dir: dir.to_owned(), key, _lock: lock }, state))
+        Ok((Self::of(dir, key, lock), state))
     }
 
     /// Keeps this in place of what was kept; it is on disk afterwards.
     pub(super) fn keep<T: Serialize>(&self, state: &T) -> Result<(), BadFolder> {
-        let fail = |error| BadFolder::Io(error, self.dir.clone());
-        let plain = Zeroizing::new(serde_json::to_vec(state).map_err(|error| fail(error.into()))?);
-        let text = BASE64_STANDARD.encode(self.key.seal(&plain));
-        files::write_whole(&self.dir.join("state"), &text, true).map_err(fail)
+        self.shelf.keep(self.shelf.next(), state)
+    }
+
+    /// The same while the caller's thread does something else.
+    pub(super) async fn keep_aside<T: Serialize + Send + 'static>(&self, state: T) -> Result<(), BadFolder> {
+        let (shelf, number) = (Arc::clone(&self.shelf), self.shelf.next());
+        let kept = tokio::task::spawn_blocking(move || shelf.keep(number, &state)).await;
+        kept.unwrap_or_else(|error| Err(BadFolder::Io(io::Error::other(error), self.shelf.dir.clone())))
     }
 
     /// Removes what is kept of a device that came to nothing; not the directory, which may hold something else.
     pub(super) fn erase(self) -> Result<(), BadFolder> {
+        let dir = &self.shelf.dir;
         for file in ["device.json", "state"] {
-            std::fs::remove_file(self.dir.join(file)).map_err(|error| BadFolder::Io(error, self.dir.clone()))?;
+            std::fs::remove_file(dir.join(file)).map_err(|error| BadFolder::Io(error, dir.clone()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Shelf {
+    fn next(&self) -> u64 {
+        self.asked.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn keep<T: Serialize>(&self, number: u64, state: &T) -> Result<(), BadFolder> {
+        let fail = |error| BadFolder::Io(error, self.dir.clone());
+        let plain = Zeroizing::new(serde_json::to_vec(state).map_err(|error| fail(error.into()))?);
+        let text = BASE64_STANDARD.encode(self.key.seal(&plain));
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if *done < number {
+            files::write_whole(&self.dir.join("state"), &text, true).map_err(fail)?;
+            *done = number;
         }
         Ok(())
     }

@@ -27,6 +27,9 @@ use crate::client::raw::Duplex;
 
 /// How long the server may take to open.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// An answer may be longer than a request: a page of ten messages, the longest there are, each with as many reactions as a server takes of
+/// its members, is some 20 MB of digits. Beyond this it is nobody's answer.
+const RECEIVED_MAX: usize = 64 * 1024 * 1024;
 /// Nobody beats slower than this, whatever they promise.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
 
@@ -158,8 +161,8 @@ impl Line {
         let scheme = if encrypted { "wss" } else { "ws" };
         let url = format!("{scheme}://{authority}/socket.io/?EIO=4&transport=websocket");
         let limits = WebSocketConfig::default()
-            .max_message_size(Some(2 * PACKET_MAX))
-            .max_frame_size(Some(2 * PACKET_MAX))
+            .max_message_size(Some(RECEIVED_MAX))
+            .max_frame_size(Some(RECEIVED_MAX))
             .read_buffer_size(16 * 1024);
         let opened = async {
             let (socket, _) = client_async_with_config(url, stream, Some(limits)).await.map_err(transport)?;
@@ -314,6 +317,28 @@ mod tests {
         let begun = clock.now().monotonic;
         assert!(matches!(line.next().await, Err(Broken::Silent)));
         assert_eq!(clock.now().monotonic - begun, Duration::from_millis(1_500));
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_be_longer_than_a_request() {
+        let (here, there) = tokio::io::duplex(1024 * 1024);
+        let server = async {
+            let mut socket = accept_async(there).await.unwrap();
+            socket.send(Message::text(r#"0{"pingInterval":25000,"pingTimeout":20000}"#)).await.unwrap();
+            assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("40"));
+            socket.send(Message::text("40{}")).await.unwrap();
+            let page = vec!["0".repeat(131_072); 100];
+            let answer = serde_json::json!([{ "success": true, "result": page }]);
+            socket.send(Message::text(format!("431{answer}"))).await.unwrap();
+        };
+        let client = async {
+            let mut line = Line::open(Box::new(here), "localhost", false, None).await.unwrap();
+            line.next()
+                .await
+                .map(|heard| matches!(heard, Heard::Answer(1, answer) if answer.result.get().len() > 13_000_000))
+        };
+        let ((), heard) = tokio::join!(server, client);
+        assert!(matches!(heard, Ok(true)), "{heard:?}");
     }
 
     #[test]

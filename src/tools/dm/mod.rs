@@ -31,6 +31,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use miette::{IntoDiagnostic as _, Result, miette};
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 pub use book::Book;
@@ -100,9 +101,9 @@ pub struct AccountArgs {
     /// Log in as servers without signed logins want it: such a server can have this account's keys. Only for one that you run
     #[arg(long)]
     login_by_product: bool,
-    /// Believe no invitation that its creator did not sign
-    #[arg(long)]
-    signed_only: bool,
+    /// Believe no invitation that its creator did not sign: from now on, on all of the account's devices
+    #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    signed_only: Option<bool>,
 }
 
 /// `dm recover`
@@ -113,6 +114,9 @@ pub struct RecoverArgs {
     /// Where the words stand [default: you are asked]
     #[arg(long, value_name = "FILE")]
     words_file: Option<PathBuf>,
+    /// Also when what the account's devices shared cannot be read: it is written over, and the keys in it are lost
+    #[arg(long)]
+    afresh: bool,
 }
 
 /// `dm talk`
@@ -130,7 +134,7 @@ fn help() -> String {
     format!(
         "{}
 
-Printed are `[ID] #NUMBER NAME: text` for what is said, `-- ` for what happens and `!! ` for what does not. The next line is read when the one \
+Printed are `[ID] #NUMBER NAME: text` for what is said (`NAME ✓` when the key was compared), `-- ` for what happens and `!! ` for what does not. The next line is read when the one \
          before is done. Without a terminal, lines are read from standard input; at their end, the client waits until the server has \
          taken everything.
 
@@ -163,8 +167,8 @@ pub async fn run(tool: Tool) -> Result<ExitCode> {
             let (account, seed) = (&args.account, args.seed()?);
             let passphrase = account.passphrase(true)?;
             let (place, identity) = (account.place()?, SecretKey::new(&seed));
-            let client =
-                Client::recover(place, account.options(), &account.dir(), &account.name, &passphrase, identity).await?;
+            let options = Options { afresh: args.afresh, ..account.options() };
+            let client = Client::recover(place, options, &account.dir(), &account.name, &passphrase, identity).await?;
             client.close().into_diagnostic()?;
             println!("recovered: this device knows what the others share");
         }
@@ -181,7 +185,7 @@ pub async fn run(tool: Tool) -> Result<ExitCode> {
 
 impl AccountArgs {
     const fn options(&self) -> Options {
-        Options { by_product: self.login_by_product, signed_only: self.signed_only }
+        Options { by_product: self.login_by_product, signed_only: self.signed_only, afresh: false }
     }
 
     /// A name becomes a part of a path.
@@ -221,11 +225,16 @@ impl AccountArgs {
                 _ => Err(miette!("there is no passphrase in {}", file.display())),
             };
         }
-        if let Ok(passphrase) = std::env::var("HELIOSTAT_DM_PASSPHRASE") {
-            return Ok(Zeroizing::new(passphrase));
+        let given = std::env::var("HELIOSTAT_DM_PASSPHRASE").ok();
+        let asked = given.is_none();
+        let passphrase = match given {
+            Some(passphrase) => Zeroizing::new(passphrase),
+            None => ask("Passphrase: ", "--passphrase-file FILE")?,
+        };
+        if passphrase.is_empty() {
+            return Err(miette!("the passphrase is empty"));
         }
-        let passphrase = ask("Passphrase: ", "--passphrase-file FILE")?;
-        if twice && ask("Again: ", "--passphrase-file FILE")? != passphrase {
+        if twice && asked && ask("Again: ", "--passphrase-file FILE")? != passphrase {
             return Err(miette!("these are two different passphrases"));
         }
         Ok(passphrase)
@@ -267,6 +276,9 @@ impl From<Failure> for miette::Report {
                  docs/dm-client.md first"
             }
             Failure::OwnKey => "docs/dm-client.md says what that means",
+            Failure::Shared(_) => {
+                "a device of the account that still works may say /overwrite, which shares what that one knows; without one, --afresh begins anew"
+            }
             Failure::Folder(_) | Failure::Lost(_) | Failure::Name(_) => return miette!("{said}"),
         };
         miette!(help = help, "{said}")
@@ -293,28 +305,27 @@ struct Headless {
 
 impl Headless {
     async fn talk(&mut self, client: &mut Client, terminal: &mut Terminal) -> Result<ExitCode> {
-        let interrupted = terminal.interrupted();
-        let (mut no_more_lines, mut last_words): (bool, Option<Pin<Box<tokio::time::Sleep>>>) = (false, None);
-        client.attend().await?;
+        let mut until = Until { interrupted: terminal.interrupted(), over: false, last_words: None };
+        until.busy(client.attend()).await?;
         loop {
             while let Some(event) = client.take_event() {
                 self.failed |= event.is_failure();
                 terminal.print(&if self.json { event.json() } else { event.line() })?;
             }
-            if no_more_lines && client.is_idle() {
+            if until.over && client.is_idle() {
                 return Ok(if self.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
             }
             // What the line before meant may depend on the connection.
-            let takes_lines = !no_more_lines && client.is_connected();
+            let takes_lines = !until.over && client.is_connected();
             tokio::select! {
                 waited = client.wait() => {
                     waited?;
-                    client.attend().await?;
+                    until.busy(client.attend()).await?;
                 }
                 line = terminal.line(), if takes_lines => {
                     match line?.map_or(Ok(Some(Command::Quit)), |line| Command::parse(&line)) {
-                        Ok(Some(Command::Quit)) => no_more_lines = true,
-                        Ok(Some(command)) => client.obey(command).await?,
+                        Ok(Some(Command::Quit)) => until.end(),
+                        Ok(Some(command)) => until.busy(client.obey(command)).await?,
                         Ok(None) => {}
                         Err(why) => {
                             self.failed = true;
@@ -323,19 +334,73 @@ impl Headless {
                         }
                     }
                 }
-                () = interrupted.cancelled(), if !no_more_lines => no_more_lines = true,
-                () = time_of(&mut last_words) => return Err(miette!("what was said was not taken in time")),
-            }
-            if no_more_lines && last_words.is_none() {
-                last_words = Some(Box::pin(tokio::time::sleep(LAST_WORDS)));
+                done = until.passes() => done?,
             }
         }
     }
 }
 
-async fn time_of(sleep: &mut Option<Pin<Box<tokio::time::Sleep>>>) {
-    match sleep {
-        Some(sleep) => sleep.await,
-        None => std::future::pending().await,
+/// The end of a conversation: asked for, it comes when everything was said, or when that takes too long. A server that keeps the client busy does
+/// not keep it from that.
+struct Until {
+    interrupted: CancellationToken,
+    /// No more is asked for.
+    over: bool,
+    last_words: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Until {
+    fn end(&mut self) {
+        self.over = true;
+        self.last_words.get_or_insert_with(|| Box::pin(tokio::time::sleep(LAST_WORDS)));
+    }
+
+    /// Until the end is asked for, or has come.
+    async fn passes(&mut self) -> Result<()> {
+        match &mut self.last_words {
+            Some(sleep) => {
+                sleep.await;
+                Err(miette!("what was said was not taken in time"))
+            }
+            None => {
+                self.interrupted.cancelled().await;
+                self.end();
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits for something, but not beyond the end.
+    async fn busy(&mut self, with: impl Future<Output = Result<(), Failure>>) -> Result<()> {
+        let mut with = std::pin::pin!(with);
+        loop {
+            tokio::select! {
+                done = &mut with => return Ok(done?),
+                done = self.passes() => done?,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_kept_busy_ends_all_the_same() {
+        let interrupted = CancellationToken::new();
+        let mut until = Until { interrupted: interrupted.clone(), over: false, last_words: None };
+        until.busy(std::future::ready(Ok(()))).await.unwrap();
+        assert!(until.busy(std::future::ready(Err(Failure::OwnKey))).await.is_err());
+        interrupted.cancel();
+        // What still gets done in time is done.
+        let soon = async {
+            tokio::time::sleep(LAST_WORDS / 2).await;
+            Ok(())
+        };
+        until.busy(soon).await.unwrap();
+        assert!(until.over);
+        let never = tokio::time::timeout(LAST_WORDS, until.busy(std::future::pending())).await;
+        assert!(never.is_ok_and(|ended| ended.is_err_and(|why| why.to_string().contains("in time"))));
     }
 }

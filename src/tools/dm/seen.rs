@@ -1,8 +1,8 @@
 //! What was seen in a direct message, to know it when it comes again (spec 5.8, W4).
 //!
 //! A signature is over the ciphertext alone: not over the message's id, its direct message, or what kind of thing it is. So a server can
-//! show what was said once more under another id, pass a reaction off as a message, or go back to what stood there before an edit. All
-//! of it is sealed under the nonce it was sealed under first.
+//! show what was said once more under another id, pass a reaction off as a message, move it to another message, or go back to what stood
+//! there before an edit. All of it is sealed under the nonce it was sealed under first.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,8 +22,13 @@ type Nonce = [u8; 12];
 pub enum Thing {
     /// A message, by its id.
     Message(i64),
-    /// A reaction, by its id.
-    Reaction(i64),
+    /// A reaction: a yes to one thing is none to another.
+    Reaction {
+        /// Its id.
+        id: i64,
+        /// The message that it is on.
+        of: i64,
+    },
 }
 
 /// What there is to say about something that comes.
@@ -120,7 +125,7 @@ impl Seen {
     }
 
     fn prune(&mut self) {
-        let between = Thing::Reaction(i64::MIN);
+        let between = Thing::Reaction { id: i64::MIN, of: i64::MIN };
         let oldest = if self.things.range(..between).count() > REMEMBERED {
             self.things.keys().next().copied()
         } else if self.things.range(between..).count() > REMEMBERED {
@@ -153,7 +158,10 @@ mod tests {
         assert_eq!(seen.look(first, "alice", nonce(1)), Sight::First);
         assert_eq!(seen.look(first, "alice", nonce(1)), Sight::Again, "it was pinned");
         assert_eq!(seen.look(second, "alice", nonce(1)), Sight::Repeats(first));
-        assert_eq!(seen.look(Thing::Reaction(1), "alice", nonce(1)), Sight::Repeats(first), "as another kind of thing");
+        let reaction = |of| Thing::Reaction { id: 1, of };
+        assert_eq!(seen.look(reaction(1), "alice", nonce(1)), Sight::Repeats(first), "as another kind of thing");
+        assert_eq!(seen.look(reaction(1), "alice", nonce(5)), Sight::First);
+        assert_eq!(seen.look(reaction(2), "alice", nonce(5)), Sight::Repeats(reaction(1)), "to another message");
         assert_eq!(
             seen.look(second, "bob", nonce(1)),
             Sight::First,
@@ -178,7 +186,7 @@ mod tests {
         let mut seen = Seen::default();
         for n in 0..2_000 {
             seen.look(Thing::Message(n.into()), "alice", nonce(n));
-            seen.look(Thing::Reaction(n.into()), "alice", nonce(10_000 + n));
+            seen.look(Thing::Reaction { id: n.into(), of: 0 }, "alice", nonce(10_000 + n));
         }
         for n in 0..200 {
             seen.look(Thing::Message(1_999), "alice", nonce(20_000 + n));

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use super::keys::{PublicKey, SecretKey, fingerprint};
 use super::login::{Challenge, login_message};
 use super::seal::{OVERHEAD, SealKey, nonce_of};
-use super::storage::{BadStorage, OLD_PREKEYS_MAX, Storage};
+use super::storage::{BadStorage, LEFT_MAX, OLD_PREKEYS_MAX, Storage};
 use super::tree::{self, CreateError, Created, Invitation, MEMBERS_MAX, ReceiveError, Setup, setup_message};
 use super::words::{self, BadWords};
 use super::x3dh::{self, Bundle};
@@ -217,12 +217,102 @@ fn storage_is_sealed_under_the_personal_key() {
         assert_eq!(Storage::open(&personal, wrong), Err(BadStorage::Sealed), "{wrong}");
     }
     let identity = vectors.text("/bad_points/identity");
-    for plain in
-        ["[]", r#"{"privSPK":"12"}"#, r#"{"sharedKeys":{"x":""}}"#, &format!(r#"{{"pins":{{"a":"{identity}"}}}}"#)]
-    {
-        let sealed = hex::encode(personal.seal(plain.as_bytes()));
-        assert_eq!(Storage::open(&personal, &sealed), Err(BadStorage::Content), "{plain}");
+    let sealed = |plain: &str| hex::encode(personal.seal(plain.as_bytes()));
+    for plain in ["[]", r#"{"privSPK":"12"}"#, r#"{"verified":{"bob":true}}"#, r#"{"sharedKeys":[]}"#] {
+        assert_eq!(Storage::open(&personal, &sealed(plain)), Err(BadStorage::Content), "{plain}");
     }
+    // Single entries that are not understood cost nothing else, and stay.
+    let (good, bob) = ("07".repeat(32), key(0x21).public());
+    let plain = format!(
+        r#"{{"sharedKeys":{{"7":"{good}","8":5,"x":"{good}"}},"pins":{{"a":"{identity}","b":[],"bob":"{}"}},"pairs":{{"7":"bob","y":"bob"}}}}"#,
+        bob.to_hex()
+    );
+    let mut storage = Storage::open(&personal, &sealed(&plain)).unwrap();
+    assert_eq!(storage.keys, [(7, SealKey::new(seed(7)))].into());
+    assert_eq!(storage.pins, [("bob".to_owned(), bob)].into());
+    assert_eq!(storage.pairs, [(7, "bob".to_owned())].into());
+    let plain: Value = serde_json::from_str(&plain).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&storage.plain()).unwrap(), plain);
+    let mut other = Storage::default();
+    other.merge(storage.clone(), None);
+    assert_eq!(other, storage, "also by way of another device");
+    // Until there is something in their place.
+    storage.pin("a", bob);
+    storage.keys.insert(8, SealKey::new(seed(8)));
+    let plain = serde_json::from_slice::<Value>(&storage.plain()).unwrap();
+    assert_eq!((&plain["pins"]["a"], &plain["sharedKeys"]["8"]), (&bob.to_hex().into(), &"08".repeat(32).into()));
+    assert_eq!(plain["pins"]["b"], serde_json::json!([]));
+}
+
+#[test]
+fn what_one_device_takes_back_no_other_brings_back() {
+    let personal = key(0x11).personal();
+    let (first, second) = (key(0x21).public(), key(0x22).public());
+    let mut before = Storage::default();
+    before.keys.insert(7, SealKey::new(seed(7)));
+    before.pairs.insert(7, "bob".to_owned());
+    before.pin("bob", first);
+    before.verified.insert("bob".to_owned());
+    let (mut one, mut two) = (before.clone(), before.clone());
+    assert_eq!(one.forget("bob"), Some(first));
+    assert_eq!(one.forget("bob"), None);
+    assert!(one.is_beyond(&two));
+    // A server, or a client that does not know of this, shows what was.
+    let mut unaware = before.clone();
+    unaware.forgotten.clone_from(&one.forgotten);
+    for old in [&before, &unaware] {
+        assert_eq!(one.merge(old.clone(), None), [""; 0]);
+        assert_eq!((one.pins.get("bob"), one.pairs.len(), one.verified.len()), (None, 0, 0));
+    }
+    // The other device is told, and keeps to it.
+    two.merge(Storage::open(&personal, &one.seal(&personal)).unwrap(), None);
+    assert_eq!(two, one);
+    // What is met then is shared as ever.
+    two.pin("bob", second);
+    one.merge(two.clone(), None);
+    assert_eq!(one.pins["bob"], second);
+    // And whoever forgets that, too, may go back to the first; what was made with it stays unused.
+    two.forget("bob");
+    two.pin("bob", first);
+    two.merge(one.clone(), None);
+    assert_eq!(two.pins["bob"], first);
+    one.merge(two.clone(), None);
+    assert_eq!((one.pins["bob"], one.pairs.len()), (first, 0));
+    assert_eq!(one.merge(before.clone(), None), [""; 0]);
+    assert_eq!(one.pairs.len(), 0);
+    // Forgotten and met again with the same key: no forgetting from before undoes that.
+    let mut again = two.clone();
+    again.forget("bob");
+    let forgotten = again.clone();
+    again.pin("bob", first);
+    again.merge(forgotten, None);
+    assert_eq!(again.pins["bob"], first);
+
+    // A key that was given up.
+    let mut left = before.clone();
+    left.leave(7);
+    assert!(left.is_beyond(&before));
+    left.merge(before.clone(), None);
+    assert_eq!((left.keys.len(), left.pairs.len()), (0, 0));
+    assert_eq!(left.number_of(&SealKey::new(seed(7))), Some(7), "it is known again");
+    assert!(!left.plain().windows(64).any(|it| it == "07".repeat(32).as_bytes()));
+    let mut other = before.clone();
+    other.merge(Storage::open(&personal, &left.seal(&personal)).unwrap(), None);
+    assert_eq!((other.keys.len(), other.pairs.len(), other.left.len()), (0, 0, 1));
+    // A key has one number.
+    let mut twice = Storage::default();
+    twice.keys.insert(99, SealKey::new(seed(7)));
+    twice.pairs.insert(99, "bob".to_owned());
+    for known in [&before, &left] {
+        let mut known = known.clone();
+        known.merge(twice.clone(), None);
+        assert!(!known.keys.contains_key(&99) && !known.pairs.contains_key(&99));
+    }
+    for dm in 0..5_000 {
+        left.keys.insert(dm, SealKey::new(seed(9)));
+        left.leave(dm);
+    }
+    assert_eq!((left.left.len(), left.left.first_key_value().map(|it| *it.0)), (LEFT_MAX, Some(3_000)));
 }
 
 #[test]

@@ -99,6 +99,7 @@ impl Scene<'_> {
         let is_first = self.house.presence.came(conn, user.id);
         self.house.after(now.saturating_add(self.settings.x3dh_after), conn, Task::Invite(user.id));
         if is_first && user.status != Status::Offline {
+            self.house.everybody = None;
             let seen = self.seen(user);
             self.say(others, Notice::Profile, &seen);
         }
@@ -109,6 +110,7 @@ impl Scene<'_> {
     /// A connection goes on which somebody was logged in.
     pub(super) async fn goes(&mut self, conn: ConnId) -> Result<(), SqlError> {
         if let Some((user, true)) = self.house.presence.left(conn) {
+            self.house.everybody = None;
             let user = self.work.user(user).await?;
             if user.status != Status::Offline {
                 let others = self.house.presence.all().collect();
@@ -132,13 +134,7 @@ impl Scene<'_> {
             return Err(Code::AlreadyLoggedIn.into());
         }
         let who = session.who;
-        if !names::is_allowed(username) {
-            return Err(Code::UsernameInvalid.into());
-        }
-        let username_key = names::key(username);
-        if self.work.is_taken(&username_key).await? {
-            return Err(Code::UsernameTaken.into());
-        }
+        let username_key = self.is_to_be_had(conn, username).await?;
         signed_prekey(public_key, &prekey)?;
         // Last, so that only accounts count.
         if !self.gate.may_register(who) {
@@ -153,8 +149,25 @@ impl Scene<'_> {
             own_storage,
             created_at: self.now_us(),
         };
+        self.house.everybody = None;
         self.work.add_user(new).await?;
         Ok(raw(&true))
+    }
+
+    /// Whether somebody can have this name; under what it is known then. Tells as much as looking it up, and may be asked as often.
+    pub(super) async fn is_to_be_had(&mut self, conn: ConnId, username: &str) -> Result<String, Halt> {
+        let who = self.session(conn)?.who;
+        if !names::is_allowed(username) {
+            return Err(Code::UsernameInvalid.into());
+        }
+        if !self.gate.may_look_up(who) {
+            return Err(Code::RateLimited.into());
+        }
+        let username_key = names::key(username);
+        if self.work.is_taken(&username_key).await? {
+            return Err(Code::UsernameTaken.into());
+        }
+        Ok(username_key)
     }
 
     pub(super) async fn get_user(&mut self, username: &str) -> Told {
@@ -180,8 +193,11 @@ impl Scene<'_> {
         if !self.gate.may_list(conn) {
             return Err(Code::RateLimited.into());
         }
-        let users = self.work.users().await?;
-        Ok(raw(&users.into_iter().map(|user| self.seen(user)).collect::<Vec<_>>()))
+        if self.house.everybody.is_none() {
+            let users = self.work.users().await?;
+            self.house.everybody = Some(raw(&users.into_iter().map(|user| self.seen(user)).collect::<Vec<_>>()));
+        }
+        Ok(self.house.everybody.clone().ok_or(Code::Internal)?)
     }
 
     pub(super) async fn set_user(&mut self, conn: ConnId, caller: &Caller, change: &ProfileChange) -> Told {
@@ -193,10 +209,15 @@ impl Scene<'_> {
             Some(_) => Some(self.work.own_storage(caller.id).await?),
             None => None,
         };
+        self.house.everybody = None;
         self.work.set_user(caller.id, change).await?;
         let after = self.work.user(caller.id).await?;
         let is_seen = before != after;
         let is_stored = change.own_storage != stored_before;
+        // Last, and undone if need be: only what everybody is told of counts.
+        if is_seen && !self.gate.may_change(caller.id) {
+            return Err(Code::RateLimited.into());
+        }
         if is_seen || is_stored {
             // What only changed for the user itself is a hint to its other devices.
             let to = match is_seen {

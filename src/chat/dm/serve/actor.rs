@@ -6,28 +6,28 @@
 //! is due at most. While a transaction is being synced, events pile up for the next: the more there is to do, the less a
 //! sync costs each.
 //!
-//! Each event is whole or nothing within that transaction: one that is refused, fails or panics is undone alone. When the
-//! transaction fails, nothing of the batch was said, and every connection ends: clients come back and are told what is kept.
+//! Each event is whole or nothing within that transaction: one that is refused, fails or panics is undone alone, and so is
+//! everything that is done by itself. When the transaction fails, nothing of the batch was said, and every connection ends:
+//! clients come back and are told what is kept.
 
-use std::collections::HashSet;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use serde_json::value::RawValue;
 use socketioxide::extract::AckSender;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::Settings;
 use super::gate::{Gate, Who};
-use super::scene::{Halt, House, Say, Scene, Session, Told, us};
-use super::wire::Wire;
-use crate::chat::dm::state::{ConnId, Lockout};
+use super::scene::{Halt, House, Say, Scene, Session, Task, us};
+use super::wire::{Heard, Wire};
+use crate::chat::dm::state::ConnId;
 use crate::chat::dm::store::{Store, Work};
-use crate::chat::dm::wire::{Code, Envelope, Notice, Refusal, Request};
+use crate::chat::dm::wire::{Code, Envelope, Notice, Refusal};
 use crate::chat::sql::SqlError;
 use crate::metrics::{self, DmAnswer, Room};
 use crate::time::{Clock, Now};
@@ -36,6 +36,10 @@ use crate::time::{Clock, Now};
 pub(super) const MAILBOX_MAX: usize = 4_096;
 /// What is decided and kept at once, at most.
 const BATCH_MAX: usize = 256;
+/// Answers that are kept until what they tell is on the disk, in bytes; one more may be longer. Then the batch is over.
+const ANSWERS_MAX: usize = 8 * 1024 * 1024;
+/// What is done by itself on connections in one batch, at most.
+const TASKS_MAX: usize = 64;
 /// How often what is too old is looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// The longest sleep until something that is due by the wall clock: that clock may be set.
@@ -45,7 +49,8 @@ const SLEEP_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) enum Mail {
     Asked(Box<Asked>),
-    Left(ConnId),
+    /// A connection is gone; who tells it hears when everything it asked for is answered.
+    Left(ConnId, Option<oneshot::Sender<()>>),
 }
 
 /// A request, and where its answer goes.
@@ -55,7 +60,7 @@ pub(super) struct Asked {
     pub(super) wire: Wire,
     pub(super) event: String,
     pub(super) ack: AckSender,
-    pub(super) request: Result<Request, Code>,
+    pub(super) heard: Heard,
 }
 
 impl std::fmt::Debug for Asked {
@@ -68,6 +73,8 @@ impl std::fmt::Debug for Asked {
 enum Out {
     Answer(Wire, AckSender, Envelope),
     Say(Say),
+    /// All of it is answered.
+    Answered(oneshot::Sender<()>),
 }
 
 pub(super) struct Actor {
@@ -75,14 +82,21 @@ pub(super) struct Actor {
     store: Store,
     clock: Clock,
     gate: Arc<Gate>,
+    /// Cancelled when everybody has to go.
+    shutdown: CancellationToken,
     house: House,
     /// When the next thing is due that is kept; microseconds since the Unix epoch.
     due: Option<i64>,
 }
 
 impl Actor {
-    pub(super) fn new(settings: Settings, store: Store, clock: Clock, gate: Arc<Gate>) -> Self {
-        Self { settings, store, clock, gate, house: House::default(), due: None }
+    pub(super) fn new(
+        settings: Settings,
+        store: Store,
+        clock: Clock,
+        (gate, shutdown): (Arc<Gate>, CancellationToken),
+    ) -> Self {
+        Self { settings, store, clock, gate, shutdown, house: House::default(), due: None }
     }
 
     /// Does everything that came due while nobody was here (spec 4.3): sends, then deletes.
@@ -108,6 +122,8 @@ impl Actor {
             let wake_at = self.wake_at(sweep_at);
             tokio::select! {
                 biased;
+                // What the last batch left over is done first, and at once.
+                () = std::future::ready(()), if !batch.is_empty() => {}
                 taken = mailbox.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { break },
                 () = stop.cancelled() => break,
                 () = self.clock.sleep_until(Some(wake_at)) => {}
@@ -117,13 +133,23 @@ impl Actor {
                 sweep_at = now.monotonic.saturating_add(SWEEP_EVERY);
                 self.gate.tidy();
                 self.house.failures.tidy(&self.settings.lockout, now.monotonic);
+                self.house.reads.tidy(now.monotonic);
             }
-            if let Err(error) = self.work(&mut batch, now).await {
+            let worked = AssertUnwindSafe(self.work(&mut batch, now)).catch_unwind().await;
+            let failed = match &worked {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_panic) => Some("a panic".to_owned()),
+            };
+            if let Some(error) = failed {
                 error!(%error, "all connections end");
                 batch.clear();
+                let failures = std::mem::take(&mut self.house.failures);
                 for (_, session) in std::mem::take(&mut self.house).sessions {
                     session.wire.cut();
                 }
+                // Nobody is forgiven because we failed.
+                self.house.failures = failures;
                 // Not at once: what fails may fail again.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -148,69 +174,85 @@ impl Actor {
     }
 
     async fn work(&mut self, batch: &mut Vec<Mail>, now: Now) -> Result<(), SqlError> {
+        // Before anything can fail: who is in it is cut then.
+        for mail in batch.iter() {
+            if let Mail::Asked(asked) = mail {
+                let session = || Session::new(asked.wire.clone(), asked.who);
+                self.house.sessions.entry(asked.conn).or_insert_with(session);
+            }
+        }
         let mut outs = Vec::new();
         let mut due = self.due;
+        let is_stopping = self.shutdown.is_cancelled();
         let is_due = due.is_some_and(|due| due <= us(now.wall_ms));
         let mut scene = self.scene(self.store.begin().await?, now);
         if is_due {
             scene.work.mark().await?;
-            match scene.fire().await {
-                Ok(next) => {
-                    scene.work.keep().await?;
-                    due = next;
-                }
-                // One row that cannot be read does not keep everybody from speaking.
-                Err(error) => {
-                    error!(%error, "what is due could not be done, and is tried again");
-                    scene.work.undo().await?;
-                    scene.says.clear();
-                    due = Some(us(now.plus(SLEEP_MAX).wall_ms));
-                }
+            let fired = guarded(async { Ok(scene.fire().await?) }).await;
+            scene.settle(fired.is_ok()).await?;
+            due = fired.unwrap_or_else(|_| {
+                error!("what is due could not be done, and is tried again");
+                Some(us(now.plus(SLEEP_MAX).wall_ms))
+            });
+            outs.extend(scene.says.drain(..).map(Out::Say));
+        }
+        let mut said = 0_usize;
+        for _ in 0..TASKS_MAX {
+            let Some((conn, task)) = scene.house.due(now.monotonic) else { break };
+            scene.work.mark().await?;
+            let done = guarded(scene.perform(conn, task)).await;
+            scene.settle(done.is_ok()).await?;
+            said = scene.says.iter().fold(said, |said, say| said.saturating_add(say.said.get().len()));
+            outs.extend(scene.says.drain(..).map(Out::Say));
+            if said >= ANSWERS_MAX {
+                break;
             }
         }
-        while let Some((conn, task)) = scene.house.due(now.monotonic) {
-            if let Err(Halt::Store(error)) = scene.perform(conn, task).await {
-                return Err(error);
-            }
-        }
-        outs.extend(scene.says.drain(..).map(Out::Say));
-        for mail in batch.drain(..) {
+        let (mut mails, mut answers) = (std::mem::take(batch).into_iter(), 0_usize);
+        while answers < ANSWERS_MAX
+            && let Some(mail) = mails.next()
+        {
             match mail {
                 Mail::Asked(asked) => {
-                    let Asked { conn, who, wire, event, ack, request } = *asked;
-                    let session = || Session {
-                        wire: wire.clone(),
-                        who,
-                        lockout: Lockout::default(),
-                        open: None,
-                        caller: None,
-                        invited: HashSet::new(),
-                    };
-                    scene.house.sessions.entry(conn).or_insert_with(session);
-                    scene.work.mark().await?;
-                    let answer = guarded(scene.asked(conn, &event, request)).await;
-                    match &answer {
-                        Ok(_) => scene.work.keep().await?,
-                        Err(_) => {
-                            scene.work.undo().await?;
-                            scene.says.clear();
-                        }
+                    let Asked { conn, wire, event, ack, heard, .. } = *asked;
+                    if let Some(invitations) = scene.house.proven(conn) {
+                        scene.work.mark().await?;
+                        let done = guarded(scene.perform(conn, Task::Received(invitations))).await;
+                        scene.settle(done.is_ok()).await?;
                     }
+                    scene.work.mark().await?;
+                    let answer = guarded(scene.asked(conn, &event, heard)).await;
+                    scene.settle(answer.is_ok()).await?;
                     count(&answer);
-                    outs.push(Out::Answer(wire, ack, answer.into()));
+                    let answer = Envelope::from(answer);
+                    answers = answers.saturating_add(answer.result.get().len());
+                    scene.house.had(conn, answer.result.get().len(), now.monotonic);
+                    outs.push(Out::Answer(wire, ack, answer));
                 }
-                Mail::Left(conn) => scene.left(conn).await?,
+                Mail::Left(conn, heard) => {
+                    scene.work.mark().await?;
+                    let left = guarded(scene.left(conn)).await;
+                    scene.settle(left.is_ok()).await?;
+                    scene.house.forget(conn);
+                    if is_stopping {
+                        // Everybody goes: to tell all of all is work that nobody hears.
+                        scene.says.clear();
+                    }
+                    outs.extend(heard.map(Out::Answered));
+                }
             }
             outs.extend(scene.says.drain(..).map(Out::Say));
         }
         let Scene { work, due: sooner, .. } = scene;
         work.commit().await?;
+        *batch = mails.collect();
         self.due = [due, sooner].into_iter().flatten().min();
         for out in outs {
             match out {
                 // Cut when it does not fit, and its worker tells us that it left.
-                Out::Answer(wire, ack, answer) => drop(wire.answer(ack, &answer)),
+                Out::Answer(wire, ack, answer) => drop(spoken(&wire, || wire.answer(ack, &answer))),
                 Out::Say(say) => self.speak(&say),
+                Out::Answered(heard) => drop(heard.send(())),
             }
         }
         Ok(())
@@ -219,7 +261,7 @@ impl Actor {
     fn speak(&self, Say { to, notice, said }: &Say) {
         for conn in to {
             if let Some(session) = self.house.sessions.get(conn)
-                && session.wire.say(notice.name(), said)
+                && spoken(&session.wire, || session.wire.say(notice.name(), said))
                 && *notice == Notice::Message
             {
                 metrics::get().chat_delivered.of(Room::Dm).increment(1);
@@ -228,8 +270,17 @@ impl Actor {
     }
 }
 
+/// Says something. Who it was for is cut when that panics: it is kept, and he missed it, and nobody else did.
+fn spoken(wire: &Wire, speaks: impl FnOnce() -> bool) -> bool {
+    catch_unwind(AssertUnwindSafe(speaks)).unwrap_or_else(|_panic| {
+        error!("speaking to a client panicked, and it is disconnected");
+        wire.cut();
+        false
+    })
+}
+
 /// What came of a use case, also when it panicked: then there is an answer all the same.
-async fn guarded(use_case: impl Future<Output = Told>) -> Result<Box<RawValue>, Refusal> {
+async fn guarded<T>(use_case: impl Future<Output = Result<T, Halt>>) -> Result<T, Refusal> {
     match AssertUnwindSafe(use_case).catch_unwind().await {
         Ok(Ok(told)) => Ok(told),
         Ok(Err(Halt::Refused(refusal))) => Err(refusal),
@@ -261,10 +312,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_use_case_that_panics_is_answered() {
-        let panics = guarded(async { panic!("on purpose") }).await;
+        let panics = guarded::<()>(async { panic!("on purpose") }).await;
         assert_eq!(panics.unwrap_err().code, Code::Internal);
         assert_eq!(guarded(async { Ok(raw(&1)) }).await.unwrap().get(), "1");
-        let damaged = guarded(async { Err(Halt::Store(SqlError::Damaged("on purpose"))) }).await;
+        let damaged = guarded::<()>(async { Err(Halt::Store(SqlError::Damaged("on purpose"))) }).await;
         assert_eq!(damaged.unwrap_err().code, Code::Internal);
+    }
+
+    #[test]
+    fn who_cannot_be_spoken_to_ended_the_room() {
+        let (one, other) = (Wire::to_nobody(), Wire::to_nobody());
+        assert!(!spoken(&one, || panic!("on purpose")) && spoken(&other, || true));
+        assert!(one.is_cut() && !other.is_cut());
     }
 }

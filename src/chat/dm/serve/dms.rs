@@ -1,11 +1,17 @@
 //! DMs (spec 2.2) and their calls (2.5).
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use super::scene::{Caller, Halt, Scene, Task, Told};
 use crate::chat::dm::crypto::{PublicKey, Setup, setup_message};
 use crate::chat::dm::state::{ConnId, DMS_MAX, INBOX_MAX, UserId};
 use crate::chat::dm::store::{Kind, StoredDm, StoredInvitation, StoredUser};
 use crate::chat::dm::wire::{CallNotice, Code, FullDm, Invitation, Notice, Scheduled, X3dh, raw, stamp};
 use crate::chat::sql::SqlError;
+
+/// How long after its time the end of a connection may be heard that missed a heartbeat.
+const HEARTBEAT_HEARD: Duration = Duration::from_secs(1);
 
 impl Scene<'_> {
     pub(super) async fn create_dm(
@@ -19,10 +25,14 @@ impl Scene<'_> {
         if usernames.contains(&caller.username) {
             return Err(Code::BadRequest.into());
         }
-        let mut invitees = Vec::with_capacity(usernames.len());
-        for username in usernames {
-            invitees.push(self.named(username).await?);
+        // First, since a refusal costs as much work as a DM.
+        if !self.gate.may_try_dm(caller.id) {
+            return Err(Code::RateLimited.into());
         }
+        let mut named: HashMap<_, _> =
+            self.work.users_named(usernames).await?.into_iter().map(|user| (user.username.clone(), user)).collect();
+        let invitees = usernames.iter().map(|username| named.remove(username).ok_or(Code::NoSuchUser));
+        let invitees = invitees.collect::<Result<Vec<_>, _>>()?;
         for (invitee, invitation) in invitees.iter().zip(invitations) {
             let (spk, _) = invitee.prekey.ok_or(Code::SpkMissing)?;
             if spk != invitation.spk {
@@ -34,13 +44,10 @@ impl Scene<'_> {
         if !self.gate.may_make_dm(caller.id) {
             return Err(Code::RateLimited.into());
         }
-        let (now, members) = (self.now_us(), [&[caller.id][..], &ids(&invitees)].concat());
-        for member in &members {
-            if self.work.count_dms(*member).await? >= DMS_MAX
-                || self.work.count_invitations(*member).await? >= INBOX_MAX
-            {
-                return Err(Code::TooMany.into());
-            }
+        let (now, invited) = (self.now_us(), ids(&invitees));
+        let members = [&[caller.id][..], &invited].concat();
+        if self.work.has_any_full((&members, DMS_MAX), (&invited, INBOX_MAX)).await? {
+            return Err(Code::TooMany.into());
         }
         let tree: Vec<u8> = key_tree.iter().flat_map(PublicKey::as_bytes).copied().collect();
         let id = self.work.add_dm(&members, kind, &tree, now).await?;
@@ -81,14 +88,15 @@ impl Scene<'_> {
             between.may_speak(self.settings.pair_requires_friendship)?;
             return Ok(Kind::Pair);
         }
-        for other in invitees {
-            self.work.between(caller.id, other.id).await?.may_invite()?;
+        if self.work.blocks_any(caller.id, &ids(invitees)).await? {
+            return Err(Code::CannotInvite.into());
         }
         Ok(Kind::Group)
     }
 
     /// Tells a connection what its user needs for the keys of DMs, once. Its user has it if the connection is still there in a
-    /// while.
+    /// while: if something comes from it then, or if it has answered a heartbeat that was sent since. That no end of it was
+    /// heard is not enough: a phone that lost its network is missed only by the heartbeat.
     pub(super) fn invite(&mut self, conn: ConnId, invitations: &[StoredInvitation]) {
         let mut ids = Vec::new();
         for invitation in invitations {
@@ -99,8 +107,12 @@ impl Scene<'_> {
             }
         }
         if !ids.is_empty() {
-            let at = self.now.monotonic.saturating_add(self.settings.x3dh_kept);
-            self.house.after(at, conn, Task::Received(ids));
+            let after = |delay| self.now.monotonic.saturating_add(delay);
+            let (kept, beat) = (self.settings.x3dh_kept, self.settings.beat);
+            // Of a connection that is silent, only the heartbeat tells that it is dead.
+            let alive = beat.every.saturating_add(beat.within).saturating_add(HEARTBEAT_HEARD);
+            self.house.after(after(kept), conn, Task::Ripe(ids.clone()));
+            self.house.after(after(kept.max(alive)), conn, Task::Received(ids));
         }
     }
 
@@ -121,6 +133,9 @@ impl Scene<'_> {
     pub(super) async fn set_dm(&mut self, caller: &Caller, id: i64, name: Option<Option<String>>) -> Told {
         let mut dm = self.dm(caller, id).await?;
         if let Some(name) = name {
+            if !self.gate.may_write(caller.id) {
+                return Err(Code::RateLimited.into());
+            }
             self.work.rename_dm(id, name.as_deref()).await?;
             dm.name = name;
             self.tell_changed(&dm);
@@ -152,7 +167,12 @@ impl Scene<'_> {
     pub(super) async fn join_call(&mut self, conn: ConnId, caller: &Caller, id: i64, uuid: &str) -> Told {
         let dm = self.dm(caller, id).await?;
         self.pair_rule(caller, &dm).await?;
-        self.house.calls.join(id, (caller.id, &caller.username), uuid, conn);
+        if !self.gate.may_write(caller.id) {
+            return Err(Code::RateLimited.into());
+        }
+        if !self.house.calls.join(id, (caller.id, &caller.username), uuid, conn) {
+            return Err(Code::TooMany.into());
+        }
         self.tell_changed(&dm);
         self.tell_call(&dm, caller, conn, Notice::UserJoinedCall);
         Ok(raw(&self.house.calls.peers(id)))

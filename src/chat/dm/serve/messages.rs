@@ -155,6 +155,9 @@ impl Scene<'_> {
             Err(Halt::Refused(_)) => return Err(Code::NoReactionAccess.into()),
             found => found?,
         };
+        if !self.gate.may_write(caller.id) {
+            return Err(Code::RateLimited.into());
+        }
         self.work.remove_reaction(id).await?;
         self.tell_message(message, &dm).await?;
         Ok(raw(&true))

@@ -6,6 +6,7 @@
 //! | `scene` | what every use case works with |
 //! | `accounts` `friends` `dms` `messages` `timers` | the use cases |
 //! | `gate` | who may do what how often |
+//! | `line` | what carries a session, and how it ends |
 //! | `wire` | one connection's line in, and its way out |
 //! | `web` | the listener, and what is below a connection |
 //! | `assets` | what browsers are served |
@@ -16,6 +17,7 @@ mod assets;
 mod dms;
 mod friends;
 mod gate;
+mod line;
 mod messages;
 mod scene;
 mod timers;
@@ -44,6 +46,7 @@ use crate::net::places::Places;
 use crate::time::Clock;
 use actor::Actor;
 use gate::Gate;
+use line::Lines;
 use wire::Hall;
 
 pub use gate::{Rates, STRANGER_MAX};
@@ -77,7 +80,8 @@ pub struct Settings {
     pub calls_as_map: bool,
     /// How long after logging in somebody is sent the keys that wait for him.
     pub x3dh_after: Duration,
-    /// How long a connection has to stay that was sent keys for them to count as received.
+    /// How long a connection has to stay that was sent keys for them to count as received, once something comes from it. While
+    /// it is silent, they count when a heartbeat that was sent later has been answered.
     pub x3dh_kept: Duration,
     /// How long a challenge can be answered.
     pub challenge_max: Duration,
@@ -89,6 +93,11 @@ pub struct Settings {
     pub beat: Beat,
     /// Packets that may wait to be written to one client.
     pub send_queue_max: usize,
+    /// What may wait to be read by one client, in bytes, before one packet more. Less than the default, and somebody with many
+    /// invitations may never be able to take them in.
+    pub unsent_max: usize,
+    /// Whether users wait who were answered very much lately. Only for measurements not.
+    pub bounds_reads: bool,
 }
 
 impl Default for Settings {
@@ -104,6 +113,8 @@ impl Default for Settings {
             beat: Beat::default(),
             // A burst of a thousand messages with their answers fits.
             send_queue_max: 4_096,
+            unsent_max: line::UNSENT_MAX,
+            bounds_reads: true,
         }
     }
 }
@@ -198,13 +209,16 @@ pub async fn start_on(
     let addresses = doors.iter().map(|(listener, _)| listener.local_addr()).collect::<io::Result<_>>()?;
     let store = Store::open(&config.place, &config.data_dir).await?;
     let places = Places::new(config.connections_max, config.connections_per_address_max, &config.exempt);
+    // Sessions are counted apart: one connection may carry many that poll.
+    let sessions = Places::new(config.connections_max, config.connections_per_address_max, &config.exempt);
     let gate = Arc::new(Gate::new(config.rates, config.exempt, clock));
     let settings = config.settings.clone();
-    let mut actor = Actor::new(config.settings, store, clock, Arc::clone(&gate));
+    let mut actor = Actor::new(config.settings, store, clock, (Arc::clone(&gate), shutdown.clone()));
     actor.catch_up().await?;
     let (mailbox, mail) = mpsc::channel(actor::MAILBOX_MAX);
     let (over, tracker) = (CancellationToken::new(), TaskTracker::new());
     let next_conn = AtomicU64::new(1);
+    let lines = Lines::new(Arc::clone(&gate), sessions, settings.unsent_max);
     let hall = Hall {
         gate,
         mailbox,
@@ -214,7 +228,7 @@ pub async fn start_on(
         tracker: tracker.clone(),
         stop: shutdown.clone(),
     };
-    let router = web::router(Arc::new(hall), &settings);
+    let router = web::router(Arc::new(hall), Arc::new(lines), &settings);
     let heard_all = CancellationToken::new();
     let acting = tokio::spawn(telling(over.clone(), actor.run(mail, heard_all.clone())));
     let listen = |(listener, door)| {

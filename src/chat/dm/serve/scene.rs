@@ -11,11 +11,11 @@ use serde_json::value::RawValue;
 
 use super::Settings;
 use super::gate::{Gate, Who};
-use super::wire::Wire;
+use super::wire::{Heard, Misread, Wire, read};
 use crate::chat::dm::crypto::{Challenge, PublicKey};
-use crate::chat::dm::state::{Calls, ConnId, Failures, Lockout, Presence, UserId, effective};
+use crate::chat::dm::state::{Calls, ConnId, Failures, Lockout, Presence, Reads, UserId, effective};
 use crate::chat::dm::store::{Member, StoredDm, StoredUser, Work};
-use crate::chat::dm::wire::{Code, Dm, InCall, Notice, Refusal, Request, User, raw, stamp};
+use crate::chat::dm::wire::{About, Code, Dm, InCall, Notice, Refusal, Request, User, raw, stamp};
 use crate::chat::sql::SqlError;
 use crate::metrics::{self, Login, Room};
 use crate::time::Now;
@@ -82,6 +82,15 @@ pub(super) struct Session {
     pub(super) caller: Option<Caller>,
     /// The invitations that were sent through it.
     pub(super) invited: HashSet<i64>,
+    /// Those of them that were long enough ago to count as received when its user says something.
+    pub(super) ripe: Vec<i64>,
+}
+
+impl Session {
+    pub(super) fn new(wire: Wire, who: Who) -> Self {
+        let (lockout, invited) = (Lockout::default(), HashSet::new());
+        Self { wire, who, lockout, open: None, caller: None, invited, ripe: Vec::new() }
+    }
 }
 
 /// What is to be done on a connection after a while.
@@ -89,6 +98,8 @@ pub(super) struct Session {
 pub(super) enum Task {
     /// Its user is sent what waits for him.
     Invite(UserId),
+    /// It seems to be still there. When it says something, it is, and its user has these.
+    Ripe(Vec<i64>),
     /// It is still there, so its user has these.
     Received(Vec<i64>),
 }
@@ -100,6 +111,9 @@ pub(super) struct House {
     pub(super) presence: Presence,
     pub(super) calls: Calls,
     pub(super) failures: Failures,
+    pub(super) reads: Reads,
+    /// Everybody as others see them, as it was asked for last, until something of it changes.
+    pub(super) everybody: Option<Box<RawValue>>,
     tasks: BTreeMap<(Duration, u64), (ConnId, Task)>,
     tasks_made: u64,
 }
@@ -118,11 +132,37 @@ impl House {
     pub(super) fn due(&mut self, now: Duration) -> Option<(ConnId, Task)> {
         while let Some(entry) = self.tasks.first_entry().filter(|entry| entry.key().0 <= now) {
             let (conn, task) = entry.remove();
-            if self.sessions.contains_key(&conn) {
+            // Who is cut off is not here any more.
+            if self.sessions.get(&conn).is_some_and(|session| !session.wire.is_cut()) {
                 return Some((conn, task));
             }
         }
         None
+    }
+
+    /// A connection said something: which invitations its user has therefore.
+    pub(super) fn proven(&mut self, conn: ConnId) -> Option<Vec<i64>> {
+        let ripe = &mut self.sessions.get_mut(&conn)?.ripe;
+        Some(std::mem::take(ripe)).filter(|ripe| !ripe.is_empty())
+    }
+
+    /// Whoever is logged in on a connection was answered so much.
+    pub(super) fn had(&mut self, conn: ConnId, bytes: usize, now: Duration) {
+        let caller = self.sessions.get(&conn).and_then(|session| session.caller.as_ref());
+        if let Some(Caller { id, .. }) = caller {
+            self.reads.had(*id, bytes, now);
+        }
+    }
+
+    /// Nothing is left of a connection, whatever became of what was to be said of it.
+    pub(super) fn forget(&mut self, conn: ConnId) {
+        if let Some(Session { caller: Some(caller), .. }) = self.sessions.remove(&conn) {
+            for dm in self.calls.of(conn) {
+                self.calls.leave(dm, caller.id);
+            }
+        }
+        self.presence.left(conn);
+        self.everybody = None;
     }
 }
 
@@ -147,28 +187,87 @@ pub(super) struct Scene<'a> {
 
 impl Scene<'_> {
     /// Does what was asked on a connection.
-    pub(super) async fn asked(&mut self, conn: ConnId, name: &str, request: Result<Request, Code>) -> Told {
+    pub(super) async fn asked(&mut self, conn: ConnId, name: &str, heard: Heard) -> Told {
         let is_login = matches!(name, "login" | "login_challenge_response");
         if is_login && self.is_locked_out(conn) {
             metrics::get().chat_logins.of(Room::Dm).of(Login::Throttled).increment(1);
             return Err(Code::LockedOut.into());
         }
+        let request = match heard {
+            Heard::Read(request) => request,
+            Heard::Unread(args) if self.caller(conn).is_ok() => read(name, &args),
+            Heard::Unread(_) if Request::NAMES.contains(&name) => return Err(Code::NotLoggedIn.into()),
+            Heard::Unread(_) => return Err(Code::UnknownEvent.into()),
+        };
         let request = match request {
             Ok(request) => request,
-            Err(code) if is_login => return Err(self.failed_login(conn, code)),
-            Err(Code::UnknownEvent) => return Err(Code::UnknownEvent.into()),
-            // Nobody needs an account to hear that he cannot look up a name in this way.
-            Err(code) if matches!(name, "register" | "username_exists") => return Err(code.into()),
-            Err(code) => {
-                self.caller(conn)?;
-                return Err(code.into());
+            Err(Misread { code, .. }) if is_login => {
+                // Whatever the answer is, the challenge has had it.
+                if let Some(session) = self.house.sessions.get_mut(&conn).filter(|_| name != "login") {
+                    session.open = None;
+                }
+                let code = if self.caller(conn).is_ok() { Code::AlreadyLoggedIn } else { code };
+                return Err(self.failed_login(conn, code));
             }
+            Err(misread) => return Err(self.misread(conn, name, misread).await?.into()),
         };
         if request.is_for_strangers() {
             return self.stranger_asked(conn, request).await;
         }
         let caller = self.caller(conn)?;
+        let is_long = matches!(
+            request,
+            Request::GetUserList
+                | Request::GetFullUser
+                | Request::GetDms
+                | Request::GetDm { .. }
+                | Request::GetMessageHistory { .. }
+                | Request::GetPinned { .. }
+        );
+        if is_long && self.settings.bounds_reads && !self.house.reads.may(caller.id, self.now.monotonic) {
+            return Err(Code::RateLimited.into());
+        }
         self.caller_asked(conn, &caller, request).await
+    }
+
+    /// What is wrong with something that cannot be read: who asks, and about what, is looked at first (spec 2).
+    async fn misread(&mut self, conn: ConnId, name: &str, Misread { code, about }: Misread) -> Result<Code, Halt> {
+        match (name, about) {
+            _ if code == Code::UnknownEvent => {}
+            // Nobody needs an account to hear that he cannot look up a name in this way.
+            ("username_exists", _) => {}
+            ("register", about) => {
+                if self.caller(conn).is_ok() {
+                    return Ok(Code::AlreadyLoggedIn);
+                }
+                if let About::Name(username) = about {
+                    self.is_to_be_had(conn, &username).await?;
+                }
+            }
+            (_, about) => {
+                let caller = self.caller(conn)?;
+                match about {
+                    About::Dm(id, is_said) => {
+                        let dm = self.dm(&caller, id).await?;
+                        if is_said {
+                            self.pair_rule(&caller, &dm).await?;
+                        }
+                    }
+                    About::Message(id) => drop(self.message(&caller, id).await?),
+                    About::Nothing | About::Name(_) => {}
+                }
+            }
+        }
+        Ok(code)
+    }
+
+    /// What was done since the mark counts, or never happened.
+    pub(super) async fn settle(&mut self, counts: bool) -> Result<(), SqlError> {
+        if counts {
+            return self.work.keep().await;
+        }
+        self.says.clear();
+        self.work.undo().await
     }
 
     async fn caller_asked(&mut self, conn: ConnId, caller: &Caller, request: Request) -> Told {
@@ -216,12 +315,11 @@ impl Scene<'_> {
     }
 
     /// A connection is gone.
-    pub(super) async fn left(&mut self, conn: ConnId) -> Result<(), SqlError> {
+    pub(super) async fn left(&mut self, conn: ConnId) -> Result<(), Halt> {
         if self.house.sessions.get(&conn).is_some_and(|session| session.caller.is_some()) {
             self.leave_calls(conn).await?;
             self.goes(conn).await?;
         }
-        self.house.sessions.remove(&conn);
         Ok(())
     }
 

@@ -1,7 +1,12 @@
 //! What happens by itself (spec 4): messages that are sent and deleted, warnings, and keys that are delivered.
+//!
+//! A row that cannot be read keeps nobody else's from its time: it is dropped, and the log says so.
+
+use tracing::error;
 
 use super::scene::{Halt, Scene, Task};
-use crate::chat::dm::state::ConnId;
+use crate::chat::dm::state::{ConnId, UserId};
+use crate::chat::dm::store::StoredDm;
 use crate::chat::dm::wire::{Notice, ScheduleNotice};
 use crate::chat::sql::SqlError;
 use crate::metrics::{self, DmTimer};
@@ -14,17 +19,18 @@ impl Scene<'_> {
     pub(super) async fn fire(&mut self) -> Result<Option<i64>, SqlError> {
         let now = self.now_us();
         for schedule in self.work.take_due(now, AT_ONCE).await? {
-            let Some(dm) = self.work.dm_of(schedule.sender, schedule.dm).await? else { continue };
-            let author = dm.members.iter().find(|member| member.id == schedule.sender);
-            let Some(username) = author.map(|member| member.username.clone()) else { continue };
-            // He may have lost the right to since (spec 4.1); nobody is told.
-            if let Some(partner) = dm.partner(schedule.sender) {
-                let between = self.work.between(schedule.sender, partner).await?;
-                if between.may_speak(self.settings.pair_requires_friendship).is_err() {
-                    metrics::get().dm_timers.of(DmTimer::Dropped).increment(1);
-                    continue;
+            let dm = match self.work.dm_of(schedule.sender, schedule.dm).await {
+                Err(error @ SqlError::Damaged(_)) => {
+                    error!(%error, "a schedule is dropped");
+                    None
                 }
-            }
+                found => found?,
+            };
+            // He may have left, or lost the right to speak since (spec 4.1); nobody is told.
+            let Some((dm, username)) = self.still_speaks(schedule.sender, dm).await? else {
+                metrics::get().dm_timers.of(DmTimer::Dropped).increment(1);
+                continue;
+            };
             let notice = ScheduleNotice { dm_id: schedule.dm, schedule_id: schedule.id };
             let authors = self.house.presence.conns(schedule.sender).to_vec();
             self.say(authors, Notice::ScheduledSent, &notice);
@@ -40,12 +46,35 @@ impl Scene<'_> {
             metrics::get().dm_timers.of(DmTimer::Warned).increment(1);
         }
         for (message, dm) in self.work.overdue(now, AT_ONCE).await? {
-            let room = self.work.dm(dm).await?.map(|dm| self.room(&dm.members)).unwrap_or_default();
+            let dm = match self.work.dm(dm).await {
+                // Its time has come all the same.
+                Err(SqlError::Damaged(_)) => None,
+                found => found?,
+            };
+            let room = dm.map(|dm| self.room(&dm.members)).unwrap_or_default();
             self.work.remove_message(message).await?;
             self.say(room, Notice::MessageDelete, &message);
             metrics::get().dm_timers.of(DmTimer::Deleted).increment(1);
         }
         self.work.next_due().await
+    }
+
+    /// The DM, and by which name, if somebody can say something in it.
+    async fn still_speaks(
+        &mut self,
+        user: UserId,
+        dm: Option<StoredDm>,
+    ) -> Result<Option<(StoredDm, String)>, SqlError> {
+        let Some(dm) = dm else { return Ok(None) };
+        let Some(author) = dm.members.iter().find(|member| member.id == user) else { return Ok(None) };
+        if let Some(partner) = dm.partner(user) {
+            let between = self.work.between(user, partner).await?;
+            if between.may_speak(self.settings.pair_requires_friendship).is_err() {
+                return Ok(None);
+            }
+        }
+        let username = author.username.clone();
+        Ok(Some((dm, username)))
     }
 
     /// Does what was to be done on a connection after a while.
@@ -54,6 +83,11 @@ impl Scene<'_> {
             Task::Invite(user) => {
                 let waiting = self.work.invitations(user).await?;
                 self.invite(conn, &waiting);
+            }
+            Task::Ripe(invitations) => {
+                if let Some(session) = self.house.sessions.get_mut(&conn) {
+                    session.ripe.extend(invitations);
+                }
             }
             Task::Received(invitations) => self.work.received(&invitations).await?,
         }

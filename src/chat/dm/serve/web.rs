@@ -6,14 +6,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::extract::Extension;
 use axum::http::Method;
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Json, Router, middleware};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
@@ -28,7 +28,8 @@ use tracing::{debug, error};
 
 use super::Settings;
 use super::assets;
-use super::wire::{Below, Connecting, Hall};
+use super::line::{self, Below, Lines, Unsent};
+use super::wire::{Connecting, Hall};
 use crate::chat::dm::wire::PACKET_MAX;
 use crate::net::listen::{self, Door};
 use crate::net::places::Places;
@@ -39,17 +40,20 @@ use crate::time::Clock;
 const HEADERS_MAX: usize = 16 * 1024;
 /// How long the next request of a connection may take to come.
 const REQUEST_WITHIN: Duration = Duration::from_secs(60);
+/// How long a session may take to connect.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// How long nothing of what is written may get out before a client counts as not reading.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// How long connections may go on when the server stops.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Socket.IO, and everything else that is asked for by HTTP.
-pub(super) fn router(hall: Arc<Hall>, settings: &Settings) -> Router {
+pub(super) fn router(hall: Arc<Hall>, lines: Arc<Lines>, settings: &Settings) -> Router {
     let (layer, io) = SocketIo::builder()
         .ping_interval(settings.beat.every)
         .ping_timeout(settings.beat.within)
         .max_buffer_size(settings.send_queue_max)
+        .connect_timeout(CONNECT_WITHIN)
         .max_payload(PACKET_MAX as u64)
         .ws_max_message_size(PACKET_MAX)
         .ws_max_frame_size(PACKET_MAX)
@@ -64,6 +68,7 @@ pub(super) fn router(hall: Arc<Hall>, settings: &Settings) -> Router {
         .route("/health", get(async || Json(json!({ "status": "ok" }))))
         .merge(assets::router())
         .layer(layer)
+        .layer(middleware::from_fn_with_state(lines, line::pass))
         .layer(cors)
 }
 
@@ -97,8 +102,8 @@ async fn visit(
     stopping: CancellationToken,
 ) {
     let (cut, over) = (CancellationToken::new(), CancellationToken::new());
-    let io = Guarded::new(io, clock, &cut, over.clone());
-    let below = Below { from: from.ip(), cut: cut.clone() };
+    let below = Below { from: from.ip(), cut: cut.clone(), carries: Arc::default() };
+    let io = Guarded::new(io, clock, &below, over.clone());
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_WITHIN)
@@ -130,12 +135,15 @@ struct Guarded<Io> {
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Runs while something is written that does not get out.
     stalls: Option<Pin<Box<Sleep>>>,
+    /// What is written here was waiting there.
+    carries: Arc<OnceLock<Arc<Unsent>>>,
     _over: DropGuard,
 }
 
 impl<Io> Guarded<Io> {
-    fn new(io: Io, clock: Clock, cut: &CancellationToken, over: CancellationToken) -> Self {
-        Self { io, clock, cut: Box::pin(cut.clone().cancelled_owned()), stalls: None, _over: over.drop_guard() }
+    fn new(io: Io, clock: Clock, below: &Below, over: CancellationToken) -> Self {
+        let (cut, carries) = (Box::pin(below.cut.clone().cancelled_owned()), Arc::clone(&below.carries));
+        Self { io, clock, cut, stalls: None, carries, _over: over.drop_guard() }
     }
 
     fn is_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -158,6 +166,16 @@ impl<Io> Guarded<Io> {
     }
 }
 
+impl<Io> Guarded<Io> {
+    /// What is written got out.
+    fn went(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Poll::Ready(Ok(bytes)), Some(unsent)) = (&written, self.carries.get()) {
+            unsent.went(*bytes);
+        }
+        written
+    }
+}
+
 impl<Io: AsyncRead + Unpin> AsyncRead for Guarded<Io> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -171,6 +189,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Guarded<Io> {
         let this = self.get_mut();
         this.is_cut(cx)?;
         let written = Pin::new(&mut this.io).poll_write(cx, buf);
+        let written = this.went(written);
         this.moved(cx, written)
     }
 
@@ -182,6 +201,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Guarded<Io> {
         let this = self.get_mut();
         this.is_cut(cx)?;
         let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        let written = this.went(written);
         this.moved(cx, written)
     }
 
@@ -210,12 +230,16 @@ mod tests {
 
     use super::*;
 
+    fn below() -> Below {
+        Below { from: [192, 0, 2, 1].into(), cut: CancellationToken::new(), carries: Arc::default() }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_does_not_read_is_cut_and_who_reads_slowly_is_not() {
         let clock = Clock::following(0);
-        let (cut, over) = (CancellationToken::new(), CancellationToken::new());
+        let over = CancellationToken::new();
         let (mut near, far) = duplex(16);
-        let mut guarded = Guarded::new(far, clock, &cut, over.clone());
+        let mut guarded = Guarded::new(far, clock, &below(), over.clone());
         let reads = async {
             let mut read = [0; 16];
             for _ in 0..6 {
@@ -232,12 +256,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_cut_ends_also_while_nothing_is_read_or_written() {
-        let (cut, over) = (CancellationToken::new(), CancellationToken::new());
+        let (below, over) = (below(), CancellationToken::new());
         let (_near, far) = duplex(16);
-        let mut guarded = Guarded::new(far, Clock::following(0), &cut, over);
+        let mut guarded = Guarded::new(far, Clock::following(0), &below, over);
         let reads = tokio::spawn(async move { guarded.read_u8().await });
         tokio::task::yield_now().await;
-        cut.cancel();
+        below.cut.cancel();
         assert_eq!(reads.await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 }

@@ -9,27 +9,33 @@
 //! Whoever reads too slowly fills the send buffer; then a notification does not get into it, and the connection is cut: a
 //! client that missed something has to come back and look. A packet that does not fit our own queue cuts, too: it comes from
 //! somebody who does not wait for answers.
+//!
+//! How a connection ends depends on who ends it. What its client said before it went is done like everything else. One that is
+//! cut, or whose server stops, loses its transport without a word, once everything it asked for is answered: the usual clients
+//! then come back by themselves, and do not when they are told to go (`41`), as only strangers and floods are.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde_json::value::RawValue;
 use socketioxide::adapter::LocalAdapter;
 use socketioxide::extract::{AckSender, Event};
 use socketioxide::handler::{FromConnectParts, FromMessage, FromMessageParts, Value};
 use socketioxide::socket::Socket;
 use socketioxide::{SendError, SocketError};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use super::actor::{Asked, Mail};
-use super::gate::{Flow, Gate, Who};
+use super::gate::{Flow, Gate, Tap, Who};
+use super::line::Line;
 use crate::chat::dm::state::ConnId;
-use crate::chat::dm::wire::{Code, Envelope, Refusal, Request};
+use crate::chat::dm::wire::{About, Code, Envelope, Refusal, Request};
 use crate::metrics::{self, Presence, Room};
 use crate::time::Clock;
 
@@ -37,18 +43,14 @@ use crate::time::Clock;
 const QUEUE_MAX: usize = 4_096;
 /// What these may take, in bytes, unless it is one alone.
 const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How often somebody who is cut off and does not read is told so again.
-const CUT_AGAIN: Duration = Duration::from_millis(50);
-/// How long the farewell may take before the connection below is closed.
+/// How often somebody who has to go and does not read is told so again.
+const TELL_AGAIN: Duration = Duration::from_millis(50);
+/// How long what was said last may take to get out before what carries it is closed.
 const FAREWELL: Duration = Duration::from_millis(250);
-
-/// What the door knows of a connection: put beside each of its requests.
-#[derive(Debug, Clone)]
-pub(super) struct Below {
-    pub(super) from: IpAddr,
-    /// Closes it.
-    pub(super) cut: CancellationToken,
-}
+/// How long a session may go on that everybody has left who was connected on it.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long it may take until everything is answered that somebody asked for who has to go.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// One connection, for those who speak to it. Clones are handles of the same one.
 #[derive(Debug, Clone)]
@@ -62,6 +64,7 @@ struct Inner {
     known: Arc<AtomicBool>,
     cut: CancellationToken,
     gone: CancellationToken,
+    line: Arc<Line>,
     /// Not owned: the library's connection owns this.
     socket: Weak<Socket<LocalAdapter>>,
 }
@@ -72,15 +75,28 @@ impl Wire {
         self.0.known.store(true, Ordering::Relaxed);
     }
 
-    /// Sends a notification. `false` when it did not fit any more, and the connection is cut.
-    pub(super) fn say(&self, event: &str, said: &(impl Serialize + ?Sized)) -> bool {
+    /// Sends a notification. `false` when the connection is cut, perhaps because of it.
+    pub(super) fn say(&self, event: &str, said: &RawValue) -> bool {
         let Some(socket) = self.0.socket.upgrade() else { return true };
-        self.went(socket.emit(event, said))
+        self.fits(said) && self.went(socket.emit(event, said))
     }
 
-    /// Sends an answer. `false` when it did not fit any more, and the connection is cut.
+    /// Sends an answer. `false` when the connection is cut, perhaps because of it.
     pub(super) fn answer(&self, ack: AckSender, answer: &Envelope) -> bool {
-        self.went(ack.send(answer))
+        self.fits(&answer.result) && self.went(ack.send(answer))
+    }
+
+    /// Nothing is said behind a gap.
+    fn fits(&self, said: &RawValue) -> bool {
+        if self.is_cut() {
+            return false;
+        }
+        let fits = self.0.line.unsent.waits(said.get().len());
+        if !fits {
+            info!("a client does not read what it is sent, and is disconnected");
+            self.cut();
+        }
+        fits
     }
 
     fn went(&self, sent: Result<(), SendError>) -> bool {
@@ -102,7 +118,12 @@ impl Wire {
         self.0.cut.cancel();
     }
 
-    /// It has ended.
+    /// Whether it has been ended.
+    pub(super) fn is_cut(&self) -> bool {
+        self.0.cut.is_cancelled()
+    }
+
+    /// Its client is gone.
     pub(super) fn is_gone(&self) {
         self.0.gone.cancel();
     }
@@ -117,8 +138,9 @@ impl Wire {
     }
 }
 
-/// What came in one event.
+/// What came in one event, and the line it came on: the library's connection may be gone by then.
 struct Packet {
+    wire: Wire,
     event: String,
     args: Value,
     bytes: usize,
@@ -145,11 +167,49 @@ impl FromMessage<LocalAdapter> for Queued {
     ) -> Result<Self, Infallible> {
         let event = Event::from_message_parts(&socket, &mut args, &ack_id).map(|Event(name)| name).unwrap_or_default();
         let Ok(ack) = AckSender::from_message_parts(&socket, &mut args, &ack_id);
+        if let Value::Str(_, Some(attached)) = &mut args {
+            // No event has any: that there were some is what it is refused for, and nobody counts what they take.
+            *attached = Default::default();
+        }
         if let Some(wire) = socket.extensions.get::<Wire>() {
-            wire.take(Packet { event, bytes: args.len(), args, ack });
+            wire.clone().take(Packet { wire, event, bytes: args.len(), args, ack });
         }
         Ok(Self)
     }
+}
+
+/// A request that came, read or not.
+#[expect(clippy::large_enum_variant, reason = "it goes to the actor in a box, with everything else of a request")]
+pub(super) enum Heard {
+    Read(Result<Request, Misread>),
+    /// Nobody is known on the connection yet: what only those may ask for who are is not worth the work before somebody is.
+    Unread(Value),
+}
+
+/// Something that is no request.
+pub(super) struct Misread {
+    pub(super) code: Code,
+    /// What it is about, as far as that can be read: whoever may not know anything of that is told so before anything else.
+    pub(super) about: About,
+}
+
+impl From<Code> for Misread {
+    fn from(code: Code) -> Self {
+        Self { code, about: About::Nothing }
+    }
+}
+
+/// What is asked for. Also when reading it panics, there is an answer.
+pub(super) fn read(event: &str, args: &Value) -> Result<Request, Misread> {
+    let Value::Str(text, None) = args else { return Err(Code::BadRequest.into()) };
+    let reads = || {
+        let misread = |code| Misread { code, about: About::of(event, text.as_str()) };
+        Request::read(event, text.as_str()).map_err(misread)
+    };
+    catch_unwind(AssertUnwindSafe(reads)).unwrap_or_else(|_panic| {
+        error!("reading a request panicked");
+        Err(Code::Internal.into())
+    })
 }
 
 /// A connection of the library's that is being made.
@@ -185,12 +245,11 @@ impl Hall {
     /// Lets a connection in: from here on what it says is heard.
     pub(super) fn enter(self: &Arc<Self>, socket: &Arc<Socket<LocalAdapter>>) -> Result<(), TooFast> {
         let conn = ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed));
-        let below = socket.req_parts().extensions.get::<Below>().cloned();
         // Never without: the door puts it there.
-        let Some(Below { from, cut: below }) = below else { return Err(TooFast) };
-        let is_own = socket.req_parts().uri.query().is_some_and(|query| query.contains("transport=websocket"));
-        let who = self.gate.who(conn, from);
-        if !self.gate.may_connect(who) {
+        let Some(line) = socket.req_parts().extensions.get::<Arc<Line>>().cloned() else { return Err(TooFast) };
+        // The first connection of a session was counted when that was opened.
+        if line.enters() && !self.gate.may_connect(line.from) {
+            line.leaves();
             return Err(TooFast);
         }
         let (queue, events) = mpsc::channel(QUEUE_MAX);
@@ -200,18 +259,19 @@ impl Hall {
             known: Arc::default(),
             cut: CancellationToken::new(),
             gone: CancellationToken::new(),
+            line: Arc::clone(&line),
             socket: Arc::downgrade(socket),
         };
         let worker = Worker {
             hall: Arc::clone(self),
             conn,
-            who,
+            who: self.gate.who(conn, line.from),
             waiting: Arc::clone(&inner.waiting),
             known: Arc::clone(&inner.known),
             cut: inner.cut.clone(),
             gone: inner.gone.clone(),
+            line,
             socket: Weak::clone(&inner.socket),
-            below: is_own.then_some(below),
         };
         let wire = Wire(Arc::new(inner));
         socket.extensions.insert(wire.clone());
@@ -225,6 +285,54 @@ impl Hall {
     }
 }
 
+/// Why nothing more is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The client went.
+    Gone,
+    /// It missed something.
+    Cut,
+    /// We stop.
+    Stop,
+    /// It is a stranger or a flood, and is told to go.
+    Refused,
+}
+
+/// Tells the actor that a connection is gone, however its worker ends; without a worker it is none.
+struct Leaving {
+    mailbox: mpsc::Sender<Mail>,
+    conn: ConnId,
+    line: Arc<Line>,
+    is_told: bool,
+}
+
+impl Leaving {
+    /// Waits until everything is answered that was asked for before, within bounds.
+    async fn tell(mut self) {
+        let (heard, answered) = oneshot::channel();
+        let told = async {
+            self.mailbox.send(Mail::Left(self.conn, Some(heard))).await.map_err(drop)?;
+            self.is_told = true;
+            answered.await.map_err(drop)
+        };
+        // Never known to be answered: the batch failed, or we are slow. It ends all the same.
+        let _in_vain = tokio::time::timeout(ANSWERED_WITHIN, told).await;
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if self.is_told {
+            return;
+        }
+        self.line.close();
+        if let Err(TrySendError::Full(left)) = self.mailbox.try_send(Mail::Left(self.conn, None)) {
+            let mailbox = self.mailbox.clone();
+            tokio::spawn(async move { mailbox.send(left).await });
+        }
+    }
+}
+
 /// Hands over one event at a time, in order. Does not keep the connection open.
 struct Worker {
     hall: Arc<Hall>,
@@ -234,9 +342,8 @@ struct Worker {
     known: Arc<AtomicBool>,
     cut: CancellationToken,
     gone: CancellationToken,
+    line: Arc<Line>,
     socket: Weak<Socket<LocalAdapter>>,
-    /// Closes what is below, where nobody else uses that: a proxy sends requests of many through one connection.
-    below: Option<CancellationToken>,
 }
 
 impl Worker {
@@ -244,76 +351,145 @@ impl Worker {
         let metrics = metrics::get();
         let (opened, closed) = (metrics.chat_opened.of(Room::Dm), metrics.chat_closed.of(Room::Dm));
         let _counted = Presence::new(metrics.chat_connections.of(Room::Dm), Some(opened), Some(closed));
+        let (mailbox, line) = (self.hall.mailbox.clone(), Arc::clone(&self.line));
+        let leaving = Leaving { mailbox, conn: self.conn, line, is_told: false };
+        let mut ending = self.hear(&mut events).await;
+        events.close();
+        // Dropped with what is in it: each packet holds the line, and the line the queue.
+        while events.try_recv().is_ok() {}
+        if self.cut.is_cancelled() {
+            ending = Ending::Cut;
+        }
+        // Nothing of this connection comes behind that.
+        leaving.tell().await;
+        self.end(ending).await;
+    }
+
+    async fn hear(&self, events: &mut mpsc::Receiver<Packet>) -> Ending {
         let tap = self.hall.gate.tap();
         let stranger_until = self.hall.clock.now().monotonic.saturating_add(self.hall.stranger_max);
         let mut is_stranger = true;
         loop {
             let packet = tokio::select! {
                 biased;
+                () = self.cut.cancelled() => return Ending::Cut,
                 () = self.gone.cancelled() => break,
-                () = self.cut.cancelled() => break,
-                () = self.hall.stop.cancelled() => break,
+                () = self.hall.stop.cancelled() => return Ending::Stop,
                 () = self.hall.clock.sleep_until(Some(stranger_until)), if is_stranger => {
                     is_stranger = false;
                     if !self.known.load(Ordering::Relaxed) {
                         debug!("nobody logged in");
-                        break;
+                        return Ending::Refused;
                     }
                     continue;
                 }
                 packet = events.recv() => match packet {
                     Some(packet) => packet,
-                    None => break,
+                    None => return Ending::Gone,
                 },
             };
-            self.waiting.fetch_sub(packet.bytes, Ordering::Relaxed);
             if self.hand_over(&tap, packet).await.is_none() {
-                break;
+                return Ending::Refused;
             }
         }
-        // Nothing of this connection comes behind that.
-        let _closed = self.hall.mailbox.send(Mail::Left(self.conn)).await;
-        self.disconnect().await;
+        // It went; what it said before that counts.
+        events.close();
+        while let Ok(packet) = events.try_recv()
+            && !self.cut.is_cancelled()
+            && self.hand_over(&tap, packet).await.is_some()
+        {}
+        Ending::Gone
     }
 
     /// `None` when nobody listens any more.
-    async fn hand_over(&self, tap: &super::gate::Tap, packet: Packet) -> Option<()> {
-        let wire = self.socket.upgrade()?.extensions.get::<Wire>()?;
-        let flow = tap.event();
-        if flow == Flow::Flood {
-            debug!("a flood");
-            return None;
+    async fn hand_over(&self, tap: &Tap, packet: Packet) -> Option<()> {
+        let Packet { wire, event, args, bytes, ack } = packet;
+        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        match tap.event(bytes) {
+            Flow::Flood => {
+                debug!("a flood");
+                return None;
+            }
+            Flow::TooFast => {
+                // Cut when that does not fit, which is seen next.
+                wire.answer(ack, &Envelope::from(Err(Code::RateLimited.into())));
+                return Some(());
+            }
+            Flow::Heard => {}
         }
-        let request = match (flow, &packet.args) {
-            (Flow::TooFast, _) => Err(Code::RateLimited),
-            (_, Value::Str(_, Some(_)) | Value::Bytes(_)) => Err(Code::BadRequest),
-            (_, Value::Str(text, None)) => Request::read(&packet.event, text.as_str()),
+        let is_for_all = matches!(&*event, "login" | "login_challenge_response" | "register" | "username_exists");
+        let heard = match is_for_all || self.known.load(Ordering::Relaxed) {
+            true => Heard::Read(read(&event, &args)),
+            false => Heard::Unread(args),
         };
-        let Packet { event, ack, .. } = packet;
-        if flow == Flow::TooFast {
-            let refused = Envelope::from(Err(Code::RateLimited.into()));
-            return wire.answer(ack, &refused).then_some(());
-        }
-        let asked = Asked { conn: self.conn, who: self.who, wire, event, ack, request };
+        let asked = Asked { conn: self.conn, who: self.who, wire, event, ack, heard };
         self.hall.mailbox.send(Mail::Asked(Box::new(asked))).await.ok()
     }
 
-    /// Tells the client, and then closes what is below. Somebody who does not read cannot be told, and is closed all the same.
-    async fn disconnect(&self) {
-        let was_gone = self.gone.is_cancelled();
-        let told = async {
-            while let Some(socket) = self.socket.upgrade().filter(|socket| socket.connected()) {
-                if socket.disconnect().is_ok() {
-                    break;
-                }
-                tokio::time::sleep(CUT_AGAIN).await;
+    async fn end(&self, ending: Ending) {
+        match ending {
+            Ending::Gone => {
+                self.line.leaves();
+                // It may have gone from here alone, and keep what is below, with nobody to look after it.
+                let (line, stop) = (Arc::downgrade(&self.line), self.hall.stop.clone());
+                self.hall.tracker.spawn(async move {
+                    let _stopped = stop.run_until_cancelled(tokio::time::sleep(IDLE_MAX)).await;
+                    if let Some(line) = line.upgrade().filter(|line| line.is_idle()) {
+                        line.close();
+                    }
+                });
             }
-        };
-        let _in_vain = tokio::time::timeout(FAREWELL, told).await;
-        if let Some(below) = self.below.as_ref().filter(|_| !was_gone || self.cut.is_cancelled()) {
-            // What was written last is on its way.
-            tokio::time::sleep(FAREWELL).await;
-            below.cancel();
+            Ending::Cut => self.line.close(),
+            Ending::Stop => {
+                tokio::time::sleep(FAREWELL).await;
+                self.line.close();
+            }
+            Ending::Refused => {
+                let told = async {
+                    while let Some(socket) = self.socket.upgrade().filter(|socket| socket.connected()) {
+                        if socket.disconnect().is_ok() {
+                            break;
+                        }
+                        tokio::time::sleep(TELL_AGAIN).await;
+                    }
+                };
+                let _in_vain = tokio::time::timeout(FAREWELL, told).await;
+                tokio::time::sleep(FAREWELL).await;
+                self.line.close();
+            }
         }
+    }
+}
+
+#[cfg(test)]
+impl Wire {
+    /// For tests of those who hold one.
+    pub(super) fn to_nobody() -> Self {
+        let (cut, gone) = (CancellationToken::new(), CancellationToken::new());
+        let (waiting, known) = (Arc::default(), Arc::default());
+        let (queue, line, socket) = (mpsc::channel(1).0, Line::of_nobody(), Weak::new());
+        Self(Arc::new(Inner { queue, waiting, known, cut, gone, line, socket }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_panicked_left_its_user_there_for_ever() {
+        let (mailbox, mut mail) = mpsc::channel(1);
+        let line = Line::of_nobody();
+        let leaving =
+            |n| Leaving { mailbox: mailbox.clone(), conn: ConnId(n), line: Arc::clone(&line), is_told: false };
+        drop((leaving(1), leaving(2)));
+        assert!(line.is_closed(), "nobody answers on it any more");
+        for _ in 0..2 {
+            assert!(matches!(mail.recv().await, Some(Mail::Left(_, None))), "also when there was no room for it");
+        }
+        let (heard, ()) = tokio::join!(mail.recv(), leaving(3).tell());
+        // Nobody answers: that it was told is enough.
+        assert!(matches!(heard, Some(Mail::Left(ConnId(3), Some(_)))));
+        assert!(mail.try_recv().is_err(), "once");
     }
 }

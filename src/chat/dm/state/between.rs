@@ -67,14 +67,6 @@ impl Between {
         let may = if needs_friendship { self.friends } else { !self.blocks && !self.is_blocked };
         if may { Ok(()) } else { Err(Code::NotFriends) }
     }
-
-    /// Whether the first may invite the other into a group.
-    ///
-    /// # Errors
-    /// [`Code::CannotInvite`].
-    pub const fn may_invite(self) -> Result<(), Code> {
-        if self.blocks || self.is_blocked { Err(Code::CannotInvite) } else { Ok(()) }
-    }
 }
 
 #[cfg(test)]
@@ -136,6 +128,5 @@ mod tests {
         let blocked = Between { is_blocked: true, ..NOTHING };
         assert_eq!((NOTHING.may_speak(true), NOTHING.may_speak(false)), (Err(Code::NotFriends), Ok(())));
         assert_eq!(blocked.may_speak(false), Err(Code::NotFriends));
-        assert_eq!((blocked.may_invite(), NOTHING.may_invite()), (Err(Code::CannotInvite), Ok(())));
     }
 }

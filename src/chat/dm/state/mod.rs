@@ -5,11 +5,13 @@ mod calls;
 mod lockout;
 pub mod names;
 mod presence;
+mod reads;
 
 pub use between::{Between, Step};
 pub use calls::Calls;
 pub use lockout::{Failures, Lockout, LockoutLimits};
 pub use presence::Presence;
+pub use reads::Reads;
 
 use crate::chat::dm::wire::Status;
 
@@ -37,5 +39,5 @@ pub const DMS_MAX: i64 = 2_000;
 pub const INBOX_MAX: i64 = 1_000;
 /// Logged-in connections of one user, at most.
 pub const CONNECTIONS_MAX: usize = 20;
-/// Pinned messages of one DM, at most: they are asked for all at once.
-pub const PINNED_MAX: i64 = 250;
+/// Pinned messages of one DM, at most: they are asked for all at once, and there are clients that take no frame of 16 MiB.
+pub const PINNED_MAX: i64 = 100;

@@ -113,8 +113,31 @@ impl Work {
         self.tx.rows(sql, values![user.0]).await?.iter().map(|row| get(row, 0)).collect()
     }
 
-    pub(in crate::chat::dm) async fn count_dms(&mut self, user: UserId) -> Result<i64, SqlError> {
-        self.count("SELECT COUNT(*) FROM dm_members WHERE user_id = $1 AND left_at IS NULL", values![user.0]).await
+    /// Whether one of the members can be in no more DMs, or one who is invited have no more invitations.
+    pub(in crate::chat::dm) async fn has_any_full(
+        &mut self,
+        (members, dms_max): (&[UserId], i64),
+        (invited, invitations_max): (&[UserId], i64),
+    ) -> Result<bool, SqlError> {
+        for (sql, users, max) in [
+            (
+                "SELECT user_id FROM dm_members WHERE left_at IS NULL AND user_id IN ({}) \
+                 GROUP BY user_id HAVING COUNT(*) >= $1",
+                members,
+                dms_max,
+            ),
+            (
+                "SELECT user_id FROM x3dh_inbox WHERE user_id IN ({}) GROUP BY user_id HAVING COUNT(*) >= $1",
+                invited,
+                invitations_max,
+            ),
+        ] {
+            let users: Vec<_> = users.iter().map(|user| user.0).collect();
+            if !self.tx.rows_of(sql, &[max], &users).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether two have a DM of their own that neither has left.

@@ -23,6 +23,20 @@ impl Work {
         })
     }
 
+    /// Whether somebody blocks one of the others, or is blocked by one.
+    pub(in crate::chat::dm) async fn blocks_any(&mut self, one: UserId, others: &[UserId]) -> Result<bool, SqlError> {
+        let others: Vec<_> = others.iter().map(|other| other.0).collect();
+        for sql in [
+            "SELECT 1 FROM blocks WHERE from_id = $1 AND to_id IN ({})",
+            "SELECT 1 FROM blocks WHERE to_id = $1 AND from_id IN ({})",
+        ] {
+            if !self.tx.rows_of(sql, &[one.0], &others).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Keeps what became of that. What the other one blocks is never changed.
     pub(in crate::chat::dm) async fn set_between(
         &mut self,

@@ -1,6 +1,7 @@
 //! What waits: for its time, or for whom it is for.
 
 use sqlx::any::AnyRow;
+use tracing::error;
 
 use super::{Work, exactly};
 use crate::chat::dm::state::UserId;
@@ -92,16 +93,21 @@ impl Work {
         Ok(self.tx.run(sql, values![id, dm, user.0]).await? > 0)
     }
 
-    /// Takes out the first messages whose time has come, in the order of their times.
+    /// Takes out the first messages whose time has come, in the order of their times. One that cannot be read is gone.
     pub(in crate::chat::dm) async fn take_due(&mut self, now: i64, max: i64) -> Result<Vec<Schedule>, SqlError> {
         let sql = "SELECT id, dm_id, sender_id, body, signature, due_at, delete_after_s FROM schedules \
                    WHERE due_at <= $1 ORDER BY due_at, id LIMIT $2";
         let due = self.tx.rows(sql, values![now, max]).await?;
-        let due = due.iter().map(schedule).collect::<Result<Vec<_>, _>>()?;
-        for schedule in &due {
-            self.tx.run("DELETE FROM schedules WHERE id = $1", values![schedule.id]).await?;
+        let mut taken = Vec::with_capacity(due.len());
+        for row in &due {
+            let id: i64 = get(row, 0)?;
+            self.tx.run("DELETE FROM schedules WHERE id = $1", values![id]).await?;
+            match schedule(row) {
+                Ok(schedule) => taken.push(schedule),
+                Err(error) => error!(%error, "a schedule is dropped"),
+            }
         }
-        Ok(due)
+        Ok(taken)
     }
 
     /// The first schedules whose authors are to be warned.
@@ -154,16 +160,14 @@ impl Work {
         get(&row.ok_or(SqlError::Damaged("an invitation without a number"))?, 0)
     }
 
-    /// What somebody was not seen to receive, the oldest first.
+    /// What somebody was not seen to receive, the oldest first. One that cannot be read keeps nobody from the others.
     pub(in crate::chat::dm) async fn invitations(&mut self, user: UserId) -> Result<Vec<StoredInvitation>, SqlError> {
         let sql = "SELECT i.id, i.dm_id, u.username, i.sender_ik, i.spk, i.ek, i.position, i.setup_sig, d.key_tree \
                    FROM x3dh_inbox i JOIN users u ON u.id = i.sender_id JOIN dms d ON d.id = i.dm_id \
                    WHERE i.user_id = $1 ORDER BY i.id";
-        self.tx.rows(sql, values![user.0]).await?.iter().map(invitation).collect()
-    }
-
-    pub(in crate::chat::dm) async fn count_invitations(&mut self, user: UserId) -> Result<i64, SqlError> {
-        self.count("SELECT COUNT(*) FROM x3dh_inbox WHERE user_id = $1", values![user.0]).await
+        let rows = self.tx.rows(sql, values![user.0]).await?;
+        let readable = |row| invitation(row).inspect_err(|error| error!(%error, "an invitation is left out")).ok();
+        Ok(rows.iter().filter_map(readable).collect())
     }
 
     /// Somebody has these.

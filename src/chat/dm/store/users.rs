@@ -1,11 +1,12 @@
 //! Users.
 
+use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 
 use super::{Work, exactly};
 use crate::chat::dm::state::UserId;
 use crate::chat::dm::wire::{Key, ProfileChange, Signature, Status};
-use crate::chat::sql::{SqlError, get, values};
+use crate::chat::sql::{SqlError, Value, get, values};
 
 /// A user, without own storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +77,15 @@ impl Work {
 
     pub(in crate::chat::dm) async fn user_named(&mut self, username: &str) -> Result<Option<StoredUser>, SqlError> {
         self.tx.row(users!("WHERE username = $1"), values![username]).await?.as_ref().map(user).transpose()
+    }
+
+    /// Those of them that there are, in no order.
+    pub(in crate::chat::dm) async fn users_named(&mut self, usernames: &[String]) -> Result<Vec<StoredUser>, SqlError> {
+        let numbers = (1..=usernames.len()).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+        // Placeholders only: no value gets into the text.
+        let sql = AssertSqlSafe(users!("WHERE username IN ({})").replacen("{}", &numbers, 1));
+        let names = usernames.iter().map(|name| Value::from(name.as_str())).collect();
+        self.tx.rows(sql, names).await?.iter().map(user).collect()
     }
 
     pub(in crate::chat::dm) async fn user(&mut self, id: UserId) -> Result<StoredUser, SqlError> {

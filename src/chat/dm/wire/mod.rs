@@ -16,7 +16,7 @@ pub use objects::{
     User, UserNotice, VerdictNotice, X3dh,
 };
 pub use refusal::{Code, Refusal};
-pub use request::{Invitation, Prekey, ProfileChange, Request};
+pub use request::{About, Invitation, Prekey, ProfileChange, Request};
 
 /// Longest packet, in bytes.
 pub const PACKET_MAX: usize = 1_000_000;

@@ -90,7 +90,8 @@ pub struct Dm {
     pub created_at: String,
     /// Who is in its call.
     pub users_in_call: InCall,
-    /// The same, with where they are.
+    /// The same, with where they are. Servers that are not ours do not say it.
+    #[serde(default)]
     pub call_peers: BTreeMap<String, String>,
 }
 

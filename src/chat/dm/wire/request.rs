@@ -307,6 +307,35 @@ impl Request {
     }
 }
 
+/// What an event is about that cannot be read: to be looked at before the rest of it (spec 2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// Nothing in particular, or that cannot be read, either.
+    Nothing,
+    /// A DM, and whether something is to be said there.
+    Dm(i64, bool),
+    /// A message.
+    Message(i64),
+    /// Somebody who is to have an account.
+    Name(String),
+}
+
+impl About {
+    /// What the event called `name`, whose whole array is `event`, is about.
+    #[must_use]
+    pub fn of(name: &str, event: &str) -> Self {
+        let Ok(args) = Args::read(event) else { return Self::Nothing };
+        let number = |about: fn(i64) -> Self| args.number(0, "id").map_or(Self::Nothing, about);
+        match name {
+            "get_dm" | "set_dm" | "leave_dm" | "get_message_history" | "get_pinned" => number(|id| Self::Dm(id, false)),
+            "send_message" | "join_call" => number(|id| Self::Dm(id, true)),
+            "get_message" | "set_message" | "add_reaction" => number(Self::Message),
+            "register" => args.text(0, "username").map_or(Self::Nothing, Self::Name),
+            _ => Self::Nothing,
+        }
+    }
+}
+
 fn invitation(json: &RawValue) -> Result<Invitation, Code> {
     if !json.get().starts_with('{') {
         return Err(Code::BadRequest);

@@ -1,29 +1,24 @@
 // The list of conversations, and the one that is open.
 
+import { troubleText } from "./bonds.js";
+import { Composer } from "./composer.js";
 import { button, clockTime, dayOf, face, form, h, list, statusText, until } from "./dom.js";
 
 export const REACTIONS = ["👍", "❤️", "😂", "😮", "😢", "🎉", "✅", "👀"];
-const UNITS = [["seconds", 1], ["minutes", 60], ["hours", 3_600], ["days", 86_400]];
 const PREVIEW = 80;
 
-/** How a conversation is called: by its name, or by who else is in it. */
-export function titleOf(dm, me) {
-  const others = dm.users.filter((name) => name !== me);
-  return dm.name ?? (others.length > 0 ? others.join(", ") : "Nobody else");
-}
-
-/** The other one of a conversation of two. */
-const partner = (dm, me) => (dm.users.length === 2 ? dm.users.find((name) => name !== me) : undefined);
-
-/** A place for a length of time; 0 when it is empty. */
-function duration(id, legend) {
-  const number = h("input", { type: "number", id, min: 0, max: 31_536_000, inputMode: "numeric", "aria-label": `${legend}: how many` });
-  const unit = h("select", { id: `${id}-unit`, "aria-label": `${legend}: unit` }, UNITS.map(([name, size]) => h("option", { value: size }, name)));
-  return {
-    element: h("fieldset", {}, h("legend", {}, legend), number, unit),
-    seconds: () => Math.round(Number(number.value) * Number(unit.value)),
-    clear: () => (number.value = ""),
-  };
+/**
+ * How a conversation is called: by the one it was made with, as this account knows it, or as a group of those who are in it. A name
+ * that somebody gave it stands beside that, never in its place.
+ */
+export function titleOf(session, dm) {
+  const { partner } = session.about(dm.id);
+  const name = dm.name ? `“${dm.name}”` : "";
+  if (partner !== undefined) {
+    return [partner, name].filter(Boolean).join(" ");
+  }
+  const others = dm.users.filter((one) => one !== session.username);
+  return `${["Group", name].filter(Boolean).join(" ")}: ${others.join(", ") || "nobody else"}`;
 }
 
 export class Conversations {
@@ -48,8 +43,9 @@ export class Conversations {
     this.messages = h("ol", { id: "messages" });
     this.log = h("div", { className: "log", role: "log", "aria-label": "Messages", tabIndex: 0 }, this.older, this.messages);
     this.typing = h("p", { className: "typing", role: "status", id: "typing" });
+    this.composer = new Composer({ act, send: (id, text, when) => this.#send(id, text, when), typing: (id) => session.typing(id) });
     this.talk = h("section", { className: "talk", "aria-labelledby": "title", hidden: true },
-      h("header", {}, back, this.face, h("div", {}, this.title, this.subtitle), more), this.warning, this.log, this.typing, this.#composer());
+      h("header", {}, back, this.face, h("div", {}, this.title, this.subtitle), more), this.warning, this.log, this.typing, this.composer.element);
     this.empty = h("div", { className: "empty" }, h("p", {}, "Open a conversation, or begin one."));
     this.element = [this.nav, this.talk, this.empty];
     // What counts down does so while somebody looks.
@@ -73,7 +69,7 @@ export class Conversations {
     this.#bottom();
     this.title.focus({ preventScroll: true });
     if (matchMedia("(hover: hover)").matches) {
-      this.input.focus({ preventScroll: true });
+      this.composer.focus();
     }
   }
 
@@ -101,24 +97,23 @@ export class Conversations {
   }
 
   #renderList() {
-    const me = this.session.username;
     const latest = (dm) => (dm.latest ? dm.latest.at : new Date(`${dm.created_at}Z`)).getTime();
     const dms = [...this.session.dms.values()].sort((a, b) => latest(b) - latest(a) || b.id - a.id);
     const preview = ({ latest: message }) => (message ? (message.text ?? message.problem) : "No messages yet").slice(0, PREVIEW);
     const status = (dm) => {
-      const other = partner(dm, me);
-      return other === undefined ? "none" : (this.session.users.get(other)?.status ?? "offline");
+      const other = this.session.about(dm.id).partner;
+      return other === undefined ? "none" : (this.session.people.users.get(other)?.status ?? "offline");
     };
     list(this.items, dms, {
       key: (dm) => dm.id,
-      version: (dm) => JSON.stringify([titleOf(dm, me), preview(dm), dm.unread, status(dm), dm.id === this.current, dm.users_in_call.length > 0]),
+      version: (dm) => JSON.stringify([titleOf(this.session, dm), preview(dm), dm.unread, status(dm), dm.id === this.current, dm.users_in_call.length > 0]),
       make: (dm) => {
-        const other = partner(dm, me);
-        const title = titleOf(dm, me);
+        const other = this.session.about(dm.id).partner;
+        const title = titleOf(this.session, dm);
         return h("li", {},
           h("button", { type: "button", className: "dm", "aria-current": dm.id === this.current ? "true" : null, onclick: () => this.open(dm.id) },
-            face(this.session.users.get(other), other ?? title, status(dm)),
-            h("span", { className: "name" }, title, other === undefined ? null : h("span", { className: "hidden-label" }, `, ${statusText(this.session.users.get(other))}`)),
+            face(this.session.people.users.get(other), other ?? title, status(dm)),
+            h("span", { className: "name" }, title, other === undefined ? null : h("span", { className: "hidden-label" }, `, ${statusText(this.session.people.users.get(other))}`)),
             dm.unread > 0 ? h("span", { className: "badge", "aria-label": `${dm.unread} unread` }, String(dm.unread)) : h("span"),
             h("span", { className: "last" }, dm.users_in_call.length > 0 ? "In a call · " : "", preview(dm))));
       },
@@ -129,25 +124,41 @@ export class Conversations {
 
   #renderTalk() {
     const { session, dm } = this;
-    const me = session.username;
-    const other = partner(dm, me);
-    this.title.textContent = titleOf(dm, me);
+    const { partner: other, by, trouble } = session.about(dm.id);
+    const title = titleOf(session, dm);
+    this.title.textContent = title;
     const call = dm.users_in_call.length > 0 ? ` · in a call: ${dm.users_in_call.join(", ")}` : "";
-    const who = other === undefined ? `${dm.users.length} members: ${dm.users.join(", ")}` : statusText(session.users.get(other));
+    const made = by === undefined ? "" : ` · made by ${by === session.username ? "you" : by}`;
+    const who = other === undefined ? `${dm.users.length} members: ${dm.users.join(", ")}${made}`
+      : `${statusText(session.people.users.get(other))}${session.people.verified(other) ? " · keys compared" : ""}`;
     this.subtitle.textContent = who + call;
-    this.face.replaceChildren(face(session.users.get(other), other ?? titleOf(dm, me), other === undefined ? "none" : undefined));
-    const changed = dm.users.filter((name) => session.changed.has(name));
-    this.warning.hidden = changed.length === 0;
-    this.warning.replaceChildren(
-      h("span", {}, `The key of ${changed.join(", ")} has changed. Either it is a new account, or the server is not honest. What the new key signs is not shown.`),
-      ...changed.map((name) => button(`Compare with ${name}`, () => this.compare(name))),
-    );
+    this.face.replaceChildren(face(session.people.users.get(other), other ?? title, other === undefined ? "none" : undefined));
+    this.#renderWarning(trouble, other);
     this.older.hidden = !dm.more;
     this.#renderMessages();
     this.#renderTyping();
-    const silent = !session.online || !session.hasKey(dm.id);
-    this.send.disabled = silent;
-    this.input.placeholder = session.hasKey(dm.id) ? "Write a message" : "The key of this conversation has not arrived";
+    const placeholder = trouble === null ? "Write a message" : trouble === "key" ? troubleText(trouble) : "Nothing is sent here";
+    this.composer.show(dm.id, !session.online || trouble !== null, placeholder);
+  }
+
+  /** What stands above the messages for as long as it is so. */
+  #renderWarning(trouble, other) {
+    const { session, dm } = this;
+    const changed = dm.users.filter((name) => session.people.changed.has(name));
+    const said = JSON.stringify([dm.id, trouble, changed]);
+    const nothing = changed.length === 0 && (trouble === null || trouble === "key");
+    this.warning.hidden = nothing;
+    if (said === this.warning.dataset.said) {
+      return;
+    }
+    this.warning.dataset.said = said;
+    const take = () => session.takeUnsigned(dm.id);
+    this.warning.replaceChildren(...[
+      !nothing && trouble !== null && h("span", {}, troubleText(trouble, other)),
+      trouble === "unsigned" && button("Write here all the same", () => this.act(take), { className: "danger", id: "take-unsigned" }),
+      changed.length > 0 && h("span", {}, `The key of ${changed.join(", ")} has changed. Either it is a new account, or the server is not honest. What the new key signs is not shown.`),
+      ...changed.map((name) => button(`Compare with ${name}`, () => this.compare(name))),
+    ].filter(Boolean));
   }
 
   #renderMessages() {
@@ -165,6 +176,9 @@ export class Conversations {
       key: (item) => item.day ?? item.id,
       version: (item) => JSON.stringify([item, item.id !== undefined && item.id === this.editing]),
       make: (item) => (item.day ? h("li", { className: "day" }, item.day) : this.#message(item)),
+      // Who edits it, or chooses what to do with it, is not disturbed by what others do to it.
+      hold: (item, element) => (item.id === this.editing && element.querySelector("form") !== null)
+        || (item.id !== this.editing && element.querySelector("details[open]") !== null),
     });
     if (atEnd) {
       this.#bottom();
@@ -187,6 +201,7 @@ export class Conversations {
   }
 
   #count() {
+    this.session.expire();
     for (const element of this.messages.querySelectorAll("[data-until]")) {
       element.textContent = `deletes itself in ${until(Number(element.dataset.until))}`;
     }
@@ -201,8 +216,7 @@ export class Conversations {
       : h("p", { className: message.problem ? "text problem" : "text", dir: "auto" }, message.text ?? `${message.problem}.`);
     const notes = [
       message.pinned && h("span", {}, "pinned"),
-      message.deletes && h("span", { "data-until": message.deletes.getTime() }, `deletes itself in ${until(message.deletes)}`),
-      message.repeated && h("span", { className: "warn" }, "This was sent before as something else: it may be a repetition by the server"),
+      message.goes !== null && h("span", { "data-until": message.goes }, `deletes itself in ${until(message.goes)}`),
     ];
     const who = h("p", { className: "who" }, h("b", {}, own ? "You" : message.sender), " ", h("time", { dateTime: message.at.toISOString() }, clockTime(message.at)));
     return h("li", { className: own ? "message own" : "message" },
@@ -223,7 +237,14 @@ export class Conversations {
         item(message.pinned ? "Unpin" : "Pin", () => this.session.setPinned(message, !message.pinned)),
         own && message.text !== null && item("Edit", () => this.#edit(message.id))),
     );
-    menu.addEventListener("toggle", () => menu.open && menu.lastElementChild.scrollIntoView({ block: "nearest" }));
+    menu.addEventListener("toggle", () => {
+      if (menu.open) {
+        menu.lastElementChild.scrollIntoView({ block: "nearest" });
+      } else if (this.dm) {
+        // What changed while it was open.
+        this.#renderMessages();
+      }
+    });
     menu.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && menu.open) {
         menu.open = false;
@@ -272,47 +293,11 @@ export class Conversations {
 
   // ---- writing
 
-  #composer() {
-    this.input = h("textarea", { id: "text", rows: 1, "aria-label": "Message", required: true, placeholder: "Write a message" });
-    this.send = h("button", { type: "submit", className: "main", id: "send" }, "Send");
-    const later = duration("later", "Send after");
-    const gone = duration("gone", "Delete after");
-    const when = h("div", { className: "when", id: "when", hidden: true }, later.element, gone.element);
-    const unfold = (open) => {
-      when.hidden = !open;
-      timing.setAttribute("aria-expanded", String(open));
-    };
-    const timing = button("Timing", () => unfold(when.hidden), { id: "timing", "aria-expanded": "false", "aria-controls": "when" });
-    const submit = (event) => {
-      event.preventDefault();
-      const text = this.input.value.trim();
-      if (text === "" || this.send.disabled) {
-        return;
-      }
-      this.send.disabled = true;
-      this.act(async () => {
-        try {
-          await this.session.send(this.current, text, { schedule: later.seconds(), remove: gone.seconds() });
-          this.input.value = "";
-          later.clear();
-          gone.clear();
-          unfold(false);
-          this.#bottom();
-        } finally {
-          this.send.disabled = false;
-        }
-      });
-    };
-    this.input.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-        event.preventDefault();
-        composer.requestSubmit();
-      }
-    });
-    this.input.addEventListener("input", () => this.session.typing(this.current));
-    const composer = h("form", { className: "composer", onsubmit: submit, "aria-label": "Write" },
-      when, h("div", { className: "row" }, h("div", { className: "grow" }, this.input), timing, this.send));
-    return composer;
+  async #send(id, text, when) {
+    await this.session.send(id, text, when);
+    if (id === this.current) {
+      this.#bottom();
+    }
   }
 
   async #olderOnes() {

@@ -11,10 +11,27 @@ const section = (title, ...children) => h("section", {}, h("h3", {}, title), ...
 
 /** A person in a list, with what can be done. */
 function row(session, username, ...actions) {
-  const user = session.person(username);
-  const about = user?.biography ? ` · ${user.biography.slice(0, 60)}` : "";
-  const said = h("span", { className: "grow" }, username, h("span", { className: "quiet" }, ` ${statusText(user)}${about}`));
+  const user = session.people.person(username);
+  const about = user?.biography ? ` · ${user.biography}` : "";
+  const compared = session.people.verified(username) ? " · keys compared" : "";
+  const said = h("span", { className: "grow" }, username, h("span", { className: "quiet" }, ` ${statusText(user)}${compared}${about}`));
   return h("li", {}, face(user, username), said, actions);
+}
+
+/** What of a person is shown in a list. */
+const versionOf = (session, username) => {
+  const { status, biography, profile_picture: picture } = session.people.person(username) ?? {};
+  return JSON.stringify([status, biography, picture, session.people.verified(username)]);
+};
+
+/** Fills a list of people or lines, or says that there are none; what did not change stays, and who uses it is left alone. */
+function put(element, items, none, { key = (item) => item, version, make }) {
+  const empty = { none };
+  list(element, items.length > 0 ? items : [empty], {
+    key: (item) => (item === empty ? "\n" : key(item)),
+    version: (item) => (item === empty ? none : version(item)),
+    make: (item) => (item === empty ? h("li", { className: "quiet" }, none) : make(item)),
+  });
 }
 
 /** Opens the dialog of friends; it follows what happens while it is open. */
@@ -26,35 +43,32 @@ export function people(session, { act, compare }) {
   const add = form({ id: "request" }, [field("Name", username)], {
     label: "Send a request",
     submit: async () => {
-      await session.requestFriend(username.value.trim());
+      await session.people.requestFriend(username.value.trim());
       username.value = "";
     },
   });
-  const empty = (element, text) => element.childElementCount === 0 && element.append(h("li", { className: "quiet" }, text));
   const fill = () => {
-    const put = (element, names, none, actions) => {
-      element.replaceChildren(...names.map((name) => row(session, name, ...actions(name))));
-      empty(element, none);
-    };
-    put(requests, session.requests, "Nobody asks.", (name) => [
-      button("Accept", () => act(() => session.answerFriend(name, true)), { className: "main", "aria-label": `Accept ${name}` }),
-      button("Refuse", () => act(() => session.answerFriend(name, false)), { "aria-label": `Refuse ${name}` }),
+    const all = (element, names, none, actions) =>
+      put(element, names, none, { version: (name) => versionOf(session, name), make: (name) => row(session, name, ...actions(name)) });
+    all(requests, session.people.requests, "Nobody asks.", (name) => [
+      button("Accept", () => act(() => session.people.answerFriend(name, true)), { className: "main", "aria-label": `Accept ${name}` }),
+      button("Refuse", () => act(() => session.people.answerFriend(name, false)), { "aria-label": `Refuse ${name}` }),
     ]);
-    put(friends, session.friends, "Nobody yet.", (name) => [
+    all(friends, session.people.friends, "Nobody yet.", (name) => [
       button("Compare keys", () => compare(name), { "aria-label": `Compare keys with ${name}` }),
-      button("Unfriend", () => act(() => session.unfriend(name)), { "aria-label": `Unfriend ${name}` }),
-      button("Block", () => act(() => session.block(name)), { className: "danger", "aria-label": `Block ${name}` }),
+      button("Unfriend", () => act(() => session.people.unfriend(name)), { "aria-label": `Unfriend ${name}` }),
+      button("Block", () => act(() => session.people.block(name)), { className: "danger", "aria-label": `Block ${name}` }),
     ]);
-    put(outgoing, session.outgoing, "None.", () => []);
-    put(blocked, session.blocked, "Nobody.", (name) => [
-      button("Unblock", () => act(() => session.unblock(name)), { "aria-label": `Unblock ${name}` }),
+    all(outgoing, session.people.outgoing, "None.", () => []);
+    all(blocked, session.people.blocked, "Nobody.", (name) => [
+      button("Unblock", () => act(() => session.people.unblock(name)), { "aria-label": `Unblock ${name}` }),
     ]);
   };
   const look = button("Show everybody on this server", () => act(async () => {
-    const users = (await session.directory()).filter((user) => user.username !== session.username);
-    list(everybody, users, { key: (user) => user.username, version: () => 0, make: ({ username: name }) => row(session, name,
-      !session.friends.includes(name) && button("Request", () => act(() => session.requestFriend(name)), { "aria-label": `Send a request to ${name}` }),
-      !session.blocked.includes(name) && button("Block", () => act(() => session.block(name)), { className: "danger", "aria-label": `Block ${name}` })) });
+    const users = (await session.people.directory()).filter((user) => user.username !== session.username);
+    list(everybody, users, { key: (user) => user.username, version: ({ username: name }) => [versionOf(session, name), session.people.friends.includes(name), session.people.blocked.includes(name)], make: ({ username: name }) => row(session, name,
+      !session.people.friends.includes(name) && button("Request", () => act(() => session.people.requestFriend(name)), { "aria-label": `Send a request to ${name}` }),
+      !session.people.blocked.includes(name) && button("Block", () => act(() => session.people.block(name)), { className: "danger", "aria-label": `Block ${name}` })) });
   }));
   const shown = dialog("People", "people", section("Add a friend", add), section("They ask you", requests), section("Friends", friends),
     section("You asked", outgoing), section("Blocked", blocked), section("Everybody", look, everybody));
@@ -65,7 +79,7 @@ export function people(session, { act, compare }) {
 
 /** A conversation with one or more. */
 export function newConversation(session, opened) {
-  const boxes = session.friends.map((name) => {
+  const boxes = session.people.friends.map((name) => {
     const box = h("input", { type: "checkbox", value: name });
     return { box, element: h("li", {}, check(name, box)) };
   });
@@ -102,9 +116,12 @@ export function details(session, id, { act, compare }) {
   const call = h("div", { className: "row" });
   const line = (text, at, ...actions) => h("li", {}, h("span", { className: "grow" }, text, h("span", { className: "quiet" }, ` ${dayOf(at)}, ${clockTime(at)}`)), actions);
   const fill = () => {
-    scheduled.replaceChildren(...dm.scheduled.map((one) => line(one.text ?? "Not shown", one.at,
-      button("Cancel", () => act(() => session.cancel(id, one.id)), { "aria-label": `Cancel: ${one.text}` }))));
-    scheduled.childElementCount === 0 && scheduled.append(h("li", { className: "quiet" }, "None."));
+    put(scheduled, dm.scheduled, "None.", {
+      key: (one) => one.id,
+      version: (one) => one.text,
+      make: (one) => line(one.text ?? "Not shown", one.at,
+        button("Cancel", () => act(() => session.cancel(id, one.id)), { "aria-label": `Cancel: ${one.text}` })),
+    });
     const inCall = dm.users_in_call.includes(session.username);
     call.replaceChildren(
       h("span", { className: "grow", id: "call" }, dm.users_in_call.length > 0 ? `In the call: ${dm.users_in_call.join(", ")}` : "Nobody is in a call."),
@@ -112,12 +129,15 @@ export function details(session, id, { act, compare }) {
   };
   const fillPins = () => act(async () => {
     const pinned = await session.pinnedMessages(id);
-    pins.replaceChildren(...pinned.map((one) => line(`${one.sender}: ${one.text ?? one.problem}`, one.at,
-      button("Unpin", () => act(async () => {
-        await session.setPinned(one, false);
-        fillPins();
-      })))));
-    pinned.length === 0 && pins.append(h("li", { className: "quiet" }, "None."));
+    put(pins, pinned, "None.", {
+      key: (one) => one.id,
+      version: (one) => one.text,
+      make: (one) => line(`${one.sender}: ${one.text ?? one.problem}`, one.at,
+        button("Unpin", () => act(async () => {
+          await session.setPinned(one, false);
+          fillPins();
+        }))),
+    });
   });
   const leave = button("Leave the conversation", () => act(async () => {
     await session.leave(id);
@@ -125,7 +145,7 @@ export function details(session, id, { act, compare }) {
   }), { className: "danger" });
   const setup = { true: "Its creator has signed the tree of keys: nobody on the way has changed it.",
     false: "Its creator did not sign the tree of keys: a server that is not honest could have changed it. Compare keys, and better begin a new one." };
-  const shown = dialog(titleOf(dm, session.username), "details", rename,
+  const shown = dialog(titleOf(session, dm), "details", rename,
     section("Members", members, h("p", { className: "quiet" }, setup[session.signedSetup(id)] ?? "How its keys were set up was seen on another device.")),
     section("Scheduled by you", scheduled), section("Pinned", pins),
     section("Call", call, h("p", { className: "quiet" }, "This page shows and says who is in a call; it carries no sound and no picture.")),
@@ -137,26 +157,40 @@ export function details(session, id, { act, compare }) {
   shown.addEventListener("close", () => session.removeEventListener("dm", changed));
 }
 
-/** What two people compare by another way. */
+/** What two people compare by another way. It follows what the server names while it is open. */
 export function compare(session, username, { act }) {
-  const changed = session.changed.has(username);
-  const digits = (id, key) => h("p", { className: "digits", id }, key ?? "not known");
-  const parts = [section("The key that is known", digits("fingerprint", session.fingerprintWith(username)))];
-  if (changed) {
-    const accept = button("It is the right one: use the new key", () => act(async () => {
-      await session.acceptKey(username);
-      shown.close();
-    }), { className: "danger", id: "accept-key" });
-    parts.push(section("The key that the server names now", digits("fingerprint-new", session.fingerprintWith(username, true)),
-      h("p", {}, `Take it only after ${username} has read out the same digits.`), accept));
-  }
+  const body = h("div", {});
+  const digits = (id, key) => h("p", { className: "digits", id }, key.digits);
+  const fill = () => act(async () => {
+    const { known, named, verified } = await session.people.comparison(username);
+    const same = button("It is the same", () => act(() => session.people.confirmKey(username, known.key)), { className: "main", id: "same-key" });
+    const parts = [section("The key that is known", digits("fingerprint", known),
+      verified ? h("p", { id: "compared" }, "You have compared it.") : same)];
+    if (named) {
+      const accept = button("It is the right one: use the new key", () => act(async () => {
+        await session.acceptKey(username, named.key);
+        shown.close();
+      }), { className: "danger", id: "accept-key" });
+      parts.push(section("The key that the server names now", digits("fingerprint-new", named),
+        h("p", {}, `Take it only after ${username} has read out the same digits.`), accept));
+    }
+    body.replaceChildren(...parts);
+  });
   const shown = dialog(`Keys of you and ${username}`, "compare",
-    h("p", {}, `${username} sees the same digits. Compare them where nobody can change them: face to face, or by telephone.`), ...parts);
+    h("p", {}, `${username} sees the same digits. Compare them where nobody can change them: face to face, or by telephone.`), body);
+  const changed = (event) => event.detail.username === username && fill();
+  fill();
+  session.addEventListener("key", changed);
+  session.addEventListener("verified", changed);
+  shown.addEventListener("close", () => {
+    session.removeEventListener("key", changed);
+    session.removeEventListener("verified", changed);
+  });
 }
 
 /** What others see of this account, and its keys. */
 export function profile(session, { act }) {
-  const { me } = session;
+  const { me } = session.people;
   const status = h("select", { id: "status" }, ["online", "away", "dnd", "offline"].map((value) =>
     h("option", { value, selected: me.status === value }, statusText({ status: value }))));
   const biography = h("textarea", { id: "biography", rows: 3, maxLength: BIOGRAPHY_MAX, value: me.biography });

@@ -25,19 +25,25 @@ export const field = (text, input) => h("label", {}, text, input);
 
 export const check = (text, input) => h("label", { className: "check" }, input, text);
 
+const controls = (element) => [...element.querySelectorAll("button, summary, input, textarea, select")];
+
 /**
  * Makes the children of `parent` those of `items`. An element stays for as long as its item does and its `version` is the
- * same: whoever has the focus in it, reads it, or selects its text, is left alone.
+ * same, or `hold` says that it is in use: whoever reads it or selects its text is left alone. Where one is moved or made anew,
+ * the focus goes to what stands in the place of what had it.
  */
-export function list(parent, items, { key, version, make }) {
+export function list(parent, items, { key, version, make, hold = () => false }) {
   const before = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const focused = document.activeElement;
+  const home = [...before].find(([, child]) => child.contains(focused));
+  const nth = home && controls(home[1]).indexOf(focused);
   let place = parent.firstElementChild;
   for (const item of items) {
     const name = String(key(item));
     const state = String(version(item));
     let element = before.get(name);
     before.delete(name);
-    if (element === undefined || element.dataset.version !== state) {
+    if (element === undefined || (element.dataset.version !== state && !hold(item, element))) {
       const fresh = make(item);
       fresh.dataset.key = name;
       fresh.dataset.version = state;
@@ -54,6 +60,10 @@ export function list(parent, items, { key, version, make }) {
     }
   }
   before.forEach((element) => element.remove());
+  if (home && document.activeElement !== focused) {
+    const now = [...parent.children].find((child) => child.dataset.key === home[0]);
+    now && controls(now)[nth]?.focus({ preventScroll: true });
+  }
 }
 
 /** A form that does one thing, says what went wrong in it, and cannot be sent twice at once. */

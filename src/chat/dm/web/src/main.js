@@ -60,23 +60,27 @@ function entered(session, trouble) {
   main.replaceChildren(...conversations.element);
   document.body.dataset.pane = "list";
 
+  const retry = button("Try now", () => session.again(), { id: "retry", hidden: true });
+  tools.prepend(retry);
   const connection = () => {
+    const waits = session.trying ? "trying again" : "not tried again";
     state.dataset.state = session.online ? "online" : "offline";
-    state.textContent = session.online ? "Connected" : "Not connected; trying again";
+    state.textContent = session.online ? "Connected" : `Not connected; ${waits}${session.trouble ? `: ${session.trouble}` : ""}`;
+    retry.hidden = session.online;
     conversations.render();
   };
   /** Notices of requests that wait, by who asks. */
   const asking = new Map();
   const requests = () => {
     for (const [username, notice] of asking) {
-      if (!session.requests.includes(username)) {
+      if (!session.people.requests.includes(username)) {
         notice.remove();
         asking.delete(username);
       }
     }
-    count.hidden = session.requests.length === 0;
-    count.textContent = String(session.requests.length);
-    count.setAttribute("aria-label", `${session.requests.length} waiting`);
+    count.hidden = session.people.requests.length === 0;
+    count.textContent = String(session.people.requests.length);
+    count.setAttribute("aria-label", `${session.people.requests.length} waiting`);
     conversations.render();
   };
   const seen = () => {

@@ -51,12 +51,22 @@ export const accounts = () => run("readonly", (store) => store.getAllKeys());
 
 export const forget = (username) => run("readwrite", (store) => store.delete(username));
 
-/** Keeps an account's seed here. What was known here before of the same seed stays. */
-export async function keep(username, seed, passphrase) {
+/** By which it is known whose something is. */
+export const markOf = (seed) => bytesToHex(hkdf(sha512, seed, undefined, utf8ToBytes("heliostat-dm-mark"), 16));
+
+/**
+ * Keeps an account's seed here. What was known here before of the same seed stays; another seed of this name does, too, and this
+ * is an error, unless it is `instead` of that.
+ */
+export async function keep(username, seed, passphrase, instead = false) {
+  const before = await run("readonly", (store) => store.get(username));
+  const mark = markOf(seed);
+  if (before !== undefined && before.mark !== mark && !instead) {
+    throw new Error("Another account of this name is kept here. Forget it first.");
+  }
   const kdf = { ...COST, salt: bytesToHex(randomBytes(16)) };
   const sealed = await seal(await stretch(passphrase, kdf), seed);
-  const before = await run("readonly", (store) => store.get(username));
-  await run("readwrite", (store) => store.put({ username, kdf, seed: sealed, state: before?.state ?? null }));
+  await run("readwrite", (store) => store.put({ username, mark, kdf, seed: sealed, state: before?.mark === mark ? before.state : null }));
 }
 
 /** The seed, or an error when the passphrase is another. */
@@ -73,31 +83,54 @@ export async function unlock(username, passphrase) {
   }
 }
 
+/** Where one account lies here. */
+const shelfOf = (username) => ({
+  get: () => run("readonly", (store) => store.get(username)),
+  put: (kept) => run("readwrite", (store) => store.put(kept)),
+});
+
 /** What an account knows in this browser beside its seed. Of an account whose seed is not kept here, nothing is. */
 export class Notebook {
   #username;
   #key;
+  #mark;
+  #written = null;
+  #shelf;
 
-  constructor(username, seed) {
+  constructor(username, seed, shelf = shelfOf(username)) {
     this.#username = username;
     this.#key = hkdf(sha512, seed, undefined, utf8ToBytes("heliostat-dm-notebook"), 32);
+    this.#mark = markOf(seed);
+    this.#shelf = shelf;
   }
 
+  /** What is written; null when nothing is. Throws when the browser does not say, or it was damaged. */
   async load() {
-    try {
-      const kept = await run("readonly", (store) => store.get(this.#username));
-      return kept?.state ? JSON.parse(await openText(this.#key, kept.state)) : {};
-    } catch {
-      // Of another seed, whose account had this name before; or the browser keeps nothing.
-      return {};
-    }
+    const kept = await this.#kept();
+    return kept === null ? null : this.#read(kept);
   }
 
-  async save(state) {
-    const sealed = await sealText(this.#key, JSON.stringify(state));
-    const kept = await run("readonly", (store) => store.get(this.#username));
-    if (kept !== undefined) {
-      await run("readwrite", (store) => store.put({ ...kept, state: sealed }));
-    }
+  /** Writes what `change` makes of what somebody else wrote since (null when nobody did): one page of this browser after the other. */
+  async update(change) {
+    const turn = async () => {
+      const kept = await this.#kept();
+      if (kept !== null) {
+        const since = kept.state === this.#written ? null : await this.#read(kept);
+        const state = await sealText(this.#key, JSON.stringify(change(since)));
+        await this.#shelf.put({ ...kept, state });
+        this.#written = state;
+      }
+    };
+    await (globalThis.navigator?.locks?.request(`heliostat-dm-notebook ${this.#username}`, turn) ?? turn());
+  }
+
+  /** The place of this account; null when that of another one of its name is here, or none. */
+  async #kept() {
+    const kept = await this.#shelf.get();
+    return kept?.mark === this.#mark ? kept : null;
+  }
+
+  async #read({ state }) {
+    return state === null ? null : JSON.parse(await openText(this.#key, state));
   }
 }

@@ -1,26 +1,58 @@
 // Before anybody is logged in: unlock, make an account, or bring one back with its words.
 
+import { newSeed } from "./crypto.js";
 import { button, check, dialog, field, form, h } from "./dom.js";
-import { Session, register } from "./session.js";
+import { register } from "./keeper.js";
+import { Session } from "./session.js";
 import { Notebook, PASSPHRASE_MIN, accounts, forget, keep, unlock } from "./vault.js";
-import { connect } from "./wire.js";
+import { call, connect, connected } from "./wire.js";
 import { seedOf, wordsOf } from "./words.js";
 
 const NAME_MIN = 3;
 const NAME_MAX = 32;
+/** After these it is known that there is no account of this key. */
+const NEVER_MADE = ["username_taken", "username_invalid", "bad_request", "rate_limited"];
 
-/** Connects and logs in; whatever fails ends the connection. */
-async function enter(username, seedWith) {
+/** Connects, prepares, and logs in; whatever fails ends the connection. */
+async function enter(username, seed, prepare = () => {}) {
   const socket = connect();
   try {
-    const seed = await seedWith(socket);
-    const session = new Session(socket, username, seed, new Notebook(username, seed));
+    await prepare(socket);
+    // Its own copy: the session wipes it at its end.
+    const session = new Session(socket, username, seed.slice(), new Notebook(username, seed));
     await session.start();
     return session;
   } catch (error) {
     socket.removeAllListeners();
     socket.disconnect();
     throw error;
+  }
+}
+
+/** Makes the account; that its name is taken by this very key, because an answer was lost, shows when one logs in. */
+async function make(username, seed) {
+  let taken = null;
+  const prepare = (socket) => register(socket, username, seed).catch((error) => {
+    if (error.code !== "username_taken") {
+      throw error;
+    }
+    taken = error;
+  });
+  try {
+    return await enter(username, seed, prepare);
+  } catch (error) {
+    throw error.code === "wrong_response" ? (taken ?? error) : error;
+  }
+}
+
+/** Whether a name can be had: before a key is kept under it. */
+async function isFree(username) {
+  const socket = connect();
+  try {
+    await connected(socket);
+    return !(await call(socket, "username_exists", { username }));
+  } finally {
+    socket.disconnect();
   }
 }
 
@@ -51,12 +83,21 @@ function keeping(id) {
     label.hidden = !wanted.checked;
     passphrase.required = wanted.checked;
   });
+  let kept = false;
   const hint = h("p", { className: "quiet" }, `At least ${PASSPHRASE_MIN} characters. It seals the key of the account on this device and is sent nowhere.`);
   return {
     fields: [check("Keep the key in this browser", wanted), label, hint],
-    keep: async (username, seed) => {
+    keep: async (username, seed, instead = false) => {
       if (wanted.checked) {
-        await keep(username, seed, passphrase.value);
+        await keep(username, seed, passphrase.value, instead);
+        kept = true;
+      }
+    },
+    /** Of an account that never was. */
+    drop: async (username) => {
+      if (kept) {
+        kept = false;
+        await forget(username);
       }
     },
   };
@@ -65,11 +106,29 @@ function keeping(id) {
 function creating(entered) {
   const username = name("new-name");
   const where = keeping("new");
+  // Of one form, however often it is sent: an account that was made without our hearing of it is still ours.
+  const seed = newSeed();
+  /** The name under which it was asked for. */
+  let asked = null;
   const submit = async () => {
-    const session = await enter(username.value, (socket) => register(socket, username.value));
-    // The words are shown also when this browser cannot keep anything.
-    const trouble = await where.keep(username.value, session.seed).catch((error) => error);
-    await showWords(session.seed, "I have written them down");
+    const name = username.value;
+    if (name !== asked && !(await isFree(name))) {
+      throw new Error("That name is taken.");
+    }
+    // The key is kept and shown before anybody is told it. The words are shown also when this browser cannot keep anything.
+    const trouble = await where.keep(name, seed).catch((error) => error);
+    await showWords(seed, "I have written them down");
+    asked = name;
+    let session;
+    try {
+      session = await make(name, seed);
+    } catch (error) {
+      if (NEVER_MADE.includes(error.code)) {
+        asked = null;
+        await where.drop(name);
+      }
+      throw error;
+    }
     entered(session, trouble && `The key could not be kept in this browser: ${trouble.message}`);
   };
   const fields = [field("Name", username), ...where.fields];
@@ -83,10 +142,10 @@ function restoring(entered) {
   const where = keeping("old");
   const submit = async () => {
     const seed = seedOf(words.value);
-    const session = await enter(username.value, async () => seed);
-    await where.keep(username.value, seed);
+    const session = await enter(username.value, seed);
+    const trouble = await where.keep(username.value, seed, true).catch((error) => error);
     words.value = "";
-    entered(session);
+    entered(session, trouble && `The key could not be kept in this browser: ${trouble.message}`);
   };
   const fields = [field("Name", username), field("The 24 recovery words", words), ...where.fields];
   return h("section", { className: "card form", "aria-labelledby": "old-title" }, h("h2", { id: "old-title" }, "I have an account"),
@@ -97,7 +156,7 @@ function unlocking(names, entered, again) {
   const choice = h("select", { id: "unlock-name" }, names.map((one) => h("option", { value: one }, one)));
   const passphrase = h("input", { type: "password", required: true, id: "unlock-passphrase", autocomplete: "current-password" });
   const submit = async () => {
-    entered(await enter(choice.value, () => unlock(choice.value, passphrase.value)));
+    entered(await enter(choice.value, await unlock(choice.value, passphrase.value)));
   };
   const remove = () => {
     const sure = dialog(

@@ -2,72 +2,12 @@
 // members that are not honest, by changing what arrives.
 
 import assert from "node:assert/strict";
-import { webcrypto } from "node:crypto";
-import test, { afterEach } from "node:test";
 
 import * as dm from "../src/crypto.js";
-import { Session, register } from "../src/session.js";
 import { connect } from "../src/wire.js";
+import { friends, heardText, lastOf, options, pair, person, story, tell, until, url } from "./world.js";
 
-// Node 18 has it under this name alone.
-globalThis.crypto ??= webcrypto;
-
-const url = process.env.DM_URL;
-const options = { skip: url === undefined && "no server: DM_URL is not set", timeout: 30_000 };
-
-const open = [];
-afterEach(() => Promise.all(open.splice(0).map((session) => session.close())));
-
-/** An account; `between` may change what the server says before the session hears it. */
-async function person(name, between = (event, argument) => argument, seed = undefined, socket = connect(url)) {
-  const username = seed ? name : `${name} ${dm.bytesToHex(dm.randomBytes(4))}`;
-  const known = seed ?? (await register(socket, username));
-  const session = new Session(socket, username, known, null);
-  session.heard = [];
-  for (const event of ["warning", "key", "message", "dm"]) {
-    session.addEventListener(event, ({ detail }) => session.heard.push([event, detail]));
-  }
-  await session.start();
-  const listeners = new Map(["message_notification", "x3dh_notification", "profile_notification"].map((event) => [event, socket.listeners(event)]));
-  listeners.forEach((all, event) => {
-    socket.off(event);
-    socket.on(event, (argument) => [between(event, argument)].flat().forEach((one) => all.forEach((listener) => listener(one))));
-  });
-  open.push(session);
-  return Object.assign(session, { socket });
-}
-
-/** Waits for something to become true. */
-async function until(what, fits) {
-  const end = performance.now() + 15_000;
-  for (let value; ; await new Promise((resolve) => setTimeout(resolve, 10))) {
-    value = await fits();
-    if (value) {
-      return value;
-    }
-    assert.ok(performance.now() < end, `never: ${what}`);
-  }
-}
-
-async function friends(a, b) {
-  await a.requestFriend(b.username);
-  await until("the request", () => b.requests.includes(a.username));
-  await b.answerFriend(a.username, true);
-  await until("the answer", () => a.friends.includes(b.username));
-}
-
-async function pair(between) {
-  const [a, b] = [await person("ann"), await person("ben", between)];
-  await friends(a, b);
-  const id = await a.create([b.username]);
-  await until("the key", () => b.hasKey(id) || b.heard.some(([event]) => event === "warning"));
-  return [a, b, id];
-}
-
-const lastOf = (session, id) => session.dms.get(id)?.latest;
-const heardText = (session, id, text) => until(text, () => lastOf(session, id)?.text === text);
-
-test("a group of four reads, edits, reacts and pages, and a second device of one knows the same", options, async () => {
+story("a group of four reads, edits, reacts and pages, and a second device of one knows the same", options, async () => {
   const [a, b, c, d] = await Promise.all(["ann", "ben", "cat", "dan"].map((name) => person(name)));
   const id = await a.create([b.username, c.username, d.username]);
   await until("all keys", () => [b, c, d].every((it) => it.hasKey(id)));
@@ -96,7 +36,7 @@ test("a group of four reads, edits, reacts and pages, and a second device of one
   await heardText(b, other, "from the second");
 });
 
-test("what is not signed by its author, or was said before, is not taken for what it claims", options, async () => {
+story("what is not signed by its author, or was said before, is not taken for what it claims", options, async () => {
   let change = (argument) => argument;
   const [a, b, id] = await pair((event, argument) => (event === "message_notification" ? change(argument) : argument));
   await a.send(id, "honest");
@@ -111,11 +51,11 @@ test("what is not signed by its author, or was said before, is not taken for wha
   }
   change = (it) => [it, { ...it, id: it.id + 1_000_000 }];
   await a.send(id, "twice");
-  await until("the repetition", () => lastOf(b, id).repeated === true);
-  assert.equal(lastOf(b, id).text, "twice");
+  await until("the repetition", () => lastOf(b, id).problem?.includes("sent before as something else"));
+  assert.equal(lastOf(b, id).text, null);
 });
 
-test("a tree with a key of the server's in it is refused, and so is one without signature where that is wanted", options, async () => {
+story("a tree with a key of the server's in it is refused, and so is one without signature where that is wanted", options, async () => {
   const forge = (it) => ({ ...it, key_tree: [dm.publicKey(dm.newSeed()), ...it.key_tree.slice(1)] });
   const [a, b, id] = await pair((event, argument) => (event === "x3dh_notification" ? forge(argument) : argument));
   assert.ok(!b.hasKey(id));
@@ -127,31 +67,37 @@ test("a tree with a key of the server's in it is refused, and so is one without 
 
   const [c, d] = [await person("cat"), await person("dan", (event, argument) => (event === "x3dh_notification" ? { ...argument, setup_sig: undefined } : argument))];
   await friends(c, d);
-  d.signedOnly = true;
+  assert.equal(d.signedOnly, true, "unless a person says otherwise");
   await c.create([d.username]);
   await until("the refusal", () => d.heard.some(([event, { text }]) => event === "warning" && text.includes("not signed")));
 });
 
-test("a key that changes is told, blocks, and is taken only when a person says so", options, async () => {
+story("a key that changes is told, blocks, and is taken only when a person says so", options, async () => {
   const other = dm.newSeed();
   let lie = false;
   const [a, b, id] = await pair((event, argument) => (lie && event === "profile_notification" ? { ...argument, public_key: dm.publicKey(other) } : argument));
   await a.send(id, "before");
   await heardText(b, id, "before");
-  const known = b.fingerprintWith(a.username);
-  assert.equal(a.fingerprintWith(b.username), known);
+  const { known } = await b.people.comparison(a.username);
+  assert.equal((await a.people.comparison(b.username)).known.digits, known.digits);
+  b.people.confirmKey(a.username, known.key);
   lie = true;
   await a.setProfile({ biography: "new" });
-  await until("the warning", () => b.changed.has(a.username));
-  assert.notEqual(b.fingerprintWith(a.username, true), known);
-  assert.equal(b.fingerprintWith(a.username), known, "the pinned one stays");
+  await until("the warning", () => b.people.changed.has(a.username));
+  const { known: still, named, verified } = await b.people.comparison(a.username);
+  assert.deepEqual([still, verified], [known, true], "the pinned one stays");
+  assert.notEqual(named.digits, known.digits);
   await a.send(id, "still the old key");
   await heardText(b, id, "still the old key");
-  await b.acceptKey(a.username);
+  await assert.rejects(b.acceptKey(a.username, known.key), /Compare again/, "only the one whose digits were shown");
+  await b.acceptKey(a.username, named.key);
   await until("its old messages are not the new key's", () => lastOf(b, id).problem?.includes("signature"));
+  // What was agreed on with the other key was not agreed on with this one.
+  assert.deepEqual([b.people.verified(a.username), b.about(id).partner, b.about(id).trouble], [false, undefined, "stale"]);
+  await assert.rejects(b.send(id, "to whom"), /begin a new one/);
 });
 
-test("invitations made for an old prekey still arrive, and none after it is withdrawn", options, async () => {
+story("invitations made for an old prekey still arrive, and none after it is withdrawn", options, async () => {
   let held = null;
   const [a, b] = [await person("ann"), await person("ben", (event, argument) => {
     if (event === "x3dh_notification" && !held?.through) {
@@ -174,7 +120,7 @@ test("invitations made for an old prekey still arrive, and none after it is with
   await assert.rejects(c.create([a.username, b.username]), /cannot be invited/);
 });
 
-test("after the connection was lost everything that happened meanwhile is there", options, async () => {
+story("after the connection was lost everything that happened meanwhile is there", options, async () => {
   const [a, b, id] = await pair();
   await a.send(id, "first");
   await heardText(b, id, "first");
@@ -189,7 +135,7 @@ test("after the connection was lost everything that happened meanwhile is there"
   await heardText(a, id, "back");
 });
 
-test("an invitation that arrives while everything is still being read is not lost", options, async () => {
+story("an invitation that arrives while everything is still being read is not lost", options, async () => {
   const [a, b] = [await person("ann"), await person("ben")];
   const seed = b.seed.slice();
   await b.close();
@@ -210,3 +156,5 @@ test("an invitation that arrives while everything is still being read is not los
   await a.send(id, "not lost");
   await heardText(back, id, "not lost");
 });
+
+tell();
