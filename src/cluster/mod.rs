@@ -12,7 +12,7 @@
 //! to be negotiated, and two nodes that dial each other at the same moment have what they want. Both ends prove to be nodes
 //! (`identity`), and each finds out when the other is gone (`pulse`).
 //!
-//! The streams are those of HTTP/2, by `h2`. It is in the tree already, since `hyper` brings it; it takes and gives `Bytes` on tokio's
+//! The streams are those of HTTP/2, by `h2`. With it comes next to nothing else (and with the feature `otel` it is there); it takes and gives `Bytes` on tokio's
 //! own traits; its bounds are all there (streams, each one's window, the connection's, what is buffered, frames that are too small,
 //! streams that are reset too often), were attacked by everybody, and hold. *Rejected: yamux*, which is smaller on the wire and
 //! would be fine, but brings crates that nothing else needs and a second set of I/O traits, gives every stream 256 KiB of credit,

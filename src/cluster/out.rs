@@ -80,7 +80,7 @@ impl Neighbours for Links {
             let line = tokio::select! {
                 line = shared.ask(&owner, admitted) => line?,
                 () = shared.clock.sleep_until(Some(until)) => {
-                    tracing::warn!(node = owner.name, "a node does not answer a device in time");
+                    shared.fails(LinkFailure::Silent, &owner.name, "it does not answer a device in time");
                     return Err(NeighbourError::Unreachable);
                 }
             };
