@@ -318,6 +318,8 @@ label! {
         Silent = "silent",
         /// It said what no node says, on one seat's stream.
         Protocol = "protocol",
+        /// Whoever came to the links' door did not prove to be a node.
+        Stranger = "stranger",
     }
 }
 

@@ -103,7 +103,7 @@ fn copy(from: &str, to: &str) -> String {
     let output = heliostat(&["store", "copy", from, to]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
-    let shown = |place: &str| place.split('?').next().unwrap().to_owned();
+    let shown = |place: &str| place.split('?').next().unwrap().replace("postgres@", "");
     assert!(said.contains(&format!("{} holds the same as {}", shown(to), shown(from))), "{said}");
     said.lines().next().unwrap().to_owned()
 }

@@ -23,8 +23,9 @@ mod postgres;
 #[path = "common/relay.rs"]
 mod relay;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -39,6 +40,7 @@ use postgres::Postgres;
 use relay::{Behind, Relay, Weather};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -67,9 +69,17 @@ struct Node {
     to_others: Relay,
     more: String,
     binary: Mutex<Option<Binary>>,
-    /// Where devices come in, while it says that it is ready.
-    ready: Arc<Mutex<Option<SocketAddr>>>,
+    door: Arc<Door>,
     watching: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the balancer knows of a node.
+#[derive(Default)]
+struct Door {
+    /// Where devices come in, while it says that it is ready.
+    ready: Mutex<Option<SocketAddr>>,
+    /// How often it was found to say nothing. Connections to it are ended then, as a balancer does who looks.
+    silences: watch::Sender<u64>,
 }
 
 impl Node {
@@ -84,11 +94,14 @@ impl Node {
             |port| SocketAddr::from(([127, 0, 0, 1], port)),
         );
         let admin = binary.admin().trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
-        let ready = Arc::clone(&self.ready);
+        let door = Arc::clone(&self.door);
         let watching = tokio::spawn(async move {
             loop {
-                let is_ready = timeout(Duration::from_millis(500), says_ready(admin)).await.unwrap_or(false);
-                *ready.lock().unwrap() = is_ready.then_some(devices);
+                let says = timeout(Duration::from_millis(800), says_ready(admin)).await;
+                if says.is_err() {
+                    door.silences.send_modify(|silences| *silences += 1);
+                }
+                *door.ready.lock().unwrap() = says.unwrap_or(false).then_some(devices);
                 sleep(Duration::from_millis(100)).await;
             }
         });
@@ -111,7 +124,7 @@ impl Node {
         if let Some(watching) = self.watching.lock().unwrap().take() {
             watching.abort();
         }
-        *self.ready.lock().unwrap() = None;
+        *self.door.ready.lock().unwrap() = None;
     }
 }
 
@@ -174,13 +187,13 @@ impl Cluster {
                 to_others,
                 more,
                 binary: Mutex::default(),
-                ready: Arc::default(),
+                door: Arc::default(),
                 watching: Mutex::default(),
             };
             node.start().await;
             nodes.push(node);
         }
-        let (balancer, balancing) = balance(nodes.iter().map(|node| Arc::clone(&node.ready)).collect()).await;
+        let (balancer, balancing) = balance(nodes.iter().map(|node| Arc::clone(&node.door)).collect()).await;
         let cluster = Self { postgres, nodes, balancer, balancing, _certificates: certificates };
         cluster.whole().await;
         Some(cluster)
@@ -192,7 +205,8 @@ impl Cluster {
 
     /// Waits until every node is ready.
     async fn whole(&self) {
-        until("all nodes are ready", async || self.nodes.iter().all(|node| node.ready.lock().unwrap().is_some())).await;
+        until("all nodes are ready", async || self.nodes.iter().all(|node| node.door.ready.lock().unwrap().is_some()))
+            .await;
     }
 }
 
@@ -206,18 +220,22 @@ impl Drop for Cluster {
 }
 
 /// Sends each connection to any of those that are ready.
-async fn balance(nodes: Vec<Arc<Mutex<Option<SocketAddr>>>>) -> (SocketAddr, JoinHandle<()>) {
+async fn balance(nodes: Vec<Arc<Door>>) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let balancing = tokio::spawn(async move {
         while let Ok((mut near, _)) = listener.accept().await {
-            let ready: Vec<_> = nodes.iter().filter_map(|node| *node.lock().unwrap()).collect();
-            let Some(chosen) = fastrand::choice(ready) else { continue };
+            let ready = nodes.iter().filter_map(|node| Some((Arc::clone(node), (*node.ready.lock().unwrap())?)));
+            let Some((door, chosen)) = fastrand::choice(ready.collect::<Vec<_>>()) else { continue };
             tokio::spawn(async move {
+                let mut silences = door.silences.subscribe();
                 let mut far = TcpStream::connect(chosen).await?;
                 near.set_nodelay(true)?;
                 far.set_nodelay(true)?;
-                tokio::io::copy_bidirectional(&mut near, &mut far).await
+                tokio::select! {
+                    passed = tokio::io::copy_bidirectional(&mut near, &mut far) => passed.map(drop),
+                    _ = silences.changed() => Ok(()),
+                }
             });
         }
     });
@@ -236,6 +254,8 @@ struct Probe {
 struct Probes {
     clock: Clock,
     over: Arc<AtomicBool>,
+    /// With which codes nodes ended connections that had a seat.
+    codes: Arc<Mutex<BTreeSet<u16>>>,
     probes: Vec<Probe>,
 }
 
@@ -246,17 +266,20 @@ fn millis(clock: Clock) -> u64 {
 impl Probes {
     fn begin(url: &str, count: usize) -> Self {
         let (clock, over) = (Clock::system(), Arc::<AtomicBool>::default());
-        let ends = Arc::clone(&over);
+        let codes = Arc::<Mutex<BTreeSet<u16>>>::default();
+        let (ends, seen) = (Arc::clone(&over), Arc::clone(&codes));
         let probe = move |_| {
             let acked_ms = Arc::new(AtomicU64::new(0));
             let (key, url) = (GroupKey::generate(), Mediator::new(url, &Trust::System).unwrap());
             let tasks = (1..=2).map(|device| {
                 let config = DeviceConfig::new(key.clone(), ServerGroup::new("a0").unwrap(), DeviceId(device));
                 let (url, acked_ms, over) = (url.clone(), Arc::clone(&acked_ms), Arc::clone(&ends));
+                let codes = Arc::clone(&seen);
                 tokio::spawn(async move {
                     let mut config = config;
                     while !over.load(Ordering::Relaxed) {
-                        talk(&url, &mut config, device == 1, clock, &acked_ms, &over).await;
+                        let ended = talk(&url, &mut config, device == 1, clock, &acked_ms, &over).await;
+                        codes.lock().unwrap().extend(ended);
                         // What a client waits at least.
                         sleep(Duration::from_millis(100)).await;
                     }
@@ -264,7 +287,8 @@ impl Probes {
             });
             Probe { tasks: tasks.collect(), acked_ms }
         };
-        Self { clock, over, probes: (0..count).map(probe).collect() }
+        let probes = (0..count).map(probe).collect();
+        Self { clock, over, codes, probes }
     }
 
     /// Waits until every probe got something acknowledged that it said after `since`; says how long after that the last one did.
@@ -276,17 +300,20 @@ impl Probes {
         Duration::from_millis(millis(self.clock) - since_ms)
     }
 
-    async fn end(self) {
+    async fn end(self) -> BTreeSet<u16> {
         self.over.store(true, Ordering::Relaxed);
         for probe in self.probes {
             for task in probe.tasks {
                 task.await.unwrap();
             }
         }
+        let codes = self.codes.lock().unwrap();
+        codes.clone()
     }
 }
 
-/// One connection, until it ends.
+/// One connection, until it ends; says with which code, if it had a seat. As patient as a device is: it waits for what it was
+/// promised until somebody ends the connection.
 async fn talk(
     url: &Mediator,
     config: &mut DeviceConfig,
@@ -294,7 +321,7 @@ async fn talk(
     clock: Clock,
     acked_ms: &AtomicU64,
     over: &AtomicBool,
-) {
+) -> Option<u16> {
     let connected = timeout(Duration::from_secs(4), Device::connect(url, config)).await;
     let mut device = match connected {
         Ok(Ok(device)) => device,
@@ -305,9 +332,9 @@ async fn talk(
                 SlotState::New => SlotState::Existing,
                 SlotState::Existing => SlotState::New,
             };
-            return;
+            return None;
         }
-        Ok(Err(_)) | Err(_) => return,
+        Ok(Err(_)) | Err(_) => return None,
     };
     config.expected_slot_state = SlotState::Existing;
     while !over.load(Ordering::Relaxed) {
@@ -322,13 +349,15 @@ async fn talk(
             }
             Ok::<(), Ended>(())
         };
-        match timeout(Duration::from_secs(2), one).await {
+        match timeout(if speaks { PATIENCE } else { Duration::from_secs(1) }, one).await {
             Ok(Ok(())) => {}
             // The other one may have nothing to say for long.
             Err(_) if !speaks => {}
-            Ok(Err(_)) | Err(_) => return,
+            Ok(Err(ended)) => return ended.code(),
+            Err(_) => panic!("a device waited in vain, and nobody ended its connection"),
         }
     }
+    None
 }
 
 // ---- faults
@@ -424,7 +453,7 @@ impl Cluster {
 struct Judge {
     child: Child,
     report: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Judge {
@@ -435,8 +464,9 @@ impl Judge {
         command.args(["simulate", "--no-csp", "--plain", "--devices", "3", "--pause", "100ms", "--patience", "60s"]);
         command.args(["--groups", &groups.to_string(), "--duration", "1h", "--transactions", "0.2"]);
         command.args(["--url", url, "--data"]).arg(dir.path()).arg("--json").arg(&report);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Self { child, report, _dir: dir }
+        let said = std::fs::File::create(dir.path().join("said")).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn().unwrap();
+        Self { child, report, dir }
     }
 
     /// What it found.
@@ -449,7 +479,8 @@ impl Judge {
             ended.is_some()
         })
         .await;
-        (ended.unwrap().success(), std::fs::read_to_string(&self.report).unwrap_or_default())
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        (ended.unwrap().success(), read(&self.report) + &read(&self.dir.path().join("said")))
     }
 }
 
@@ -480,9 +511,11 @@ async fn storm(seed: u64, enough: impl Fn(usize) -> bool) -> Option<Duration> {
         longest = longest.max(back);
         suffered += 1;
     }
-    probes.end().await;
+    let codes = probes.end().await;
     let (good, report) = judge.end().await;
     assert!(good, "seed {seed}: {report}");
+    // Whatever happened to its node, a device is told to come again, and not that something is wrong.
+    assert!(codes.iter().all(|code| *code == CloseCode::ShuttingDown.code()), "seed {seed}: {codes:?}");
     println!("{suffered} faults; the longest wait {longest:.1?}; {report}");
     Some(longest)
 }
@@ -523,7 +556,8 @@ async fn throughput_of_one_two_and_three_nodes() {
     for nodes in 1..=3 {
         let postgres = tokio::task::spawn_blocking(Postgres::durable).await.unwrap().expect("PostgreSQL is installed");
         let cluster = Cluster::start_on(postgres, nodes).await.unwrap();
-        let own = cluster.nodes.iter().map(|node| format!("ws://{}", node.ready.lock().unwrap().unwrap())).collect();
+        let own =
+            cluster.nodes.iter().map(|node| format!("ws://{}", node.door.ready.lock().unwrap().unwrap())).collect();
         let (per_s, p50) = measured(own).await;
         println!("{nodes} nodes, every device at its group's: {per_s:.0} reflects/s, p50 {p50}");
         let (per_s, p50) = measured(vec![cluster.url()]).await;

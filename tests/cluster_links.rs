@@ -482,6 +482,7 @@ async fn a_link_is_kept_while_it_is_used_and_closed_when_it_is_not() {
     // Much longer than silence may last, and than a link without a seat does.
     tokio::time::sleep(2 * world.pace.silent).await;
     here.says(reflect(1, 10)).await;
+    assert_eq!(number(&there.hears_reflected().await), 1);
     drop(there);
     // The accepting side waits for its links only, once it is stopped: it has none.
     until(async || b.serving.tracker().is_empty()).await;

@@ -31,6 +31,11 @@ pub(super) const PROTOCOL: &[u8] = b"heliostat-cluster/1";
 /// What the files of [`Settings`] hold, in a digest.
 type Contents = [u8; 32];
 
+/// How long before its end a certificate is spoken of.
+const ENDS_SOON: Duration = Duration::from_secs(14 * 86_400);
+/// How long it is not spoken of again.
+const SAID_EVERY: Duration = Duration::from_secs(86_400);
+
 /// See the top of this file.
 #[derive(Debug)]
 pub(super) struct Identity {
@@ -45,12 +50,16 @@ struct Seen {
     presented: Contents,
     /// What was found unusable and has been reported.
     reported: Option<Contents>,
+    /// Until when nothing more is said about the end of what is presented, by the monotonic clock.
+    quiet_until: Duration,
 }
 
 /// What both ends of a link are made with.
 struct Ends {
     accepts: TlsAcceptor,
     connects: TlsConnector,
+    /// What they present.
+    presented: Arc<tls::Identity>,
 }
 
 impl std::fmt::Debug for Ends {
@@ -64,7 +73,8 @@ impl Identity {
         // In this order, so that what changes in between is seen by the next look.
         let presented = contents(&settings);
         let ends = ArcSwap::from_pointee(ends(&settings, clock)?);
-        Ok(Self { settings, clock, ends, seen: Mutex::new(Seen { presented, reported: None }) })
+        let seen = Seen { presented, reported: None, quiet_until: Duration::ZERO };
+        Ok(Self { settings, clock, ends, seen: Mutex::new(seen) })
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
@@ -92,7 +102,7 @@ impl Identity {
         match ends(&self.settings, self.clock) {
             Ok(ends) => {
                 self.ends.store(Arc::new(ends));
-                *seen = Seen { presented: now, reported: None };
+                *seen = Seen { presented: now, reported: None, quiet_until: Duration::ZERO };
                 Ok(true)
             }
             Err(error) => {
@@ -100,6 +110,21 @@ impl Identity {
                 Err(error)
             }
         }
+    }
+
+    /// What there is to say about the end of the certificate that is presented, with its file: once a day at most, from two weeks
+    /// before. Nothing in the files changes when it ends, and other nodes name no files of this one.
+    pub(super) fn ends_soon(&self) -> Option<String> {
+        let now = self.clock.now();
+        let ends = self.ends.load();
+        let left = Duration::from_secs(ends.presented.not_after_s).saturating_sub(Duration::from_millis(now.wall_ms));
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if left >= ENDS_SOON || now.monotonic < seen.quiet_until {
+            return None;
+        }
+        seen.quiet_until = now.monotonic + SAID_EVERY;
+        let (file, at) = (self.settings.cert.cert.display(), ends.presented.not_after());
+        Some(if left.is_zero() { format!("{file} ended at {at}") } else { format!("{file} ends at {at}") })
     }
 }
 
@@ -143,7 +168,8 @@ fn ends(settings: &Settings, clock: Clock) -> Result<Ends, TlsError> {
         .with_client_cert_resolver(ours);
     connects.alpn_protocols = vec![PROTOCOL.to_vec()];
     connects.resumption = rustls::client::Resumption::disabled();
-    Ok(Ends { accepts: Arc::new(accepts).into(), connects: Arc::new(connects).into() })
+    let presented = Arc::clone(certificate.identity());
+    Ok(Ends { accepts: Arc::new(accepts).into(), connects: Arc::new(connects).into(), presented })
 }
 
 /// Whether other nodes will take this certificate for ours: found out here, and not by each of them.
@@ -220,5 +246,34 @@ mod tests {
         assert!(!identity.look().unwrap());
         std::fs::write(&cert.key, bad).unwrap();
         identity.look().unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_certificate_is_told_in_time_and_once_a_day() {
+        let day = Duration::from_secs(86_400);
+        let dir = tempfile::tempdir().unwrap();
+        let hosts = ["127.0.0.1".to_owned()];
+        let authority = Authority::open(dir.path(), Clock::system().now().wall_ms).unwrap();
+        let cert = authority.vouch("a", &hosts).unwrap();
+        let end = Certificate::load(&cert).unwrap().identity().not_after_s;
+        let clock = Clock::following((end - 15 * day.as_secs()) * 1_000);
+        let (pace, address) = (Pace::default(), "127.0.0.1:7443".to_owned());
+        let settings = Settings { cert, authority: authority.certificate(), address, pace };
+        let identity = Identity::open(settings, clock).unwrap();
+        assert_eq!(identity.ends_soon(), None, "too early");
+        tokio::time::advance(2 * day).await;
+        let said = identity.ends_soon().unwrap();
+        assert!(said.contains("a.pem ends at 20"), "{said}");
+        tokio::time::advance(day / 2).await;
+        assert_eq!(identity.ends_soon(), None, "said today");
+        tokio::time::advance(20 * day).await;
+        assert!(!identity.look().unwrap(), "the files are what they were");
+        let said = identity.ends_soon().unwrap();
+        assert!(said.contains("a.pem ended at 20"), "{said}");
+        // With another one there is nothing to say.
+        let authority = Authority::open(dir.path(), clock.now().wall_ms).unwrap();
+        authority.vouch("a", &hosts).unwrap();
+        assert!(identity.look().unwrap());
+        assert_eq!(identity.ends_soon(), None);
     }
 }

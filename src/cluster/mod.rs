@@ -191,7 +191,7 @@ impl Links {
     }
 
     /// Looks at the files of the certificates every so often, until `stop`: links that are made later are made with what they hold
-    /// then. What cannot be used changes nothing, and is said once.
+    /// then. What cannot be used changes nothing, and is said once. That a certificate ends is said every day from two weeks before.
     pub async fn watch(&self, every: Duration, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let shared = Arc::clone(&self.0);
@@ -203,6 +203,9 @@ impl Links {
                     tracing::warn!(%error, "the new certificate for other nodes cannot be used; the present one stays")
                 }
                 Err(error) => tracing::error!(%error, "could not look at the certificate for other nodes"),
+            }
+            if let Some(end) = self.0.identity.ends_soon() {
+                tracing::warn!(end, "other nodes do not believe this node once its certificate has ended");
             }
         }
     }

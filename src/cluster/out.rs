@@ -81,7 +81,7 @@ impl Neighbours for Links {
                 line = shared.ask(&owner, admitted) => line?,
                 () = shared.clock.sleep_until(Some(until)) => {
                     shared.fails(LinkFailure::Silent, &owner.name, "it does not answer a device in time");
-                    return Err(NeighbourError::Unreachable);
+                    return Err(NeighbourError::Failed);
                 }
             };
             let shared = Arc::clone(shared);
@@ -108,7 +108,8 @@ impl Shared {
                 return Ok(Line { mouth, ear, owner: owner.name.clone(), group, _held: (token, counted) });
             }
             Ok(Some(FromOwner::Refused(Refusal::Moved))) => NeighbourError::Moved,
-            Ok(Some(FromOwner::Refused(Refusal::Failed)) | None) | Err(Unheard::Lost(_)) => NeighbourError::Unreachable,
+            Ok(Some(FromOwner::Refused(Refusal::Failed))) => NeighbourError::Failed,
+            Ok(None) | Err(Unheard::Lost(_)) => NeighbourError::Unreachable,
             Ok(Some(FromOwner::Says(_))) | Err(Unheard::Bad(_)) => {
                 mouth.reject();
                 self.fails(LinkFailure::Protocol, &owner.name, "it answers a device with what no node says");

@@ -54,9 +54,9 @@ impl Shared {
         let Some(shaken) = tasks.stop_token().run_until_cancelled(shakes).await else { return };
         let tls = match shaken.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(tls) if tls.get_ref().1.alpn_protocol() == Some(PROTOCOL) => tls,
-            Ok(_) => return self.fails(LinkFailure::Unreachable, &from.to_string(), "it speaks no protocol of nodes"),
-            // Anybody can cause this who reaches the port.
-            Err(error) => return self.fails(LinkFailure::Unreachable, &from.to_string(), &error.to_string()),
+            // Anybody can cause these who reaches the port.
+            Ok(_) => return self.fails(LinkFailure::Stranger, &from.to_string(), "it speaks no protocol of nodes"),
+            Err(error) => return self.fails(LinkFailure::Stranger, &from.to_string(), &error.to_string()),
         };
         let node = identity::node_name(tls.get_ref().1.peer_certificates());
         let _open = Presence::new(metrics::get().links.of(Forwarded::In), None, None);
@@ -148,7 +148,7 @@ impl Guests {
     /// From the device's introduction to its last word. `Ok`: what is still to be said, if anything.
     async fn seated(&self, admitted: Admitted, mouth: &mut Mouth, ear: &mut Ear) -> Result<Option<Refusal>, Unheard> {
         let group = admitted.group();
-        if self.tasks.stop_token().is_cancelled() {
+        if self.tasks.stop_token().is_cancelled() || self.hub.is_closed_to_guests() {
             return Ok(Some(Refusal::Moved));
         }
         let joined = tokio::select! {

@@ -14,7 +14,7 @@ use super::seat::{Line, Outgoing, answers};
 use super::{Heart, Inspection, JoinError, Shared, notices};
 use crate::group::limits::PAGE_COST;
 use crate::group::record::Seq;
-use crate::group::{Act, ConnectionId, Group, Input, Introduction, Limits, Notice, Step};
+use crate::group::{Act, ConnectionId, Farewell, Group, Input, Introduction, Limits, Notice, Step};
 use crate::metrics::{self, Presence};
 use crate::store::{Standing, StoreError, Taken, Tenure};
 use crate::wire::d2m::{DeviceGroupId, DeviceId, ToDevice};
@@ -54,6 +54,8 @@ pub(super) enum Wish {
     Look,
     Remove(DeviceId),
     Kick(DeviceId),
+    /// Everybody is to go on at another node.
+    MoveOut,
 }
 
 /// Whether there was what the wish was about, and the group afterwards.
@@ -154,13 +156,22 @@ impl Actor {
         if let Err(error) = actor.live().await {
             // Everything that was decided and not kept is forgotten with `actor`; its lines close without a farewell, unless
             // another node will know better.
-            if error == StoreError::Lost {
-                tracing::warn!(group = %id, "a group was lost to another node");
-                notices::lost(actor.lock_is_held);
-                actor.move_out().await;
-            } else {
-                tracing::error!(group = %id, %error, "a group could not keep what it decided");
-                notices::failed(actor.lock_is_held);
+            match &error {
+                StoreError::Lost => {
+                    tracing::warn!(group = %id, "a group was lost to another node");
+                    notices::lost(actor.lock_is_held);
+                    actor.move_out().await;
+                }
+                // It goes on as soon as the database does, here or at another node.
+                StoreError::Failed(_) if actor.tenure.is_some() => {
+                    tracing::error!(group = %id, %error, "a group could not keep what it decided");
+                    notices::failed(actor.lock_is_held);
+                    actor.move_out().await;
+                }
+                error => {
+                    tracing::error!(group = %id, %error, "a group could not keep what it decided");
+                    notices::failed(actor.lock_is_held);
+                }
             }
             let error = error.into();
             for (_, answer) in actor.asked.drain(..) {
@@ -207,6 +218,18 @@ impl Actor {
                 Ok(())
             }
             Some(Standing::Lost) => Err(StoreError::Lost),
+        }
+    }
+
+    /// What the store says, unless the group is lost before: a store that does not answer must not keep devices from those that
+    /// will have the group then. What was asked may still be kept, like every commit whose answer was not awaited.
+    async fn while_held<T>(&self, asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let mut tenure = self.tenure.clone();
+        let lost = async { while changed(&mut tenure).await != Standing::Lost {} };
+        tokio::select! {
+            biased;
+            answered = asked => answered,
+            () = lost => Err(StoreError::Lost),
         }
     }
 
@@ -271,13 +294,17 @@ impl Actor {
                         Wish::Look => continue,
                         Wish::Remove(device) => Input::Remove(device),
                         Wish::Kick(device) => Input::Kick(device),
+                        Wish::MoveOut => {
+                            self.move_out().await;
+                            continue;
+                        }
                     }
                 }
             };
             step.append(self.group.handle(now, input));
         }
         if let Some(Read { conn, after, through }) = self.reads.pop_front() {
-            match self.shared.store.page(self.id, after, through, PAGE_COST).await {
+            match self.while_held(self.shared.store.page(self.id, after, through, PAGE_COST)).await {
                 Ok(page) => step.append(self.group.handle(now, Input::Page(conn, page))),
                 Err(error @ StoreError::Damaged(_)) => {
                     // Only who needs the damaged part cannot go on: its line closes without a farewell, 1011.
@@ -296,7 +323,7 @@ impl Actor {
     /// Whether there is what a wish is about.
     fn grants(&self, wish: Wish) -> bool {
         match wish {
-            Wish::Look => true,
+            Wish::Look | Wish::MoveOut => true,
             Wish::Remove(device) => self.group.devices().any(|known| known == device),
             Wish::Kick(device) => self.group.connection(device).is_some(),
         }
@@ -317,11 +344,11 @@ impl Actor {
         if writes.is_empty() {
             // What is kept proves by itself that the group is this node's.
             if self.tenure.is_some() && acts.iter().any(binds) {
-                self.shared.store.prove(self.id).await?;
+                self.while_held(self.shared.store.prove(self.id)).await?;
             }
         } else {
             let asked = self.shared.clock.now();
-            self.shared.store.commit(self.id, writes).await?;
+            self.while_held(self.shared.store.commit(self.id, writes)).await?;
             let waited = self.shared.clock.now().monotonic.saturating_sub(asked.monotonic);
             metrics::get().commit_seconds.record(waited.as_secs_f64());
         }
@@ -405,6 +432,8 @@ async fn changed(tenure: &mut Option<Tenure>) -> Standing {
 const fn binds(act: &Act) -> bool {
     match act {
         Act::Send(_, payload) => answers(payload) || matches!(payload, ToDevice::RolePromotedToLeader),
-        Act::Close(..) | Act::Read { .. } => false,
+        // After some of them a device does not come again by itself.
+        Act::Close(_, farewell) => !matches!(farewell, Farewell::Kicked),
+        Act::Read { .. } => false,
     }
 }

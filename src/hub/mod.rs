@@ -21,7 +21,7 @@ pub mod seat;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +69,7 @@ struct Shared {
     clock: Clock,
     connections: AtomicU64,
     born: AtomicU64,
+    closed_to_guests: AtomicBool,
     tasks: TaskTracker,
 }
 
@@ -126,7 +127,9 @@ impl Hub {
         let (awake, connections, tasks) = (DashMap::new(), AtomicU64::new(1), TaskTracker::new());
         let born = AtomicU64::new(0);
         let limits = watch::Sender::new(limits);
-        Self(Arc::new(Shared { awake, store, neighbours: None, limits, clock, connections, born, tasks }))
+        let closed_to_guests = AtomicBool::new(false);
+        let neighbours = None;
+        Self(Arc::new(Shared { awake, store, neighbours, limits, clock, connections, born, closed_to_guests, tasks }))
     }
 
     /// One that seats devices of groups that other nodes have, too. To be said before anything else.
@@ -147,15 +150,16 @@ impl Hub {
         let group = admitted.group();
         let until = self.0.clock.now().monotonic + SEATED_WITHIN;
         loop {
-            let why = match self.join_here(admitted.clone()).await {
-                Err(JoinError::Elsewhere(owner)) => match self.join_there(owner, &admitted).await {
-                    Err(why @ (JoinError::Elsewhere(_) | JoinError::Moving)) => why,
-                    joined => return joined,
-                },
-                Err(JoinError::Moving) => JoinError::Moving,
+            let joined = match self.join_here(admitted.clone()).await {
+                Err(JoinError::Elsewhere(owner)) => self.join_there(owner, &admitted).await,
+                joined => joined,
+            };
+            // A lease that is lost is soon had again.
+            let why = match joined {
+                Err(why @ (JoinError::Elsewhere(_) | JoinError::Moving | JoinError::Store(StoreError::Lost))) => why,
                 joined => return joined,
             };
-            if self.0.neighbours.is_none() || self.0.clock.now().monotonic >= until {
+            if self.0.clock.now().monotonic >= until {
                 tracing::debug!(%group, error = %why, "a group that moves was given up");
                 return Err(why);
             }
@@ -190,14 +194,18 @@ impl Hub {
 
     /// Seats a device at the node that has its group.
     async fn join_there(&self, owner: Owner, admitted: &Admitted) -> Result<Seat, JoinError> {
-        let Some(neighbours) = &self.0.neighbours else { return Err(JoinError::Elsewhere(owner)) };
         let (far, seat) = seat::far_pair(self.connection(), &self.0.tasks);
-        match neighbours.seat(owner.clone(), admitted.clone(), far).await {
+        let seated = match &self.0.neighbours {
+            Some(neighbours) => neighbours.seat(owner.clone(), admitted.clone(), far).await,
+            None => Err(NeighbourError::Unreachable),
+        };
+        match seated {
             Ok(()) => Ok(seat),
             Err(NeighbourError::Moved) => Err(JoinError::Moving),
+            Err(NeighbourError::Failed) => Err(JoinError::Unreachable),
             Err(NeighbourError::Unreachable) => {
                 // As long as that node keeps its lease, only it can say that it does not need the group any more.
-                self.0.store.want(admitted.group()).await?;
+                self.0.store.want(admitted.group(), owner.node).await?;
                 Err(JoinError::Elsewhere(owner))
             }
         }
@@ -205,6 +213,29 @@ impl Hub {
 
     fn connection(&self) -> ConnectionId {
         ConnectionId(self.0.connections.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Seats nobody of another node any more. A hub that is being emptied would get its own devices back that way.
+    pub fn close_to_guests(&self) {
+        self.0.closed_to_guests.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether devices of other nodes have to look elsewhere.
+    #[must_use]
+    pub fn is_closed_to_guests(&self) -> bool {
+        self.0.closed_to_guests.load(Ordering::Relaxed)
+    }
+
+    /// Sends on whoever is still in groups that are awake, so many groups in each `interval`, and lets other nodes have them.
+    pub async fn move_out(&self, batch: usize, interval: Duration) {
+        let awake: Vec<DeviceGroupId> = self.0.awake.iter().map(|awake| *awake.key()).collect();
+        for groups in awake.chunks(batch.max(1)) {
+            let asked =
+                groups.iter().filter(|group| self.is_awake(**group)).map(|group| self.ask(*group, Wish::MoveOut));
+            // A group that failed has sent everybody away itself.
+            let _failed = futures_util::future::join_all(asked).await;
+            tokio::time::sleep(interval).await;
+        }
     }
 
     /// Other limits from now on, also for groups that are awake; each takes them over before it does anything else.

@@ -25,7 +25,10 @@ pub enum NeighbourError {
     /// It was asked, and does not have the group any more, or is about to give it up.
     #[error("the node does not have the group any more")]
     Moved,
-    /// It could not be asked, or failed.
+    /// It could not be asked.
     #[error("the node cannot be reached")]
     Unreachable,
+    /// It was asked, and has not answered in time, or could not seat anybody. Its group is where it should be all the same.
+    #[error("the node did not seat the device")]
+    Failed,
 }

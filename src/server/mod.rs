@@ -256,13 +256,17 @@ impl Mediator {
         self.public.change(change, admission);
     }
 
-    /// Returns when connections are being accepted and commits kept at the moment; hangs when one of them hangs.
+    /// Returns when connections are being accepted and commits handled at the moment; hangs when one of them hangs. A database
+    /// that says no, or nothing, is no fault of this process, and not mended by starting it again.
     ///
     /// # Errors
     /// [`StoreError`] when nothing is kept any more.
     pub async fn is_alive(&self) -> Result<(), StoreError> {
         self.tasks.pulse().beats().await;
-        self.hub.probe().await
+        match self.hub.probe().await {
+            Ok(()) | Err(StoreError::Failed(_) | StoreError::Lost) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks whoever runs this mediator to drain it, stop it and end: the admin door's way to say what a signal says.
@@ -286,8 +290,12 @@ impl Mediator {
         gate.close(pace.lasts(connections) + RESTARTS_WITHIN);
         self.health.set_draining(true);
         tracing::info!(connections, batch = pace.batch(connections), "draining");
+        // Or those who were sent away would be back by way of other nodes.
+        self.hub.close_to_guests();
         gate.inside().ask_all(pace).await;
         let closed = tokio::time::timeout(STOP_WITHIN, gate.empty()).await;
+        // What is still awake has devices at other nodes.
+        self.hub.move_out(pace.batch(self.hub.awake()), pace.interval).await;
         closed.map_err(|_| Unfinished { left: gate.connections(), within: STOP_WITHIN })
     }
 

@@ -201,7 +201,12 @@ async fn run_inner(
             return Err(ending);
         }
     };
-    Ok(match context.hub.join(admitted).await {
+    let joined = tokio::select! {
+        joined = context.hub.join(admitted) => joined,
+        // A group that moves, or a database that hangs, may take its time. Whoever comes late finds nobody, and leaves again.
+        () = leave.cancelled() => return Ok(Ending::ShuttingDown),
+    };
+    Ok(match joined {
         Ok(seat) => established(sink, stream, line, context, leave, seat, early).await,
         Err(error) => {
             tracing::warn!(group = %line.url().device_group_id, %error, "no seat for a device");

@@ -97,7 +97,7 @@ use futures_util::future::BoxFuture;
 pub use memory::MemoryStore;
 pub use postgres::{PostgresError, PostgresStore};
 pub use sqlite::{DirLock, OpenError, SqliteStore};
-pub use tenure::{Owner, Standing, Taken, Tenure};
+pub use tenure::{NodeId, Owner, Standing, Taken, Tenure};
 
 use crate::group::limits::PAYLOAD_COST;
 use crate::group::record::{LogEntry, Page, Seq, SlotSnapshot, Snapshot, Write};
@@ -185,9 +185,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Asks the node that has the group to give it up, since this node cannot reach it otherwise.
-    fn want(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<(), StoreError>> {
-        let _ = group;
+    /// Asks a node to give up the group that it has, since this node cannot reach it otherwise. Nothing when another has it by now.
+    fn want(&self, group: DeviceGroupId, of: NodeId) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = (group, of);
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -151,8 +151,11 @@ impl Store for Node {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn want(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<(), StoreError>> {
-        locked(&self.nodes.inner).wanted.insert(group);
+    fn want(&self, group: DeviceGroupId, of: NodeId) -> BoxFuture<'_, Result<(), StoreError>> {
+        let mut inner = locked(&self.nodes.inner);
+        if inner.owners.get(&group).is_some_and(|(node, _)| *node == of) {
+            inner.wanted.insert(group);
+        }
         Box::pin(std::future::ready(Ok(())))
     }
 

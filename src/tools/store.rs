@@ -62,12 +62,34 @@ pub enum Tool {
 pub struct CopyArgs {
     /// The store that is read, which no server may be using: `sqlite:DIR`, a data directory; `postgres://…`; or `file:PATH` of a file that
     /// holds such a URL with its password
-    from: Place,
+    from: Spelled,
     /// The store that is written, which has to be empty. A data directory is made when there is none
-    to: Place,
+    to: Spelled,
     /// Go on with a copy that ended early
     #[arg(long)]
     resume: bool,
+}
+
+/// A store as it was named. It is read when the command runs: whatever clap refuses it repeats, with the password that may be in it.
+#[derive(Clone)]
+struct Spelled(Zeroizing<String>);
+
+impl From<String> for Spelled {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl fmt::Debug for Spelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Spelled")
+    }
+}
+
+impl Spelled {
+    fn place(&self) -> Result<Place> {
+        self.0.parse::<Place>().map_err(|why| miette!("{why}"))
+    }
 }
 
 /// Where a store is.
@@ -85,34 +107,55 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("sqlite", dir)) if !dir.is_empty() => Ok(Self::Sqlite(dir.into())),
-            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(text.to_owned().into())),
+            Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
+                Ok(Self::Postgres(text.to_owned().into()))
+            }
+            Some(("file", url)) if url.contains("://") => {
+                Err("file: stands before the path of a file that holds a URL, not before the URL".to_owned())
+            }
             Some(("file", path)) => {
                 let held = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
                 let held = Zeroizing::new(held);
                 let url = held.trim();
                 if url.starts_with("postgres") { url.parse() } else { Err(format!("{path} holds no postgres://…")) }
             }
-            _ => Err("a store is sqlite:DIR, a data directory, or postgres://USER@HOST/DATABASE".to_owned()),
+            // What it was is not repeated: it may be a URL with a password and a slip in its first letters.
+            _ => Err(
+                "a store is sqlite:DIR, a data directory, postgres://USER@HOST/DATABASE, or file:PATH of a file that \
+                      holds such a URL"
+                    .to_owned(),
+            ),
         }
     }
 }
 
-/// Without passwords.
+/// Without users and passwords, wherever in the URL they are.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(dir) => write!(f, "sqlite:{}", dir.display()),
-            Self::Postgres(url) => {
-                let plain = url.split(['?', '#']).next().unwrap_or_default();
-                let place = plain.split_once("://").map_or(plain, |(_, place)| place);
-                let (user, place) = place.rsplit_once('@').unwrap_or(("", place));
-                match user.split(':').next().filter(|user| !user.is_empty()) {
-                    Some(user) => write!(f, "postgres://{user}@{place}"),
-                    None => write!(f, "postgres://{place}"),
-                }
-            }
+            Self::Postgres(url) => write!(f, "postgres://{}", whereabouts(url).unwrap_or("…")),
         }
     }
+}
+
+/// Hosts and database of a URL; `None` when what looks like them could be a part of a password.
+///
+/// As the library reads it, everything before the first `@` is user and password, also `?`, `#` and `/` in it. Whoever wrote an `@` into
+/// a password, or into a parameter, meant something else.
+fn whereabouts(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let place = match rest.split_once('@') {
+        Some((user, place)) => {
+            let has_parameters = user.split_once('?').is_some_and(|(_, parameters)| parameters.contains('='));
+            if has_parameters || place.contains('@') {
+                return None;
+            }
+            place
+        }
+        None => rest,
+    };
+    place.split(['?', '#']).next()
 }
 
 impl fmt::Debug for Place {
@@ -201,6 +244,7 @@ async fn postgres(url: &str) -> Result<Arc<PostgresStore>> {
 /// Why there is no copy, or none that can be trusted.
 pub async fn run(tool: Tool) -> Result<ExitCode> {
     let Tool::Copy(CopyArgs { from, to, resume }) = tool;
+    let (from, to) = (from.place()?, to.place()?);
     let clock = Clock::system();
     let began = clock.now().monotonic;
     let source = Opened::source(&from).await.wrap_err("nothing can be copied")?;
@@ -692,7 +736,7 @@ mod tests {
     async fn a_server_that_runs_and_a_directory_without_a_store_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let running = SqliteStore::open(&dir.path().join("data"), Durability::Memory, NOW).unwrap();
-        let place = |name: &str| format!("sqlite:{}", dir.path().join(name).display()).parse::<Place>().unwrap();
+        let place = |name: &str| Spelled::from(format!("sqlite:{}", dir.path().join(name).display()));
         let args = |from, to| Tool::Copy(CopyArgs { from: place(from), to: place(to), resume: false });
         let error = run(args("data", "new")).await.unwrap_err();
         assert!(format!("{error:?}").contains("stop the server first"), "{error:?}");
@@ -702,22 +746,54 @@ mod tests {
         running.close().await.unwrap();
         let error = run(args("data", "data")).await.unwrap_err();
         assert!(format!("{error:?}").contains("a server is running on"), "a store and itself: {error:?}");
-        for text in ["data", "sqlite:", "mysql://localhost/db", "file:/nowhere"] {
+        for text in ["data", "sqlite:", "postgres:db/h", "mysql://localhost/db", "file:/nowhere"] {
             assert!(text.parse::<Place>().is_err(), "{text}");
         }
     }
 
     #[test]
-    fn no_password_is_shown() {
+    fn neither_users_nor_passwords_are_shown() {
         let dir = tempfile::tempdir().unwrap();
         let url = "postgres://me:s3cret@db.internal:5432/heliostat?sslmode=require&password=s3cret";
         let file = dir.path().join("url");
         std::fs::write(&file, format!("{url}\n")).unwrap();
         for text in [url.to_owned(), format!("file:{}", file.display())] {
             let place = text.parse::<Place>().unwrap();
-            assert_eq!(place.to_string(), "postgres://me@db.internal:5432/heliostat");
-            assert_eq!(format!("{place:?}"), "Place(postgres://me@db.internal:5432/heliostat)");
+            assert_eq!(place.to_string(), "postgres://db.internal:5432/heliostat");
+            assert_eq!(format!("{place:?}"), "Place(postgres://db.internal:5432/heliostat)");
         }
-        assert_eq!("postgres://db/h".parse::<Place>().unwrap().to_string(), "postgres://db/h");
+        for (url, shown) in [
+            ("postgres://db/h", "postgres://db/h"),
+            ("postgresql://db/h?host=/run/postgresql", "postgres://db/h"),
+            ("postgres://me@db/h", "postgres://db/h"),
+            ("postgres://me:s3?cret@db/h", "postgres://db/h"),
+            ("postgres://me:s3#cret@db/h", "postgres://db/h"),
+            ("postgres://me:s3/cr:et@db/h?sslmode=require", "postgres://db/h"),
+            ("postgres://me:s3?cret#s3cret@db/h#s3cret", "postgres://db/h"),
+            // Where one ends and the other begins is anybody's guess.
+            ("postgres://me:s3@cret@db/h", "postgres://…"),
+            ("postgres://me:s3@c?ret@db/h", "postgres://…"),
+            ("postgres://me:s3@c#ret@db/h", "postgres://…"),
+            ("postgres://db/h?user=me&password=s3@cret", "postgres://…"),
+            ("postgres://me@db/h?password=s3@cret", "postgres://…"),
+        ] {
+            assert_eq!(url.parse::<Place>().unwrap().to_string(), shown, "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_not_repeated() {
+        let good = "sqlite:/nowhere";
+        for bad in
+            ["postgre://me:s3cret@db/h", "postgres:me:s3cret@db/h", "me:s3cret@db/h", "file:postgres://me:s3cret@db/h"]
+        {
+            for (from, to) in [(bad, good), (good, bad)] {
+                let args = CopyArgs { from: from.to_owned().into(), to: to.to_owned().into(), resume: false };
+                let told = format!("{args:?}");
+                let error = run(Tool::Copy(args)).await.unwrap_err();
+                let told = format!("{told} {error} {error:?}");
+                assert!(!told.contains("s3cret"), "{told}");
+            }
+        }
     }
 }

@@ -23,6 +23,7 @@
 //! The thread that writes drives its connection itself, so a commit does not wait for any other task of the process.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use tokio::runtime::{Builder, Runtime};
@@ -60,7 +61,7 @@ impl PostgresEngine {
                 Builder::new_current_thread().enable_all().build().map_err(|error| Failure::Kept(failed(&error)))?
             }
         };
-        let (server, kept) = (&self.server, &mut self.session);
+        let (server, kept, tenures) = (&self.server, &mut self.session, &self.tenures);
         let done = runtime.block_on(async {
             // Nobody looked at the connection since the last batch: whether it has ended meanwhile is seen now, before anything is
             // sent whose fate would be unknown.
@@ -70,7 +71,7 @@ impl PostgresEngine {
             let work = async {
                 let session = match kept.take().filter(|session| !session.client.is_closed()) {
                     Some(session) => session,
-                    None => server.connect(&STATEMENTS).await.map_err(|error| Failure::Nobody(told(&error)))?,
+                    None => connected(server, tenures).await?,
                 };
                 let done = work(&session).await;
                 // One whose fate is unknown goes with its connection.
@@ -90,6 +91,26 @@ impl PostgresEngine {
         done
     }
 }
+
+/// A connection on which nothing can be changed but in a transaction that was begun: what stands behind a `BEGIN` that failed is
+/// refused, too. A server that takes no connections is starting, most of the time: nothing was sent, so whoever waits goes on
+/// waiting, for as long as this node has a lease.
+async fn connected(server: &Server, tenures: &Tenures) -> Result<Session, Failure> {
+    loop {
+        let made = async {
+            let session = server.connect(&STATEMENTS).await?;
+            session.client.batch_execute("SET default_transaction_read_only = on").await.map(|()| session)
+        };
+        match made.await {
+            Ok(session) => return Ok(session),
+            Err(error) if tenures.node().is_err() => return Err(Failure::Nobody(told(&error))),
+            Err(_) => tokio::time::sleep(CONNECT_AGAIN).await,
+        }
+    }
+}
+
+/// How soon a server is asked for a connection again that refused one.
+const CONNECT_AGAIN: Duration = Duration::from_millis(100);
 
 impl Engine for PostgresEngine {
     fn commit(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
@@ -246,7 +267,7 @@ async fn keep(session: &Session, node: NodeId, rows: &Rows<'_>) -> Result<u64, F
     }
     let frame = |sql: &'static str| async move { session.client.batch_execute(sql).await.map(|()| 0) };
     let mut steps = vec![Step::Frame];
-    let mut asks: Vec<BoxFuture<'_, Result<u64, Error>>> = vec![Box::pin(frame("BEGIN"))];
+    let mut asks: Vec<BoxFuture<'_, Result<u64, Error>>> = vec![Box::pin(frame("BEGIN READ WRITE"))];
     for (step, sql, with) in &said {
         steps.push(*step);
         asks.push(Box::pin(session.execute(sql, with)));
@@ -273,6 +294,8 @@ fn because(step: Step, error: &Error) -> Failure {
         Step::MustExist if *code == SqlState::DIVISION_BY_ZERO => Failure::Kept(NO_GROUP),
         Step::MustBeFree if *code == SqlState::DIVISION_BY_ZERO => Failure::Kept(TAKEN),
         Step::Append if *code == SqlState::UNIQUE_VIOLATION => Failure::Kept(TAKEN),
+        // Nothing behind it was kept, nor is it worth asking in this session again.
+        Step::Frame => Failure::Unknown(told(error)),
         // A commit that fails may have been kept for all that is known, unless the server says that it rolled back.
         Step::End => match code.code() {
             "40001" | "40P01" | "40002" | "40000" => Failure::Kept(StoreError::Failed(told(error))),

@@ -90,7 +90,7 @@ impl Keeper {
             if self.owners.tenures.node() == Ok(node) && sent < good_until {
                 // Whatever it is worth to wait for.
                 let patience = good_until.saturating_sub(sent).min(self.lease / 3);
-                let renewed = tokio::time::timeout(patience, self.renew(&mut session, node, round)).await;
+                let renewed = tokio::time::timeout(patience, self.renew(&mut session, node)).await;
                 round = round.wrapping_add(1);
                 match renewed {
                     Ok(Ok(Some(wanted))) => {
@@ -99,6 +99,12 @@ impl Keeper {
                         metrics::get().lease_renewal_seconds.record(took.as_secs_f64());
                         good_until = self.good_until(sent);
                         next = sent.saturating_add(self.lease / 3);
+                        if round.is_multiple_of(SIZE_EVERY)
+                            && let Some(session) = &session
+                        {
+                            // The lease is renewed already, and need not wait for what nobody waits for.
+                            let _late = tokio::time::timeout(self.lease / 6, self.measure(session)).await;
+                        }
                         if tidying.as_ref().is_none_or(JoinHandle::is_finished) {
                             tidying = Some(self.tidy(wanted));
                         }
@@ -139,12 +145,7 @@ impl Keeper {
     }
 
     /// What other nodes want of this one's groups; `None` when the lease is over.
-    async fn renew(
-        &self,
-        session: &mut Option<Session>,
-        node: NodeId,
-        round: u32,
-    ) -> Result<Option<Vec<DeviceGroupId>>, Error> {
+    async fn renew(&self, session: &mut Option<Session>, node: NodeId) -> Result<Option<Vec<DeviceGroupId>>, Error> {
         let session = self.connected(session).await?;
         let (renewed, wanted) = futures_util::future::join(
             session.execute(RENEW, &[&node.0, &self.lease_ms()]),
@@ -154,13 +155,16 @@ impl Keeper {
         if renewed? == 0 {
             return Ok(None);
         }
-        if round.is_multiple_of(SIZE_EVERY)
-            && let Ok(rows) = session.query(SIZE, &[]).await
+        Ok(Some(wanted?.iter().filter_map(|row| id_of(row).ok()).collect()))
+    }
+
+    /// Looks how large the database is, which may take the server a while.
+    async fn measure(&self, session: &Session) {
+        if let Ok(rows) = session.query(SIZE, &[]).await
             && let Some(bytes) = rows.first().and_then(|row| row.try_get::<_, i64>(0).ok())
         {
             self.database_bytes.store(bytes.unsigned_abs(), Ordering::Relaxed);
         }
-        Ok(Some(wanted?.iter().filter_map(|row| id_of(row).ok()).collect()))
     }
 
     /// Registers anew, as soon as the database lets it.

@@ -26,6 +26,8 @@ pub(super) type Param<'a> = &'a (dyn ToSql + Sync);
 
 /// How long making a connection may take, on one of the server's addresses.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long an answer may take, however long the lease is: whoever watches the process asks it as often as every few seconds.
+const PATIENCE_MAX: Duration = Duration::from_secs(5);
 /// A transaction of ours sends everything at once. One that is open and silent belongs to a node or a network that hangs, and its locks
 /// are waited for by whoever takes over.
 const SILENT_IN_TRANSACTION_MS: u32 = 2_000;
@@ -44,7 +46,8 @@ pub(super) struct Server {
 impl Server {
     /// Understands a URL as `libpq` does, with `sslrootcert` for a file of authorities; otherwise the system's are trusted. A
     /// certificate is checked whenever TLS is spoken.
-    pub(super) fn new(url: &str, patience: Duration) -> Result<Self, PostgresError> {
+    pub(super) fn new(url: &str, lease: Duration) -> Result<Self, PostgresError> {
+        let patience = lease.min(PATIENCE_MAX);
         let (url, authorities) = understood(url);
         // What is wrong is not repeated: the URL may hold a password, and a broken one may hold it anywhere.
         let mut config: Config = url.parse().map_err(|_| PostgresError::Url)?;

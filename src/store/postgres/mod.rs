@@ -271,8 +271,8 @@ impl Store for PostgresStore {
         Box::pin(async move { self.owners.give_up(group, tenure.epoch()).await })
     }
 
-    fn want(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.owners.want(group))
+    fn want(&self, group: DeviceGroupId, of: NodeId) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.owners.want(group, of))
     }
 
     fn prove(&self, group: DeviceGroupId) -> BoxFuture<'_, Result<(), StoreError>> {

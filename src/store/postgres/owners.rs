@@ -34,7 +34,7 @@ const WAIT: &str = "SELECT 1 FROM nodes WHERE node = $1 FOR UPDATE";
 const LEAVE_ALONE: &str = "UPDATE owners SET node = 0 WHERE device_group_id = $1 AND node = $2 AND epoch = $3
     AND EXISTS (SELECT 1 FROM slots WHERE slots.device_group_id = $1 AND slots.connected)";
 const GIVE_UP: &str = "DELETE FROM owners WHERE device_group_id = $1 AND node = $2 AND epoch = $3";
-const WANT: &str = "UPDATE owners SET wanted = TRUE WHERE device_group_id = $1 AND node <> $2 AND NOT wanted";
+const WANT: &str = "UPDATE owners SET wanted = TRUE WHERE device_group_id = $1 AND node = $2 AND NOT wanted";
 const LIVING: &str = "SELECT node, name, address FROM nodes WHERE expires > now() ORDER BY node";
 
 const STATEMENTS: [&str; 10] = [TAKE, WHOSE, IS_LIVING, TAKE_OVER, BURY, WAIT, LEAVE_ALONE, GIVE_UP, WANT, LIVING];
@@ -166,8 +166,8 @@ impl Owners {
         Ok(())
     }
 
-    pub(super) async fn want(&self, group: DeviceGroupId) -> Result<(), StoreError> {
-        let node = self.tenures.node().map_or(0, |node| node.0);
+    pub(super) async fn want(&self, group: DeviceGroupId, of: NodeId) -> Result<(), StoreError> {
+        let node = of.0;
         let bytes = &group.as_bytes()[..];
         self.link.ask(|session| async move { session.execute(WANT, &[&bytes, &node]).await }).await.map(drop)
     }
