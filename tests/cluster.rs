@@ -143,6 +143,8 @@ struct Cluster {
     postgres: Postgres,
     nodes: Vec<Node>,
     balancer: SocketAddr,
+    /// How many connections came in.
+    arrived: Arc<AtomicU64>,
     balancing: JoinHandle<()>,
     _certificates: tempfile::TempDir,
 }
@@ -169,7 +171,9 @@ impl Cluster {
             let to_others = Relay::new().await;
             let file = |end: &str| certificates.path().join(end);
             let more = format!(
+                // A busy machine is no reason here to let nobody new in.
                 "store = 'postgres://postgres@127.0.0.1:{port}/mediator?sslmode=disable'\n\
+                 shedding.writer_latency = 'unlimited'\n\
                  cluster = {{ name = '{name}', listen = '127.0.0.1:0', address = '{address}', lease = '{lease}', \
                  cert = {cert:?}, key = {key:?}, authority = {authority:?} }}\n",
                 port = to_database.address().port(),
@@ -193,8 +197,10 @@ impl Cluster {
             node.start().await;
             nodes.push(node);
         }
-        let (balancer, balancing) = balance(nodes.iter().map(|node| Arc::clone(&node.door)).collect()).await;
-        let cluster = Self { postgres, nodes, balancer, balancing, _certificates: certificates };
+        let arrived = Arc::<AtomicU64>::default();
+        let count = Arc::clone(&arrived);
+        let (balancer, balancing) = balance(count, nodes.iter().map(|node| Arc::clone(&node.door)).collect()).await;
+        let cluster = Self { postgres, nodes, balancer, arrived, balancing, _certificates: certificates };
         cluster.whole().await;
         Some(cluster)
     }
@@ -220,11 +226,12 @@ impl Drop for Cluster {
 }
 
 /// Sends each connection to any of those that are ready.
-async fn balance(nodes: Vec<Arc<Door>>) -> (SocketAddr, JoinHandle<()>) {
+async fn balance(arrived: Arc<AtomicU64>, nodes: Vec<Arc<Door>>) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let balancing = tokio::spawn(async move {
         while let Ok((mut near, _)) = listener.accept().await {
+            arrived.fetch_add(1, Ordering::Relaxed);
             let ready = nodes.iter().filter_map(|node| Some((Arc::clone(node), (*node.ready.lock().unwrap())?)));
             let Some((door, chosen)) = fastrand::choice(ready.collect::<Vec<_>>()) else { continue };
             tokio::spawn(async move {
@@ -457,15 +464,20 @@ struct Judge {
 }
 
 impl Judge {
-    fn begin(url: &str, groups: usize) -> Self {
+    /// Returns when its devices are there: what it does not reach when it begins it takes for something that never was.
+    async fn begin(cluster: &Cluster, groups: u64) -> Self {
+        const DEVICES: u64 = 3;
+        let arrived = || cluster.arrived.load(Ordering::Relaxed);
+        let (before, url) = (arrived(), cluster.url());
         let dir = tempfile::tempdir().unwrap();
         let report = dir.path().join("report.json");
         let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
-        command.args(["simulate", "--no-csp", "--plain", "--devices", "3", "--pause", "100ms", "--patience", "60s"]);
-        command.args(["--groups", &groups.to_string(), "--duration", "1h", "--transactions", "0.2"]);
-        command.args(["--url", url, "--data"]).arg(dir.path()).arg("--json").arg(&report);
+        command.args(["simulate", "--no-csp", "--plain", "--pause", "100ms", "--patience", "60s", "--duration", "1h"]);
+        command.args(["--groups", &groups.to_string(), "--devices", &DEVICES.to_string(), "--transactions", "0.2"]);
+        command.args(["--url", &url, "--data"]).arg(dir.path()).arg("--json").arg(&report);
         let said = std::fs::File::create(dir.path().join("said")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn().unwrap();
+        until("the simulation's devices are there", async || arrived() > before + groups * DEVICES).await;
         Self { child, report, dir }
     }
 
@@ -498,7 +510,7 @@ async fn storm(seed: u64, enough: impl Fn(usize) -> bool) -> Option<Duration> {
     println!("seed {seed}");
     let probes = Probes::begin(&cluster.url(), 6);
     probes.are_back(0).await;
-    let judge = Judge::begin(&cluster.url(), 4);
+    let judge = Judge::begin(&cluster, 4).await;
     let (mut left, mut suffered, mut longest) = (Vec::new(), 0, Duration::ZERO);
     while !enough(suffered) {
         if left.is_empty() {

@@ -229,12 +229,14 @@ impl Hub {
     /// Sends on whoever is still in groups that are awake, so many groups in each `interval`, and lets other nodes have them.
     pub async fn move_out(&self, batch: usize, interval: Duration) {
         let awake: Vec<DeviceGroupId> = self.0.awake.iter().map(|awake| *awake.key()).collect();
-        for groups in awake.chunks(batch.max(1)) {
+        for (n, groups) in awake.chunks(batch.max(1)).enumerate() {
+            if n > 0 {
+                tokio::time::sleep(interval).await;
+            }
             let asked =
                 groups.iter().filter(|group| self.is_awake(**group)).map(|group| self.ask(*group, Wish::MoveOut));
             // A group that failed has sent everybody away itself.
             let _failed = futures_util::future::join_all(asked).await;
-            tokio::time::sleep(interval).await;
         }
     }
 
