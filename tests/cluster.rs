@@ -159,7 +159,7 @@ impl Cluster {
         postgres.database("mediator");
         let certificates = tempfile::tempdir().unwrap();
         let names: Vec<_> = (1..=size).map(|n| format!("node-{n}")).collect();
-        let mut make = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+        let mut make = Command::new(binary::program());
         make.args(["cluster", "certificates", "--out"]).arg(certificates.path());
         for name in &names {
             make.args(["--node", &format!("{name}=127.0.0.1")]);
@@ -471,7 +471,7 @@ impl Judge {
         let (before, url) = (arrived(), cluster.url());
         let dir = tempfile::tempdir().unwrap();
         let report = dir.path().join("report.json");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+        let mut command = Command::new(binary::program());
         command.args(["simulate", "--no-csp", "--plain", "--pause", "100ms", "--patience", "60s", "--duration", "1h"]);
         command.args(["--groups", &groups.to_string(), "--devices", &DEVICES.to_string(), "--transactions", "0.2"]);
         command.args(["--url", &url, "--data"]).arg(dir.path()).arg("--json").arg(&report);
@@ -536,7 +536,7 @@ async fn storm(seed: u64, enough: impl Fn(usize) -> bool) -> Option<Duration> {
 async fn measured(urls: Vec<String>) -> (f64, f64) {
     let benches = urls.into_iter().map(|url| {
         tokio::task::spawn_blocking(move || {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+            let mut command = Command::new(binary::program());
             command.args(["bench", "reflect", "--rounds", "3", "--time", "5s", "--json", "-", "--url", &url]);
             let output = command.stderr(Stdio::null()).output().unwrap();
             assert!(output.status.success(), "{output:?}");
@@ -558,7 +558,7 @@ async fn measured(urls: Vec<String>) -> (f64, f64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "measures: `cargo test --release --test cluster throughput -- --ignored --nocapture`"]
+#[ignore = "measures: HELIOSTAT_BINARY=target/release/heliostat cargo test --test cluster throughput -- --ignored --nocapture"]
 async fn throughput_of_one_two_and_three_nodes() {
     let data = tempfile::tempdir().unwrap();
     let alone = Binary::start(&data.path().join("data"));

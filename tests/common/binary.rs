@@ -8,12 +8,18 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use heliostat::client::{Mediator, Trust};
 
+/// The program under test: the one that was built with it, or another build of the same, for measuring.
+pub fn program() -> String {
+    std::env::var("HELIOSTAT_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_heliostat").to_owned())
+}
+
 /// `before` is a program that ends by running what stands behind it.
 fn command(data: &Path, before: &[&str], more: &str) -> Command {
     let config = data.with_extension("toml");
     let text = format!("data_dir = {data:?}\nlisten = {{ address = '127.0.0.1:0', plain = true }}\n");
     std::fs::write(&config, text + "admin.listen = '127.0.0.1:0'\n" + more).unwrap();
-    let mut words = before.iter().copied().chain([env!("CARGO_BIN_EXE_heliostat"), "serve"]);
+    let program = program();
+    let mut words = before.iter().copied().chain([program.as_str(), "serve"]);
     let mut command = Command::new(words.next().unwrap());
     command.args(words).arg("--config").arg(config).env("HELIOSTAT_LOG", "error").stdin(Stdio::null());
     command
