@@ -16,7 +16,7 @@
 //!
 //! A group that is not in `owners`, or whose node is not in `nodes`, is free for whoever writes its name there first. A node that
 //! finds a group under the name of one whose lease has expired deletes that one's row in `nodes` and tries again. Every commit proves,
-//! in its own transaction, that its node has a row and its group the node's name and epoch ([`engine`]), so whoever was deleted
+//! in its own transaction, that its node has a row and its group the node's name and epoch (`engine`), so whoever was deleted
 //! can keep nothing from that moment on; and as long as a commit is under way, its node's row cannot be deleted, so whoever
 //! takes over finds either all of it or none, and will for ever.
 //!
