@@ -329,7 +329,9 @@ async fn talk(
     acked_ms: &AtomicU64,
     over: &AtomicBool,
 ) -> Option<u16> {
-    let connected = timeout(Duration::from_secs(4), Device::connect(url, config)).await;
+    // Longer than a node looks for a seat. Whoever gives up sooner and comes again may be replaced (4112) by the connection that was
+    // given up, when that gets its seat at last: a node does not see meanwhile that nobody is there any more.
+    let connected = timeout(PATIENCE, Device::connect(url, config)).await;
     let mut device = match connected {
         Ok(Ok(device)) => device,
         Ok(Err(ConnectError::NotAdmitted(ended)))
